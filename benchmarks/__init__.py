@@ -1,0 +1,1 @@
+"""Joins run records with published numbers: suites of rows, verdicts, the report and the runner."""

@@ -1,0 +1,265 @@
+"""One verdict per row: joins records and published numbers by fixed rules; pure functions of both.
+
+Seeds are never picked: every record of a row's suite, task and claim counts, unfinished ones too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from benchmarks.published import Published, PublishedCurve, PublishedNumber
+from benchmarks.records import Record, sample
+from benchmarks.rows import Row, Suite
+from common.stats import bootstrap_interval, summary
+
+# A budget is "the same" within this share of the published one: a last, partial batch does not matter.
+SAME_BUDGET = 0.05
+NORMAL_95 = 1.96
+
+Tone = Literal["good", "bad", "partial", "none"]
+BUDGET_WORDS = {
+    "env_frames": "environment frames",
+    "updates": "updates",
+    "generations": "CMA-ES generations",
+    "rollouts": "CMA-ES rollouts",
+    "episodes_collected": "episodes collected",
+    "parameters": "parameters",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The words of a verdict; `tone` only colours the badge."""
+
+    text: str
+    tone: Tone
+
+
+NOT_RUN = Verdict("not run", "none")
+
+
+@dataclass(frozen=True)
+class Seed:
+    """What one record says about one row; the interval is the 95 % bootstrap over its episodes."""
+
+    seed: int
+    record: Record
+    finished: bool
+    values: tuple[float, ...] = ()
+    mean: float | None = None
+    interval: tuple[float, float] | None = None
+    control: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the verdict table.
+
+    mean, std: over seeds where there are two or more, else over the episodes of the one seed; see `std_over`.
+    interval: 95 % bootstrap over all episodes of all seeds. budget: each size as a share of the published.
+    """
+
+    paper: str
+    row: Row
+    verdict: Verdict
+    reported: PublishedNumber | None
+    curve: PublishedCurve | None
+    seeds: tuple[Seed, ...] = ()
+    mean: float | None = None
+    std: float | None = None
+    std_over: str = ""
+    interval: tuple[float, float] | None = None
+    budget: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def compare(suite: Suite, row: Row, records: Sequence[Record], published: Published) -> Result:
+    """The verdict of one row. ValueError if the row and a record or a published number cannot be joined."""
+    key = (suite.paper, row.published)
+    reported, curve = published.numbers.get(key), published.curves.get(key)
+    if (curve if row.kind == "curve" else reported) is None:
+        raise ValueError(f"row {suite.paper}/{row.id}: no published {row.kind} {row.published!r}")
+    wanted = (suite.paper, row.suite, row.task, row.claim)
+    mine = [r for r in records if tuple(r.data[k] for k in ("paper", "suite", "task", "claim")) == wanted]
+    mine.sort(key=lambda record: record.seed)
+    if not mine:
+        return Result(suite.paper, row, NOT_RUN, reported, curve)
+    budget = "" if reported is None or row.kind == "calibration" else budget_words(mine, reported)
+    if row.kind == "curve":
+        assert curve is not None
+        return _compare_curve(suite.paper, row, mine, curve)
+    assert reported is not None
+    seeds = tuple(_seed(row, record, published) for record in mine)
+    notes = _notes(row, seeds)
+    done = [seed for seed in seeds if seed.values]
+    if not done:
+        unfinished = Verdict("not run (unfinished)", "none")
+        return Result(suite.paper, row, unfinished, reported, None, seeds, notes=notes)
+    for seed in done:
+        _check_protocol(row, seed, reported)
+    pooled = [value for seed in done for value in seed.values]
+    over_seeds = len(done) > 1
+    spread = summary([seed.mean for seed in done if seed.mean is not None] if over_seeds else pooled)
+    interval = bootstrap_interval(pooled)
+    if row.kind == "claim":
+        verdict = _claim_verdict(row, seeds)
+    else:
+        verdict = number_verdict(row, reported, spread.mean, interval, [seed.record for seed in done])
+    std_over = "seeds" if over_seeds else "episodes"
+    return Result(
+        suite.paper,
+        row,
+        verdict,
+        reported,
+        None,
+        seeds,
+        spread.mean,
+        spread.std,
+        std_over,
+        interval,
+        budget,
+        notes,
+    )
+
+
+def number_verdict(
+    row: Row, reported: PublishedNumber, mean: float, interval: tuple[float, float], records: Sequence[Record]
+) -> Verdict:
+    """`reproduced`, `above` or `below` at the published budget, else `reduced (x %)`."""
+    if row.kind == "number":
+        shares = [budget_shares(record.data, reported) for record in records]
+        if not reported.spent:
+            raise ValueError(f"row {row.id}: published {reported.key!r} has no budget sizes to compare with")
+        if any(share.get(name, 0.0) < 1 - SAME_BUDGET for share in shares for name in reported.spent):
+            fraction = min(share.get(row.fraction_of, 0.0) for share in shares)
+            if fraction >= 1 - SAME_BUDGET:
+                # All of what usually counts was spent: the size that was saved is the one to name.
+                fraction = min(min(share.values()) for share in shares)
+            return Verdict(f"reduced ({percent(fraction)})", "partial")
+        if any(value > 1 + SAME_BUDGET for share in shares for value in share.values()):
+            raise ValueError(f"row {row.id}: the budget is larger than that of published {reported.key!r}")
+    is_near = reported.std is not None and abs(mean - reported.value) <= 2 * reported.std
+    low, high = published_interval(reported)
+    if is_near or (interval[0] <= high and low <= interval[1]):
+        return Verdict("reproduced", "good")
+    return Verdict("above", "good") if mean > reported.value else Verdict("below", "bad")
+
+
+def published_interval(reported: PublishedNumber) -> tuple[float, float]:
+    """95 % interval of a published mean, normal since its episodes are unknown; a point without std or n."""
+    half = 0.0 if reported.std is None or not reported.n else NORMAL_95 * reported.std / reported.n**0.5
+    return reported.value - half, reported.value + half
+
+
+def budget_shares(record: Mapping[str, Any], reported: PublishedNumber) -> dict[str, float]:
+    """Each published budget size that the record knows, as ours / published."""
+    ours = {**record["budget"], "parameters": sum(record["parameters"].values())}
+    return {name: ours[name] / size for name, size in reported.spent.items() if size and name in ours}
+
+
+def budget_words(records: Sequence[Record], reported: PublishedNumber) -> str:
+    """The shares in words, for instance "2 % of the environment frames, 8 % of the CMA-ES rollouts"."""
+    shares = [budget_shares(record.data, reported) for record in records if record.finished]
+    names = [name for name in reported.spent if shares and all(name in share for share in shares)]
+    parts = [f"{percent(min(share[name] for share in shares))} of the {BUDGET_WORDS[name]}" for name in names]
+    return ", ".join(parts)
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with two significant digits: 0.02 → "2.0 %", 0.6 → "60 %"."""
+    value = 100 * share
+    return f"{value:.0f} %" if value >= 9.95 or value == 0 else f"{value:.2g} %"
+
+
+def _seed(row: Row, record: Record, published: Published) -> Seed:
+    found = sample(record.data, row.quantity)
+    if not record.finished:
+        return Seed(record.seed, record, finished=False)
+    if found is None:
+        raise ValueError(f"{record.path}: row {row.id} needs {row.quantity!r}")
+    if found["protocol"] not in published.protocols:
+        raise ValueError(f"{record.path}: unknown protocol {found['protocol']!r}")
+    control = None
+    if row.kind == "claim":
+        other = sample(record.data, f"controls/{row.control}")
+        if other is None:
+            raise ValueError(f"{record.path}: row {row.id} needs the control {row.control!r}")
+        if other["protocol"] != found["protocol"]:
+            raise ValueError(f"{record.path}: control {row.control!r} was run under another protocol")
+        control = float(other["value"])
+    values = tuple(float(value) for value in found["values"])
+    return Seed(record.seed, record, True, values, float(found["value"]), bootstrap_interval(values), control)
+
+
+def _check_protocol(row: Row, seed: Seed, reported: PublishedNumber) -> None:
+    found = sample(seed.record.data, row.quantity)
+    if found is not None and found["protocol"] != reported.protocol:
+        raise ValueError(
+            f"{seed.record.path}: row {row.id}: protocol {found['protocol']!r}, "
+            f"but published {reported.key!r} has {reported.protocol!r}"
+        )
+
+
+def _claim_verdict(row: Row, seeds: Sequence[Seed]) -> Verdict:
+    """Every seed's interval must lie above that seed's control; an unfinished seed does not hold."""
+    held = sum(s.interval is not None and s.control is not None and s.interval[0] > s.control for s in seeds)
+    return _counted("claim holds", "claim fails", held, seeds, row)
+
+
+def _counted(good: str, bad: str, held: int, seeds: Sequence[Seed], row: Row) -> Verdict:
+    if held < len(seeds):
+        return Verdict(f"{bad} ({held} of {len(seeds)} seeds)", "bad")
+    if {seed.seed for seed in seeds} >= set(row.seeds):
+        return Verdict(good, "good")
+    count = "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
+    return Verdict(f"{good} ({count} of {len(row.seeds)} planned)", "good")
+
+
+def _notes(row: Row, seeds: Sequence[Seed]) -> tuple[str, ...]:
+    notes = []
+    for seed in seeds:
+        if not seed.finished:
+            notes.append(f"seed {seed.seed}: unfinished")
+        elif seed.mean is not None and seed.interval is not None:
+            against = "" if seed.control is None else f" against {seed.control:.1f} ({row.control})"
+            interval = f"[{seed.interval[0]:.1f}, {seed.interval[1]:.1f}]"
+            episodes = f"{len(seed.values)} episodes"
+            notes.append(f"seed {seed.seed}: {seed.mean:.1f} {interval}{against}, {episodes}")
+    missing = sorted(set(row.seeds) - {seed.seed for seed in seeds})
+    if missing:
+        notes.append(f"not run: seed {', '.join(map(str, missing))}")
+    return tuple(notes)
+
+
+def _compare_curve(paper: str, row: Row, records: Sequence[Record], curve: PublishedCurve) -> Result:
+    """On the curve: at the last common x, each seed is within one published spread of the published y."""
+    seeds, notes, held, ends = [], [], 0, []
+    for record in records:
+        ours = record.data["curves"].get(row.quantity)
+        if ours is None or not record.finished:
+            seeds.append(Seed(record.seed, record, finished=record.finished))
+            notes.append(f"seed {record.seed}: {'unfinished' if not record.finished else 'no such curve'}")
+            continue
+        if (ours["x_unit"], ours["y_unit"]) != (curve.x_unit, curve.y_unit):
+            raise ValueError(f"{record.path}: curve {row.quantity!r} is not in {curve.y_unit} per {curve.x_unit}")
+        common = np.intersect1d(ours["x"], curve.x)
+        if not len(common):
+            raise ValueError(f"{record.path}: curve {row.quantity!r} has no x in common with {curve.key!r}")
+        last = float(common[-1])
+        mean, at = float(ours["y"][ours["x"].index(last)]), curve.x.index(last)
+        held += abs(mean - curve.y[at]) <= curve.spread[at]
+        ends.append(mean)
+        seeds.append(Seed(record.seed, record, True, mean=mean))
+        theirs = f"published {curve.y[at]:.1f} ± {curve.spread[at]:.1f}"
+        notes.append(f"seed {record.seed}: {mean:.1f} at {curve.x_unit} {last:.0f}, {theirs}")
+    verdict = _counted("on the curve", "off the curve", held, seeds, row)
+    spread = summary(ends) if ends else None
+    std = spread.std if spread and len(ends) > 1 else None
+    return Result(
+        paper, row, verdict, None, curve, tuple(seeds), spread.mean if spread else None, std,
+        "seeds" if std is not None else "", notes=tuple(notes),
+    )  # fmt: skip

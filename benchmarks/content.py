@@ -1,0 +1,245 @@
+"""What the report says, as tables without form: `markdown.py` and `page.py` print the same cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.compare import Result
+from benchmarks.records import Record, Results
+
+HOW_TO_READ = (
+    (
+        "reproduced",
+        "good",
+        "Same protocol and budget; our mean lies within two published standard deviations, or the 95 % "
+        "intervals overlap.",
+    ),
+    ("above / below", "none", "Same protocol and budget, outside of that."),
+    (
+        "reduced (x %)",
+        "partial",
+        "Smaller budget or model: shown beside the published number with the share of its budget, never "
+        "called a reproduction.",
+    ),
+    (
+        "on / off the curve",
+        "none",
+        "Compared with the published learning curve at the last step that both have: each seed within one "
+        "published standard deviation, or not.",
+    ),
+    (
+        "claim holds / fails",
+        "none",
+        "A comparison that the paper claims, at the scale stated: for every seed the lower end of the 95 % "
+        "bootstrap interval over episodes lies above the control's mean, or not.",
+    ),
+    ("not run", "none", "No record yet."),
+)
+NOTES = (
+    "Every committed record of a row counts: seeds are not picked, and an unfinished run does not hold a "
+    "claim. ± is over seeds where there are two or more, else over the episodes of the one seed; the "
+    "interval is a bootstrap over all episodes. Published ± is over what its source states."
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: text, smaller text below it, files it points to, and the tone of a badge ("" for none)."""
+
+    text: str
+    small: str = ""
+    links: tuple[tuple[str, Path], ...] = ()
+    tone: str = ""
+    is_code: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table with one anchor per row, or none; without rows, `empty` says so in words."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    empty: str
+    anchors: tuple[str, ...] = ()
+
+
+def verdict_table(results: Sequence[Result]) -> Table:
+    """The table of reported and reproduced numbers, one line per row of every suite."""
+    columns = (
+        "paper", "row", "reported", "reproduced", "verdict", "preset, seeds", "budget", "command", "device",
+    )  # fmt: skip
+    return Table(
+        "Reported and reproduced",
+        columns,
+        tuple(_verdict_row(result) for result in results),
+        "No rows.",
+        tuple(f"{result.paper}-{result.row.id}" for result in results),
+    )
+
+
+def brief_table(results: Sequence[Result]) -> Table:
+    """The block of a package README: preset, hardware, minutes, measured and published result first."""
+    rows = []
+    for result in results:
+        done = [seed.record for seed in result.seeds if seed.finished]
+        minutes = sum(record.data["wall_seconds"] for record in done) / len(done) / 60 if done else result.row.minutes
+        expected = "" if done else "expected"
+        rows.append((
+            Cell(result.row.title),
+            Cell(result.row.suite),
+            Cell(devices(done) or "not run"),
+            Cell(f"{minutes:.1f}", expected),
+            Cell(measured(result)),
+            Cell(reported(result)),
+            Cell(result.verdict.text, tone=result.verdict.tone),
+            _seed_links(result),
+        ))  # fmt: skip
+    columns = ("row", "preset", "hardware", "minutes per seed", "measured", "published", "verdict", "records")
+    return Table("Results", columns, tuple(rows), "No rows.")
+
+
+def runs_table(records: Iterable[Record]) -> Table:
+    """Every run with its wall time, stage by stage, and what is needed to repeat it."""
+    rows = []
+    for record in records:
+        data = record.data
+        stages = ", ".join(f"{name} {duration(seconds)}" for name, seconds in data["stage_seconds"].items())
+        links = (("record", record.path), *((file.name, file) for file in record.media))
+        rows.append((
+            Cell(data["paper"]),
+            Cell(f"{data['task']}, seed {data['seed']}", f"{data['claim']}, preset {data['preset']}", links),
+            Cell(duration(data["wall_seconds"]) + ("" if record.finished else " (unfinished)"), stages),
+            Cell(data["policy"], f"{data['episodes']} episodes, {data['protocol']}"),
+            Cell(data["device"]),
+            Cell(data["revision"][:12], is_code=True),
+            Cell(data["command"], is_code=True),
+        ))  # fmt: skip
+    columns = ("paper", "run", "wall time", "policy", "device", "revision", "command")
+    return Table("Runs", columns, tuple(rows), "No run is recorded yet.")
+
+
+def speed_table(results: Results) -> Table:
+    """Speed of the hot paths beside what a user would take instead."""
+    rows = []
+    for path, data in results.speed.items():
+        for m in data["measurements"]:
+            peer = "" if m["peer"] is None else str(m["peer"])
+            spread = f"{number(m['low'])} to {number(m['high'])}"
+            ratio = "" if m["ratio"] is None else f"{m['ratio']:.2f} times"
+            published = "" if m["published"] is None else f"{m['published']:,g}"
+            rows.append((
+                Cell(data["paper"]),
+                Cell(m["name"], m["note"], (("record", path),)),
+                Cell(f"{number(m['value'])} {m['unit']}", f"{spread}, {m['repeats']} repeats"),
+                Cell(ratio, peer),
+                Cell(published, m["published_source"]),
+                Cell(data["device"]),
+            ))  # fmt: skip
+    columns = ("paper", "measurement", "ours", "against the peer", "published", "device")
+    return Table("Speed", columns, tuple(rows), "No speed is recorded yet.")
+
+
+def parity_table(results: Results) -> Table:
+    """Each component beside the authors' own numbers."""
+    rows = []
+    for path, data in results.parity.items():
+        for c in data["components"]:
+            is_equal = c["largest_deviation"] <= c["tolerance"]
+            rows.append((
+                Cell(data["paper"]),
+                Cell(c["component"], links=(("record", path),)),
+                Cell(f"{c['cases']:,}"),
+                Cell(f"{c['elements']:,}"),
+                Cell(f"{c['largest_deviation']:.2g}"),
+                Cell(f"{c['tolerance']:.2g}", c["dtype"]),
+                Cell("equal" if is_equal else "differs", tone="good" if is_equal else "bad"),
+            ))  # fmt: skip
+    columns = ("paper", "component", "cases", "elements", "largest deviation", "tolerance", "parity")
+    return Table("Parity with the authors' code", columns, tuple(rows), "No parity table is recorded yet.")
+
+
+def protocol_table(results: Sequence[Result], protocols: Mapping[str, str]) -> Table:
+    """What the protocol keys of the verdict table stand for."""
+    published = (result.reported or result.curve for result in results)
+    used = dict.fromkeys(source.protocol for source in published if source is not None)
+    rows = tuple((Cell(name), Cell(protocols[name])) for name in used)
+    return Table("Protocols", ("protocol", "meaning"), rows, "No protocol is in use.")
+
+
+def reported(result: Result) -> str:
+    """The published number or the name of the published curve, without its source."""
+    if result.reported is None:
+        return "published curve"
+    spread = "" if result.reported.std is None else f" ± {result.reported.std:g}"
+    return f"{result.reported.value:g}{spread}"
+
+
+def measured(result: Result) -> str:
+    """Our mean ± standard deviation, or "not run"."""
+    if result.mean is None:
+        return result.verdict.text if result.verdict.tone == "none" else "not run"
+    return f"{result.mean:.1f}" + ("" if result.std is None else f" ± {result.std:.1f}")
+
+
+def devices(records: Iterable[Record]) -> str:
+    """The devices of some runs, each named once."""
+    return ", ".join(dict.fromkeys(record.data["device"] for record in records))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person writes them: "41 s", "6.9 min", "2.1 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def number(value: float) -> str:
+    """A measured number with about four digits and thousands separated."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def command(result: Result) -> str:
+    """The command that makes the records of a row."""
+    seeds = " ".join(map(str, result.row.seeds))
+    return f"python -m benchmarks.runner bench {result.paper} --preset {result.row.suite} --seeds {seeds}"
+
+
+def _verdict_row(result: Result) -> tuple[Cell, ...]:
+    unit, source, size = _published_words(result)
+    interval = "" if result.interval is None else f"95 % {result.interval[0]:.1f} to {result.interval[1]:.1f}"
+    over = f"± over {result.std_over}" if result.std_over else ""
+    done = [seed.record for seed in result.seeds if seed.finished]
+    revisions = ", ".join(dict.fromkeys(record.data["revision"][:12] for record in done))
+    runs = _seed_links(result)
+    return (
+        Cell(result.paper),
+        Cell(result.row.title, unit),
+        Cell(reported(result), source),
+        Cell(measured(result), "; ".join(part for part in (interval, over) if part)),
+        Cell(result.verdict.text, "; ".join(result.notes), tone=result.verdict.tone),
+        Cell(result.row.suite, runs.text, runs.links),
+        Cell(result.budget, f"published: {size}"),
+        Cell(command(result), is_code=True),
+        Cell(devices(done), f"revision {revisions}" if revisions else ""),
+    )
+
+
+def _published_words(result: Result) -> tuple[str, str, str]:
+    """Unit and protocol, source, and budget of what a row is compared with."""
+    curve, found = result.curve, result.reported
+    if found is None:
+        assert curve is not None
+        return f"{curve.y_unit} per {curve.x_unit}; {curve.protocol}", curve.source, curve.budget
+    n = f"n {found.n}, " if found.n else ""
+    over = f"± over {found.std_over}; " if found.std_over else ""
+    certainty = f" ({found.certainty})" if found.certainty else ""
+    return f"{found.unit}; {found.protocol}", f"{n}{over}{found.source}{certainty}", found.budget
+
+
+def _seed_links(result: Result) -> Cell:
+    links = tuple((f"seed {s.seed}" + ("" if s.finished else " (unfinished)"), s.record.path) for s in result.seeds)
+    count = "one seed" if len(links) == 1 else f"{len(links)} seeds" if links else "none"
+    return Cell(count, links=links)

@@ -1,0 +1,101 @@
+"""Rows of World Models (Ha & Schmidhuber 2018, arXiv 1803.10122): Doom Take Cover."""
+
+from __future__ import annotations
+
+from benchmarks.rows import Row, Suite
+
+TRANSFER = "dream-transfer"
+SEEDS = (0, 1, 2)
+
+SUITE = Suite(
+    paper="ha2018",
+    title="World Models",
+    tasks=("doom",),
+    rows=(
+        Row(
+            id="transfer",
+            title="Take Cover: a controller trained only in the dream beats uniform random play in the game",
+            kind="claim",
+            suite="cpu",
+            task="doom",
+            seeds=SEEDS,
+            claim=TRANSFER,
+            published="doom-real-tau1.15",
+            control="uniform random",
+            minutes=8,
+        ),
+        Row(
+            id="transfer-held",
+            title="Take Cover: the same against the stronger policy of the data collection, held actions",
+            kind="claim",
+            suite="cpu",
+            task="doom",
+            seeds=SEEDS,
+            claim=TRANSFER,
+            published="doom-real-tau1.15",
+            control="held random",
+            minutes=8,
+        ),
+        Row(
+            id="score",
+            title="Take Cover: score in the real game after training in the dream at temperature 1.15",
+            kind="number",
+            suite="cpu",
+            task="doom",
+            seeds=SEEDS,
+            claim=TRANSFER,
+            published="doom-real-tau1.15",
+            minutes=8,
+        ),
+        Row(
+            id="dream-curve",
+            title="Take Cover: mean return of the CMA-ES population inside the dream",
+            kind="curve",
+            suite="cpu",
+            task="doom",
+            seeds=SEEDS,
+            claim=TRANSFER,
+            published="doom-population",
+            quantity="dream population mean",
+            minutes=8,
+        ),
+        Row(
+            id="random-uniform",
+            title="Take Cover: uniform random policy, the environment's own calibration",
+            kind="calibration",
+            suite="calibration",
+            task="doom",
+            seeds=(0,),
+            claim="random-uniform",
+            published="doom-random",
+            minutes=1,
+            evaluate=("--random", "uniform"),
+            is_trained=False,
+        ),
+        Row(
+            id="random-held",
+            title="Take Cover: mean length of the episodes kept by the collection policy",
+            kind="calibration",
+            suite="calibration",
+            task="doom",
+            seeds=(0,),
+            claim="random-held",
+            published="doom-kept-length",
+            quantity="measurements/kept length",
+            minutes=2,
+            evaluate=("--random", "held", "--test-episodes", "400"),
+            is_trained=False,
+        ),
+        Row(
+            id="score-gpu",
+            title="Take Cover: score in the real game after training in the dream at temperature 1.15",
+            kind="number",
+            suite="gpu",
+            task="doom",
+            seeds=SEEDS,
+            claim=TRANSFER,
+            published="doom-real-tau1.15",
+            minutes=25,
+        ),
+    ),
+)

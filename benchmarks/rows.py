@@ -1,0 +1,56 @@
+"""What a suite is made of: rows that name a measurement, its published number and its verdict rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+PAPERS = ("ha2018", "dreamerv3", "muzero", "diamond", "ijepa", "vjepa")
+
+# number: our value against a published one. calibration: the same for something untrained, without a budget.
+# claim: our value against a control of the same record. curve: our curve against a published one.
+Kind = Literal["number", "calibration", "claim", "curve"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the verdict table.
+
+    suite and claim select the records, by the words that stand in them; seeds are those that the suite runs.
+    published is the key of a published number (of a published curve for kind "curve").
+    quantity is "value", "controls/NAME", "measurements/NAME" or, for kind "curve", the name of a curve.
+    control is the name of a control, for kind "claim" only.
+    fraction_of is the budget column that gives the x of "reduced (x %)".
+    evaluate holds further words for the evaluate command; is_trained is False if there is nothing to train.
+    minutes is the expected time of one seed on the hardware that the preset is for.
+    """
+
+    id: str
+    title: str
+    kind: Kind
+    suite: str
+    task: str
+    seeds: tuple[int, ...]
+    claim: str
+    published: str
+    minutes: float
+    quantity: str = "value"
+    control: str = ""
+    fraction_of: str = "env_frames"
+    evaluate: tuple[str, ...] = ()
+    is_trained: bool = True
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether `bench` leaves this row out on a machine without a GPU."""
+        return self.suite in ("gpu", "paper")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The rows of one paper. `tasks` are those that `smoke` tours."""
+
+    paper: str
+    title: str
+    tasks: tuple[str, ...]
+    rows: tuple[Row, ...]

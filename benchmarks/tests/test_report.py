@@ -1,0 +1,147 @@
+"""The report is current, deterministic and self-contained."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from benchmarks import markdown, records, report
+from benchmarks.tests.hand_made import record
+from benchmarks.tests.test_records import PARITY, SPEED
+
+VOID = {"meta", "br", "img", "source", "link"}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A checkout with hand-made records and a README."""
+    results = tmp_path / "benchmarks" / "results" / "ha2018"
+    (results / "cpu").mkdir(parents=True)
+    (results / "throughput").mkdir()
+    y = [300.0 + x for x in range(30)]
+    curves = {"dream population mean": {"x": list(range(1, 31)), "y": y, "x_unit": "generation", "y_unit": "tics"}}
+    for seed in (0, 1, 2):
+        data = record([300.0, 320.0, 1000.0], seed, curves=curves, device="a <CPU> & more").data
+        (results / "cpu" / f"doom-seed{seed}.json").write_text(json.dumps(data))
+    (results / "cpu" / "doom-seed0.webm").write_bytes(b"video")
+    (results / "throughput" / "a-cpu.json").write_text(json.dumps(SPEED))
+    (results / "parity.json").write_text(json.dumps(PARITY))
+    (tmp_path / "README.md").write_text(f"# Title\n\n{markdown.BEGIN}\nstale block\n{markdown.END}\n\nrest\n")
+    return tmp_path
+
+
+def build(root: Path) -> dict[Path, str]:
+    return report.build(root, records.load(root / "benchmarks" / "results"))
+
+
+def write(files: dict[Path, str]) -> None:
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def test_the_committed_report_is_current(capsys: pytest.CaptureFixture[str]):
+    assert report.main(["--check"]) == 0, capsys.readouterr().err
+
+
+def test_the_same_records_give_the_same_bytes(root: Path):
+    assert build(root) == build(root)
+
+
+def test_check_sees_a_changed_record_a_changed_file_and_a_left_over_plot(root: Path):
+    files = build(root)
+    assert len(report.stale(root, files)) == len(files)
+    write(files)
+    assert report.stale(root, build(root)) == []
+    (root / "benchmarks" / "plots" / "old.svg").touch()
+    assert [path.name for path in report.stale(root, build(root))] == ["old.svg"]
+    data = record([301.0, 320.0, 1000.0], 0).data
+    (root / "benchmarks/results/ha2018/cpu/doom-seed0.json").write_text(json.dumps({**data, "curves": {}}))
+    assert {path.name for path in report.stale(root, build(root))} >= {
+        "REPORT.md",
+        "report.html",
+        "README.md",
+    }
+
+
+def test_check_is_not_disturbed_by_a_matplotlib_that_draws_other_bytes():
+    def page(digest: str, lines: str) -> str:
+        return f'<p>a</p><svg role="img" data-digest="{digest}" width="1">{lines}</svg><p>b</p>'
+
+    assert report.essence(page("1", "<path/>")) == report.essence(page("1", "<path d=''/>"))
+    assert report.essence(page("1", "<path/>")) != report.essence(page("2", "<path/>"))
+
+
+def test_the_readme_block_is_replaced_and_the_rest_kept(root: Path):
+    text = build(root)[root / "README.md"]
+    assert text.startswith("# Title\n")
+    assert text.endswith("\n\nrest\n")
+    assert "claim holds" in text
+    assert "stale block" not in text
+    assert "(benchmarks/results/ha2018/cpu/doom-seed0.json)" in text
+
+
+def test_a_readme_without_markers_is_an_error(root: Path):
+    (root / "README.md").write_text("# Title\n")
+    with pytest.raises(ValueError, match="results:begin"):
+        build(root)
+
+
+def test_links_of_the_report_lead_to_files(root: Path):
+    files = build(root)
+    write(files)
+    for name in ("REPORT.md", "report.html"):
+        text = files[root / "benchmarks" / name]
+        links = re.findall(r"\]\(([^)]+)\)", text) if name.endswith(".md") else re.findall(r'<a href="([^#"]+)"', text)
+        assert links
+        for link in links:
+            assert (root / "benchmarks" / link).is_file(), link
+
+
+class Balance(HTMLParser):
+    """Checks that tags close in order and that no identifier stands twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.sources: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.ids += [found["id"]] if "id" in found else []
+        self.sources += [found[key] for key in ("src", "data") if key in found]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.ids += [value for name, value in attrs if name == "id"]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_needs_no_network(root: Path):
+    page = build(root)[root / "benchmarks" / "report.html"]
+    parser = Balance()
+    parser.feed(page)
+    assert parser.open == []
+    assert len(parser.ids) == len(set(parser.ids))
+    assert parser.sources == ["data:video/webm;base64,dmlkZW8="]
+    assert not re.search(r"<script|<link|@import|url\(\s*['\"]?http", page)
+    assert "a &lt;CPU&gt; &amp; more" in page
+    assert page.count("<svg ") == 2
+
+
+def test_the_local_page_puts_runs_of_this_machine_first(root: Path):
+    folder = root / "runs" / "ha2018" / "doom-cpu-seed0"
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text(json.dumps(record([100.0, 120.0], 0).data))
+    local = records.load_runs(root / "runs")
+    page = report.build_local(records.load(root / "benchmarks" / "results"), local, root / "runs")
+    assert "claim fails (0 of 1 seeds)" in page
+    assert 'href="ha2018/doom-cpu-seed0/record.json"' in page

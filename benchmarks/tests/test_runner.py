@@ -1,0 +1,114 @@
+"""The runner starts each run once, goes on where it stopped, and the tour sees a resume that is not exact."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import ha2018, records, runner, smoke
+from benchmarks.tests.hand_made import record
+
+TOY_TRAIN = """
+import json, pathlib, signal, sys
+folder = pathlib.Path(sys.argv[sys.argv.index("--run") + 1])
+folder.mkdir(exist_ok=True)
+path = folder / "metrics.jsonl"
+start = len(path.read_text().splitlines()) if path.exists() else 0
+for step in range(start, 6):
+    if folder.name == "killed" and start == 0 and step == 4:
+        signal.pause()
+    with path.open("a") as file:
+        line = {"stage": "s", "step": step, "loss": step + DRIFT * (start > 0), "wall": start}
+        file.write(json.dumps(line) + "\\n")
+"""
+TOY_EVALUATE = """
+import pathlib, sys
+folder = pathlib.Path(sys.argv[sys.argv.index("--run") + 1])
+(folder / "record.json").write_text(pathlib.Path(RECORD).read_text())
+"""
+
+
+def toy(folder: Path, drift: int) -> None:
+    """A paper whose first run in a folder named "killed" waits to be killed after four lines."""
+    (folder / "toy").mkdir()
+    (folder / "record.json").write_text(json.dumps(record([1.0, 2.0]).data))
+    (folder / "toy" / "train.py").write_text(f"DRIFT = {drift}\n" + TOY_TRAIN)
+    (folder / "toy" / "evaluate.py").write_text(f"RECORD = {str(folder / 'record.json')!r}\n" + TOY_EVALUATE)
+
+
+def test_the_tour_passes_where_resume_is_exact(tmp_path: Path):
+    toy(tmp_path, drift=0)
+    assert smoke.tour("toy", "doom", tmp_path) > 0
+
+
+def test_the_tour_fails_where_resume_is_not_exact(tmp_path: Path):
+    toy(tmp_path, drift=1)
+    with pytest.raises(smoke.SmokeError, match="differs"):
+        smoke.tour("toy", "doom", tmp_path)
+
+
+def test_the_tour_names_a_program_that_fails(tmp_path: Path):
+    with pytest.raises(smoke.SmokeError, match=r"nothing\.train .*exit code 1"):
+        smoke.tour("nothing", "doom", tmp_path)
+
+
+def test_rows_that_share_a_run_start_it_once():
+    rows = [row for row in ha2018.SUITE.rows if row.suite in ("cpu", "calibration")]
+    names = [job.name for job in runner.jobs(ha2018.SUITE, rows, None)]
+    assert names == [
+        "doom-cpu-seed0", "doom-cpu-seed1", "doom-cpu-seed2",
+        "doom-random-uniform-seed0", "doom-random-held-seed0",
+    ]  # fmt: skip
+    assert len(runner.jobs(ha2018.SUITE, rows, [5])) == 3
+
+
+def test_commands_name_no_folder_of_this_machine():
+    for job in runner.jobs(ha2018.SUITE, ha2018.SUITE.rows, None, ["epochs=1"]):
+        for command in job.commands():
+            assert not any(Path(word).is_absolute() for word in command[1:])
+            assert ("epochs=1" in command) == command[2].endswith(".train")
+
+
+def test_a_finished_record_of_the_same_config_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    job = runner.jobs(ha2018.SUITE, ha2018.SUITE.rows[:1], [0])[0]
+    folder = tmp_path / job.folder
+    folder.mkdir(parents=True)
+    assert not job.is_done()
+    data = record([1.0]).data
+    (folder / "record.json").write_text(json.dumps(data))
+    (folder / "config.json").write_text(json.dumps(data["config"]))
+    assert job.is_done()
+    changed = runner.jobs(ha2018.SUITE, ha2018.SUITE.rows[:1], [0], ["epochs=1"])[0]
+    assert not changed.is_done()
+    (folder / "config.json").write_text("{}")
+    assert not job.is_done()
+
+
+def test_collect_puts_record_and_media_under_the_names_of_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    monkeypatch.setattr(records, "FOLDER", tmp_path / "results")
+    job = runner.jobs(ha2018.SUITE, ha2018.SUITE.rows[:1], [0])[0]
+    folder = tmp_path / job.folder
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text(json.dumps(record([1.0]).data))
+    for name in ("video.webm", "curves.png", "weights.safetensors"):
+        (folder / name).touch()
+    runner.collect(job)
+    found = records.load(tmp_path / "results").records
+    assert [file.name for file in found[0].media] == ["doom-seed0-curves.png", "doom-seed0.webm"]
+
+
+def test_an_unknown_paper_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]):
+    assert runner.main(["smoke", "ha2019"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_papers_of_other_checkouts_are_named_and_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    assert runner.main(["smoke"]) == 0
+    assert capsys.readouterr().out.count("not part of this checkout yet") == 6

@@ -1,0 +1,1 @@
+"""What every paper needs and no paper is about: options, runs, checkpoints, statistics, ranks, video."""

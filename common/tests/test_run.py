@@ -1,0 +1,224 @@
+"""Run folders: made whole, continued, never mixed up."""
+
+import builtins
+import errno
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from common import run as run_module
+from common.checkpoint import save
+from common.config import Preset, parse, setting
+from common.run import (
+    NonFiniteError,
+    Run,
+    atomic_write,
+    check_finite,
+    record_template,
+    seed_everything,
+    write_record,
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    task: str = setting("doom", "world")
+    seed: int = setting(0, "seed", low=0)
+    device: str = setting("cpu", "device")
+    sizes: tuple[int, ...] = setting((1, 2), "sizes")
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def refused(capsys, function, *args):
+    with pytest.raises(SystemExit) as stop:
+        function(*args)
+    text = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert text.count("\n") == 1
+    return text
+
+
+def test_run_is_made_logged_and_continued(tmp_path):
+    first = Run.open("ha2018", Config(), "smoke", None)
+    assert first.folder.as_posix() == "runs/ha2018/doom-smoke-seed0"
+    assert sorted(os.listdir(first.folder)) == ["config.json", "meta.json", "metrics.jsonl"]
+    first.log("vision", 1, loss=torch.tensor(0.5))
+    at = first.position()
+    first.log("vision", 2, loss=math.nan)
+    first.add_seconds(2.0, "vision")
+    second = Run.open("ha2018", Config(), "smoke", None)
+    second.add_seconds(1.0)
+    assert second.wall_seconds == 3.0
+    assert second.stage_seconds == {"vision": 2.0, "other": 1.0}
+    assert [(line["step"], line["loss"]) for line in second.metrics()] == [(1, 0.5), (2, None)]
+    second.rewind(at)
+    second.log("vision", 2, loss=0.25)
+    assert [line["loss"] for line in second.metrics()] == [0.5, 0.25]
+    assert second.metrics()[1]["wall"] >= 2.0
+    info = Run.load("ha2018", first.folder)
+    assert info["config"] == {"task": "doom", "seed": 0, "device": "cpu", "sizes": [1, 2]}
+    assert len(info["meta"]["restarts"]) == 1
+    assert record_template(info)["wall_seconds"] == 3.0
+    assert info["meta"]["packages"]["torch"] == torch.__version__ or "+" in torch.__version__
+
+
+def test_a_torn_last_line_is_forgotten():
+    run = Run.open("ha2018", Config(), "smoke", None)
+    run.log("vision", 1, loss=1.0)
+    with open(run.metrics_path, "ab") as file:
+        file.write(b'{"stage": "vis')
+    again = Run.open("ha2018", Config(), "smoke", None)
+    again.log("vision", 2, loss=2.0)
+    assert [line["step"] for line in again.metrics()] == [1, 2]
+
+
+def test_another_config_is_refused_and_named(capsys):
+    run = Run.open("ha2018", Config(), "smoke", None)
+    before = {path: path.read_bytes() for path in run.folder.iterdir()}
+    text = refused(capsys, Run.open, "ha2018", replace(Config(), sizes=(3,)), "smoke", run.folder)
+    assert "sizes (was [1, 2], now [3])" in text
+    assert "--run" in text
+    assert "muzero" in refused(capsys, Run.open, "muzero", Config(), "smoke", run.folder)
+    assert before == {path: path.read_bytes() for path in run.folder.iterdir()}
+
+
+def test_foreign_folders_are_refused(capsys, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    assert "no run folder" in refused(capsys, Run.open, "ha2018", Config(), "smoke", tmp_path / "mine")
+    assert "no run folder" in refused(capsys, Run.load, "ha2018", tmp_path / "none")
+    (tmp_path / "file").touch()
+    assert "cannot make" in refused(capsys, Run.open, "ha2018", Config(), "smoke", tmp_path / "file" / "run")
+    run = Run.open("muzero", Config(), "smoke", None)
+    assert "a run of muzero" in refused(capsys, Run.load, "ha2018", run.folder)
+    (run.folder / "config.json").write_text("{")
+    assert "damaged" in refused(capsys, Run.open, "muzero", Config(), "smoke", None)
+
+
+def test_a_bad_option_leaves_no_folder(capsys, tmp_path):
+    def program(*argv):
+        presets = {"cpu": Preset("claim")}
+        config, options = parse(Config, {"doom": {}}, presets, argv, prog="x", description="y")
+        Run.open("ha2018", config, options.preset, options.run)
+
+    refused(capsys, program, "--seed", "-1")
+    assert os.listdir(tmp_path) == []
+    program("--seed", "1")
+    assert os.listdir(tmp_path / "runs" / "ha2018") == ["doom-cpu-seed1"]
+
+
+def test_only_the_first_rank_writes(monkeypatch, tmp_path):
+    monkeypatch.setenv("RANK", "1")
+    run = Run.open("ha2018", Config(), "smoke", None)
+    run.log("vision", 1, loss=1.0)
+    run.add_seconds(1.0)
+    run.rewind(run.position())
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_loses_the_line_not_the_run(monkeypatch, capsys):
+    run = Run.open("ha2018", Config(), "smoke", None)
+    run.log("vision", 1, loss=1.0)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    class FullDisk(io.BufferedWriter):
+        def close(self):
+            super().close()
+            full()
+
+    def open_half(path, mode):
+        return FullDisk(io.FileIO(path, mode))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "open", open_half)
+        run.log("vision", 2, loss=1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        run.add_seconds(1.0)
+    assert capsys.readouterr().err.count("disk full") == 2
+    run.log("vision", 3, loss=1.0)
+    assert [line["step"] for line in run.metrics()] == [1, 3]
+
+
+def test_progress_is_silent_without_a_terminal(capsys):
+    with Run.open("ha2018", Config(), "smoke", None).progress(3, "vision") as bar:
+        bar.update(3)
+    assert capsys.readouterr().err == ""
+
+
+def test_atomic_write_keeps_the_old_content_when_it_fails(tmp_path, monkeypatch):
+    atomic_write(tmp_path / "a", b"old")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        atomic_write(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_loss_that_is_not_finite_is_named(tmp_path):
+    check_finite("vision", 3, {"kl": 1.0}, tmp_path)
+    with pytest.raises(NonFiniteError, match="vision step 3: kl is nan; no checkpoint yet"):
+        check_finite("vision", 3, {"recon": 1.0, "kl": torch.tensor(math.nan)}, tmp_path)
+    save(tmp_path, 2, {}, {})
+    with pytest.raises(NonFiniteError, match=r"recon is inf; last good checkpoint: .*step-000000002.safetensors"):
+        check_finite("vision", 3, {"recon": math.inf}, tmp_path)
+
+
+def test_seeding_repeats_the_global_generators():
+    draws = []
+    for _ in range(2):
+        seed_everything(5)
+        draws.append(torch.rand(3))
+    assert torch.equal(*draws)
+    assert torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+
+
+def test_records_are_checked(tmp_path):
+    record = record_template(Run.load("ha2018", Run.open("ha2018", Config(), "smoke", None).folder))
+    record |= {
+        "suite": "cpu",
+        "claim": "c",
+        "metric": "return",
+        "unit": "tics",
+        "value": 1.5,
+        "values": [1.0, 2.0],
+    }
+    record |= {"episodes": 2, "policy": "p", "protocol": "doom-100", "budget": {}, "controls": {}}
+    record |= {"measurements": {}, "curves": {}, "parameters": {}, "finished": True}
+    write_record(tmp_path / "record.json", record)
+    assert json.loads((tmp_path / "record.json").read_text()) == record
+    for change, message in (
+        ({"extra": 1}, "extra"),
+        ({"episodes": 3}, "3 episodes"),
+        ({"value": math.nan}, "JSON"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_record(tmp_path / "bad.json", {**record, **change})
+    with pytest.raises(ValueError, match="suite"):
+        write_record(tmp_path / "bad.json", {key: value for key, value in record.items() if key != "suite"})
+    assert not (tmp_path / "bad.json").exists()
+
+
+def test_the_command_is_kept_without_paths():
+    code = "from common.run import command_line; print(command_line())"
+    root = run_module.__file__.rsplit("/", 2)[0]
+    done = subprocess.run([sys.executable, "-c", code, "--seed", "1"], cwd=root, capture_output=True, text=True)
+    assert done.stdout.strip() == f"python -c '{code}' --seed 1"

@@ -1,0 +1,146 @@
+"""All settings of World Models. Defaults are the paper's for Doom Take Cover; TASKS holds what differs elsewhere."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from common.config import Preset, setting
+
+
+@dataclass(frozen=True)
+class Config:
+    """Symbols: V vision, M memory, C controller, Z latent size, H hidden size, K mixtures, tau temperature."""
+
+    task: str = setting("doom", "the world")
+    seed: int = setting(0, "seed of everything", low=0, high=2**31 - 1)
+    device: str = setting("cpu", "torch device of V, M and the dream, e.g. cpu, cuda")
+    workers: int = setting(2, "games played side by side while collecting; changes no number", low=1, high=256)
+
+    # Random play (appendix A.1)
+    policy: str = setting("held", "random policy that collects the data", choices=("held", "uniform"))
+    episodes: int = setting(10_000, "episodes V and M are trained on", low=1)
+    holdout_episodes: int = setting(100, "further episodes, for the held-out losses of V and M alone", low=1)
+    min_frames: int = setting(100, "an episode must have more frames than this to be kept", low=1)
+
+    # V (appendix A.1)
+    z_size: int = setting(64, "Z, latent size", low=1)
+    vision_epochs: int = setting(1, "passes over all frames", low=1)
+    vision_updates: int | None = setting(None, "stop V after so many updates (none: whole epochs)", low=1)
+    vision_batch: int = setting(100, "frames per update of V", low=1)
+    vision_lr: float = setting(1e-4, "learning rate of Adam for V", low=0)
+    kl_tolerance: float = setting(0.5, "floor of the KL term, nats per latent dimension", low=0)
+
+    # M (appendix A.2)
+    hidden_size: int = setting(512, "H, LSTM units", low=1)
+    mixtures: int = setting(5, "K, Gaussians per latent dimension", low=1)
+    memory_epochs: int = setting(20, "passes over all episodes", low=1)
+    memory_updates: int | None = setting(None, "stop M after so many updates (none: whole epochs)", low=1)
+    memory_batch: int = setting(100, "streams side by side per update of M", low=1)
+    memory_length: int = setting(500, "frames per update and stream; the last is only a target", low=2)
+    memory_lr: float = setting(1e-3, "learning rate of Adam for M at the start", low=0)
+    memory_lr_end: float = setting(1e-5, "learning rate that the decay tends to", low=0)
+    memory_lr_decay: float = setting(0.99999, "factor per update on the distance to memory_lr_end", low=0, high=1)
+    gradient_clip: float = setting(1.0, "every gradient element of M is cut to [-clip, clip]", low=0)
+    restart_weight: float = setting(10.0, "weight of the restart loss where a restart follows", low=0)
+
+    # The dream (section 4)
+    temperature: float = setting(1.15, "tau, temperature of the dream", low=1e-3)
+    first_frames: int = setting(1000, "encoded first frames that dreams begin in", low=1)
+    max_steps: int = setting(2100, "longest episode in tics, dream and game", low=1)
+
+    # C (appendix A.3, A.4)
+    population: int = setting(64, "N, members of a generation; even, halves share their seeds", low=4)
+    rollouts: int = setting(16, "R, dream episodes per member", low=1)
+    sigma0: float = setting(0.1, "initial standard deviation of CMA-ES", low=0)
+    generations: int = setting(1800, "generations of CMA-ES", low=1)
+    trial_every: int = setting(25, "generations between trials of the CMA mean", low=1)
+    trial_seeds: int = setting(64, "fixed seeds of such a trial, `rollouts` dream episodes each", low=1)
+
+    # Test (table 2)
+    test_episodes: int = setting(100, "fresh episodes of the real game", low=1)
+    test_games: int = setting(16, "games stepped as one batch in the test; changes no number beyond rounding", low=1)
+
+    # Housekeeping
+    checkpoint_seconds: float = setting(30.0, "seconds between checkpoints inside a stage", low=0)
+
+    def __post_init__(self) -> None:
+        if self.population % 2:
+            raise ValueError(f"population must be even, not {self.population}")
+        if self.memory_lr_end > self.memory_lr:
+            raise ValueError(f"memory_lr_end ({self.memory_lr_end}) must not exceed memory_lr ({self.memory_lr})")
+
+    @property
+    def controller_params(self) -> int:
+        """P, weights of C on [z, c, h], without bias."""
+        return self.z_size + 2 * self.hidden_size
+
+
+TASKS: dict[str, Mapping[str, Any]] = {"doom": {}}
+
+PRESETS = {
+    "paper": Preset("the paper's sizes and budget: 1092 +- 556 in the real game at tau = 1.15"),
+    "gpu": Preset(
+        "the paper's data and sizes at 300 of 1,800 generations: the level and order of the temperature table",
+        {"device": "cuda", "workers": 16, "generations": 300},
+    ),
+    "night": Preset(
+        "a controller trained only in the dream survives longer than random play, and tau decides whether it transfers",
+        {
+            "episodes": 1000,
+            "vision_epochs": 10,
+            "vision_updates": 6000,
+            "memory_epochs": 1000,
+            "memory_updates": 1500,
+            "memory_batch": 50,
+            "memory_length": 200,
+            "first_frames": 500,
+            "generations": 200,
+        },
+    ),
+    "cpu": Preset(
+        "a controller trained only in the dream survives longer in the real game than uniform random play",
+        {
+            "episodes": 160,
+            "holdout_episodes": 8,
+            "vision_epochs": 10,
+            "vision_updates": 500,
+            "vision_lr": 1e-3,
+            "hidden_size": 256,
+            "memory_epochs": 1000,
+            "memory_updates": 600,
+            "memory_batch": 32,
+            "memory_length": 128,
+            "first_frames": 150,
+            "population": 32,
+            "rollouts": 8,
+            "generations": 40,
+            "trial_every": 10,
+            "trial_seeds": 16,
+        },
+    ),
+    "smoke": Preset(
+        "none: every line of the path runs, the numbers mean nothing",
+        {
+            "episodes": 8,
+            "holdout_episodes": 1,
+            "vision_updates": 4,
+            "vision_batch": 20,
+            "vision_epochs": 10,
+            "hidden_size": 32,
+            "memory_updates": 6,
+            "memory_epochs": 1000,
+            "memory_batch": 4,
+            "memory_length": 50,
+            "first_frames": 8,
+            "max_steps": 200,
+            "population": 8,
+            "rollouts": 2,
+            "generations": 4,
+            "trial_every": 2,
+            "trial_seeds": 4,
+            "test_episodes": 4,
+            "test_games": 4,
+            "checkpoint_seconds": 0.0,
+        },
+    ),
+}

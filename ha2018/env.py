@@ -1,0 +1,244 @@
+"""The real worlds and their frames: the official preprocessing, Doom Take Cover, and the official random policies.
+
+Shapes: frames [H, W, 3] uint8 RGB; observations [64, 64, 3] uint8; actions are scalars in [-1, 1] for Doom.
+Source: paper, section 4 and appendix; reference code: doomreal.py, carracing/env.py, extract.py.
+"""
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import gymnasium
+import numpy as np
+import vizdoom
+import vizdoom.gymnasium_wrapper  # registers the Vizdoom* environments
+from PIL import Image
+
+OBS_SIZE = 64
+NOTHING, MOVE_LEFT, MOVE_RIGHT = 0, 1, 2  # actions of VizdoomTakeCover-v1
+BUTTON_THRESHOLD = 0.3333  # not one third: reference code, doomreal.py
+
+# One process may start many games; the working directory belongs to all of its threads.
+_START = threading.Lock()
+
+
+def stretch_and_resize(frame: np.ndarray, rows: int) -> np.ndarray:
+    """The first `rows` rows, contrast stretched per frame and resized to 64 x 64 (aspect not kept).
+
+    frame [H, W, 3] uint8. The smallest value of the cropped frame becomes 0, the largest 255, rounded half up;
+    then Pillow's anti-aliased bilinear resize. Returns [64, 64, 3] uint8.
+    Source: reference code, which calls scipy.misc.imresize on a float image.
+    """
+    if frame.ndim != 3 or frame.shape[2] != 3 or frame.shape[0] < rows or frame.dtype != np.uint8:
+        raise ValueError(f"frame: expected uint8 [>= {rows}, W, 3], got {frame.dtype} {list(frame.shape)}")
+    pixels = frame[:rows]
+    low, high = int(pixels.min()), int(pixels.max())
+    # A byte has 256 values: a table of the official arithmetic is exact, and faster than arithmetic on every pixel.
+    values = np.arange(256) / 255.0
+    scale = 255.0 / (values[high] - values[low] if high > low else 1.0)
+    table = np.clip(np.floor((values - values[low]) * scale + 0.5), 0, 255).astype(np.uint8)
+    stretched = table[pixels]
+    return np.asarray(Image.fromarray(stretched).resize((OBS_SIZE, OBS_SIZE), Image.Resampling.BILINEAR))
+
+
+def preprocess(frame: np.ndarray, rows: int) -> np.ndarray:
+    """What V sees of a frame: `stretch_and_resize`, then every value minus one, 0 becoming 255.
+
+    frame [H, W, 3] uint8; rows to keep from the top: 84 of 96 for CarRacing, 5/6 of the height for Doom (drops the
+    status bar). Returns [64, 64, 3] uint8.
+    Source: reference code: ((1 - x) * 255).round().astype(uint8) applied to bytes wraps around to x + 255 (mod 256).
+    """
+    return stretch_and_resize(frame, rows) + np.uint8(255)
+
+
+def button(action: float) -> int:
+    """The button of a scalar action in [-1, 1]: left below -0.3333, right above 0.3333, else nothing."""
+    if action < -BUTTON_THRESHOLD:
+        return MOVE_LEFT
+    return MOVE_RIGHT if action > BUTTON_THRESHOLD else NOTHING
+
+
+def held_actions(seed: int) -> Iterator[float]:
+    """The official collection policy of Doom: u ~ U(-1, 1), held for a random number of tics.
+
+    Yields one scalar action per tic from RandomState(seed). The modulus of the frame number makes the hold times
+    irregular. Source: reference code, doomrnn/extract.py.
+    """
+    rng = np.random.RandomState(seed)
+    repeat, frame, action = rng.randint(1, 11), 0, 0.0
+    while True:
+        if frame % repeat == 0:
+            action = rng.rand() * 2 - 1
+            repeat = rng.randint(1, 11)
+        yield action
+        frame += 1
+
+
+def uniform_actions(seed: int) -> Iterator[float]:
+    """A fresh u ~ U(-1, 1) at every tic: left, nothing, right with one third each; the paper's "random policy"."""
+    rng = np.random.RandomState(seed)
+    while True:
+        yield rng.rand() * 2 - 1
+
+
+def no_actions(seed: int) -> Iterator[float]:
+    """Nothing at every tic; the seed is ignored."""
+    while True:
+        yield 0.0
+
+
+def random_car_controller(seed: int, params: int) -> tuple[float, np.ndarray]:
+    """The official collection policy of CarRacing: a fresh random controller for each episode.
+
+    Returns the spread ~ U(0, 0.01) and the parameters [params] = standard Cauchy * spread, from RandomState(seed).
+    V and M are random too, but so small that z is standard normal noise and h zero. Source: reference code, extract.py.
+    """
+    rng = np.random.RandomState(seed)
+    stdev = rng.rand() * 0.01
+    return stdev, rng.standard_cauchy(params) * stdev
+
+
+RANDOM_POLICIES: dict[str, Callable[[int], Iterator[float]]] = {
+    "uniform": uniform_actions,
+    "held": held_actions,
+    "none": no_actions,
+}
+
+
+class TakeCover:
+    """Doom Take Cover as in 2018: reward 1 per tic, one tic per step, skill 4, at most `max_steps` tics.
+
+    Frames are rendered at 160 x 120 with the status bar, the same framing as 640 x 480 (Deviation D1).
+    `reset(seed)` makes an episode deterministic given its actions. Must be closed.
+    """
+
+    def __init__(self, max_steps: int = 2100) -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="take-cover-")
+        self._rows = 100  # 400 of 480
+        self._env = gymnasium.make(
+            "VizdoomTakeCover-v1",
+            disable_env_checker=True,
+            screen_resolution="RES_160X120",
+            render_hud=True,
+            render_weapon=False,
+            render_crosshair=False,
+            render_decals=False,
+            render_particles=False,
+            episode_start_time=14,
+            episode_timeout=max_steps,
+            doom_skill=4,
+            doom_config_path=str(Path(self._scratch.name) / "vizdoom.ini"),
+        )
+        with _START:  # the engine leaves a folder in the working directory of the moment it is started in
+            before = os.getcwd()
+            os.chdir(self._scratch.name)
+            try:
+                self._env.reset(seed=0)
+            finally:
+                os.chdir(before)
+
+    def reset(self, seed: int) -> None:
+        """Start the episode `seed`."""
+        self.frame = self._guard(self._env.reset, seed=seed)[0]["screen"]
+
+    def step(self, button: int) -> tuple[float, bool]:
+        """One tic with `button`. Returns the reward (1) and whether the episode is over."""
+        screen, reward, terminated, truncated, _ = self._guard(self._env.step, button)
+        self.frame = screen["screen"]  # all zeros once the episode is over: the game has no screen any more
+        return float(reward), bool(terminated or truncated)
+
+    def observe(self) -> np.ndarray:
+        """What V sees of the current frame: [64, 64, 3] uint8."""
+        return preprocess(self.frame, self._rows)
+
+    def close(self) -> None:
+        self._env.close()
+        self._scratch.cleanup()
+
+    def _guard(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A game process that dies is named instead of leaving a riddle of the engine's."""
+        try:
+            return call(*args, **kwargs)
+        except (vizdoom.ViZDoomUnexpectedExitException, vizdoom.ViZDoomErrorException) as error:
+            raise RuntimeError(f"the Take Cover game process died: {error}") from error
+
+
+class Worlds:
+    """A set of real games stepped side by side by threads; each game is a process of its own. Use as a context."""
+
+    def __init__(self, count: int, max_steps: int) -> None:
+        self.games = [TakeCover(max_steps) for _ in range(count)]
+        self._pool = ThreadPoolExecutor(count)
+
+    def __enter__(self) -> "Worlds":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+        for game in self.games:
+            game.close()
+
+    def reset(self, seeds: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        """Start episode `seed` in game `index` for each (index, seed); the observations in that order."""
+
+        def start(job: tuple[int, int]) -> np.ndarray:
+            self.games[job[0]].reset(job[1])
+            return self.games[job[0]].observe()
+
+        return list(self._pool.map(start, seeds))
+
+    def step(self, buttons: Sequence[tuple[int, int]]) -> list[tuple[np.ndarray, float, bool]]:
+        """One tic in game `index` with `button` for each (index, button): (observation, reward, done), in order."""
+
+        def move(job: tuple[int, int]) -> tuple[np.ndarray, float, bool]:
+            reward, done = self.games[job[0]].step(job[1])
+            return self.games[job[0]].observe(), reward, done
+
+        return list(self._pool.map(move, buttons))
+
+    def each(self, jobs: Sequence[Callable[[TakeCover], Any]]) -> list[Any]:
+        """Whole episodes: run the jobs, as many at a time as there are games; the answers in their order."""
+        idle: SimpleQueue[TakeCover] = SimpleQueue()
+        for game in self.games:
+            idle.put(game)
+
+        def work(job: Callable[[TakeCover], Any]) -> Any:
+            game = idle.get()
+            try:
+                return job(game)
+            finally:
+                idle.put(game)
+
+        return list(self._pool.map(work, jobs))
+
+
+def random_episode(game: TakeCover, policy: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """One episode of a random policy in the real game.
+
+    Returns frames [T, 64, 64, 3] uint8 and actions [T] float32 in [-1, 1]: the observation before each action; the
+    terminal frame is not stored. The return of the episode is T.
+    """
+    frames, actions = [], []
+    for action in _random_play(game, policy, seed):
+        frames.append(game.observe())
+        actions.append(action)
+    return np.stack(frames), np.asarray(actions, np.float32)
+
+
+def random_return(game: TakeCover, policy: str, seed: int) -> float:
+    """The return of the same episode, in tics, without looking at its frames."""
+    return float(sum(1 for _ in _random_play(game, policy, seed)))
+
+
+def _random_play(game: TakeCover, policy: str, seed: int) -> Iterator[float]:
+    """Yields each action before it is taken."""
+    game.reset(seed)
+    for action in RANDOM_POLICIES[policy](seed):
+        yield action
+        if game.step(button(action))[1]:
+            return

@@ -1,0 +1,89 @@
+"""What a person sees of a run: its curves, and dream and real game side by side."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import matplotlib
+import numpy as np
+import torch
+
+from common.video import label, side_by_side, write_video
+from ha2018 import data
+from ha2018.agent import Agent
+from ha2018.config import Config
+from ha2018.controller import doom_action
+from ha2018.dream import doom_dream_episode
+from ha2018.env import TakeCover, button
+from ha2018.vision import sample_z
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+FILM_TICS = 700  # 20 seconds of the game
+FILM_EVERY = 2  # tics per frame of the film
+TICS_PER_SECOND = 35
+PANEL = 160
+
+
+def draw_curves(record: Mapping[str, Any], path: Path) -> None:
+    """The curves of a record, one panel each."""
+    curves = record["curves"]
+    figure, axes = plt.subplots(1, len(curves), figsize=(3.6 * len(curves), 3), layout="constrained")
+    for axis, (name, curve) in zip(axes, curves.items(), strict=True):
+        axis.plot(curve["x"], curve["y"], color="#2a6f97")
+        axis.set(title=name, xlabel=curve["x_unit"], ylabel=curve["y_unit"])
+        axis.spines[["top", "right"]].set_visible(False)
+        if min(curve["y"]) > 0 and max(curve["y"]) > 20 * min(curve["y"]):
+            axis.set_yscale("log")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def film(agent: Agent, config: Config, seed: int, path: Path) -> None:
+    """The same controller in the real game, in the game as V sees it, and in the dream, for at most 20 seconds."""
+    steps = min(config.max_steps, FILM_TICS)
+    game = TakeCover(config.max_steps)
+    try:
+        seen, reconstructed = _real_episode(agent, game, seed, steps)
+    finally:
+        game.close()
+    z, _ = doom_dream_episode(agent.memory, agent.bank, agent.params, seed, config.temperature, steps)
+    with torch.no_grad():
+        dreamt = data.to_frames(agent.vae.decode(z[:-1:FILM_EVERY]))
+    panels = [
+        _panel(frames, title)
+        for frames, title in ((seen, "real game"), (reconstructed, "what V keeps"), (dreamt, "dream of M"))
+    ]
+    write_video(path, side_by_side(panels), TICS_PER_SECOND / FILM_EVERY)
+
+
+@torch.no_grad()
+def _real_episode(agent: Agent, game: TakeCover, seed: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every FILM_EVERY-th frame of an episode, and its reconstruction from the sampled z."""
+    game.reset(seed)
+    state, restart = agent.memory.initial_state(1), torch.ones(1, device=agent.device)
+    generator = torch.Generator().manual_seed(seed)
+    seen, zs, done = [], [], False
+    for t in range(steps):
+        obs = game.observe()
+        mu, logvar = agent.vae.encode(data.to_images(obs[None], agent.device))
+        z = sample_z(mu, logvar, torch.randn(mu.shape, generator=generator).to(agent.device))
+        if t % FILM_EVERY == 0:
+            seen.append(obs)
+            zs.append(z)
+        action = doom_action(agent.params, torch.cat([z, state.c, state.h], dim=1))
+        state = agent.memory.step(z, action[:, None], restart, state)
+        restart = torch.zeros_like(restart)
+        _, done = game.step(button(float(action)))
+        if done:
+            break
+    return np.stack(seen), data.to_frames(agent.vae.decode(torch.cat(zs)))
+
+
+def _panel(frames: np.ndarray, title: str) -> np.ndarray:
+    """Frames [T, 64, 64, 3] enlarged to PANEL pixels a side, with the wrap-around of the preprocessing undone."""
+    frames = frames + np.uint8(1)
+    large = [cv2.resize(frame, (PANEL, PANEL), interpolation=cv2.INTER_CUBIC) for frame in frames]
+    return np.stack([label(frame, title) for frame in large])

@@ -1,0 +1,142 @@
+"""Properties of M: restarts, independence of batch elements, carried state, and the fast training pass."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from ha2018 import memory_fast
+from ha2018.memory import MDNRNN, Prediction, State, mdn_nll, restart_loss, sample_next_z
+
+B, T, Z, H, K = 3, 12, 4, 7, 5
+
+
+@pytest.fixture
+def memory() -> MDNRNN:
+    torch.manual_seed(0)
+    return MDNRNN(Z, 1, H, K, predicts_restart=True).double()
+
+
+def stream(rows=B, steps=T):
+    generator = torch.Generator().manual_seed(1)
+    z = torch.randn(rows, steps, Z, generator=generator, dtype=torch.float64)
+    action = torch.rand(rows, steps, 1, generator=generator, dtype=torch.float64)
+    restart = (torch.rand(rows, steps, generator=generator) < 0.2).double()
+    return z, action, restart
+
+
+@pytest.mark.parametrize(
+    ("arguments", "predicts_restart", "expected"),
+    [((32, 3, 256, 5), False, 422_368), ((64, 1, 512, 5), True, 1_678_785)],
+)
+def test_parameter_counts_are_those_of_the_paper(arguments, predicts_restart, expected):
+    model = MDNRNN(*arguments, predicts_restart=predicts_restart)
+    assert sum(p.numel() for p in model.parameters()) == expected
+
+
+def test_a_restart_forgets_everything_before_it(memory):
+    z, action, restart = stream()
+    restart[:, 5] = 1
+    fresh, _ = memory.unroll_teacher_forced(z[:, 5:], action[:, 5:], restart[:, 5:], memory.initial_state(B))
+    old = State(torch.ones(B, H, dtype=torch.float64), torch.ones(B, H, dtype=torch.float64))
+    h, _ = memory.unroll_teacher_forced(z, action, restart, old)
+    torch.testing.assert_close(h[:, 5:], fresh)
+
+
+def test_carrying_the_state_equals_one_long_stream(memory):
+    z, action, restart = stream()
+    whole, last = memory.unroll_teacher_forced(z, action, restart, memory.initial_state(B))
+    first, state = memory.unroll_teacher_forced(z[:, :5], action[:, :5], restart[:, :5], memory.initial_state(B))
+    second, end = memory.unroll_teacher_forced(z[:, 5:], action[:, 5:], restart[:, 5:], state)
+    torch.testing.assert_close(torch.cat([first, second], 1), whole)
+    torch.testing.assert_close(end.c, last.c)
+
+
+def test_steps_equal_the_unrolled_sequence(memory):
+    z, action, restart = stream()
+    whole, _ = memory.unroll_teacher_forced(z, action, restart, memory.initial_state(B))
+    state = memory.initial_state(B)
+    for t in range(T):
+        state = memory.step(z[:, t], action[:, t], restart[:, t], state)
+        torch.testing.assert_close(state.h, whole[:, t])
+
+
+def test_batch_elements_are_independent(memory):
+    z, action, restart = stream()
+    whole, _ = memory.unroll_teacher_forced(z, action, restart, memory.initial_state(B))
+    z[1] += 5
+    changed, _ = memory.unroll_teacher_forced(z, action, restart, memory.initial_state(B))
+    torch.testing.assert_close(changed[[0, 2]], whole[[0, 2]])
+    assert not torch.allclose(changed[1], whole[1])
+
+
+def test_an_unused_latent_costs_the_entropy_of_a_normal():
+    """One standard normal component: the NLL of standard normal targets is 1/2 log(2 pi e) = 1.419 nats."""
+    target = torch.randn(200_000, 1, generator=torch.Generator().manual_seed(0))
+    zero = torch.zeros(200_000, 1, 1)
+    nll = mdn_nll(Prediction(zero, zero, zero, None), target)
+    assert abs(float(nll) - 0.5 * math.log(2 * math.pi * math.e)) < 0.01
+
+
+def test_restart_loss_weighs_positives():
+    logit = torch.zeros(2)
+    assert restart_loss(logit, torch.tensor([0.0, 1.0]), 10.0).item() == pytest.approx(11 / 2 * math.log(2))
+
+
+def test_temperature_scales_noise_and_sharpens_the_mixture():
+    logits = torch.tensor([0.0, 1.0]).log_softmax(-1).expand(20_000, 1, 2)
+    mean, logstd = torch.tensor([-50.0, 50.0]).expand(20_000, 1, 2), torch.zeros(20_000, 1, 2)
+    generator = torch.Generator().manual_seed(0)
+    for tau in (0.25, 1.0, 2.0):
+        uniform = torch.rand(20_000, 1, generator=generator)
+        normal = torch.randn(20_000, 1, generator=generator)
+        z, index = sample_next_z(Prediction(logits, mean, logstd, None), tau, uniform, normal)
+        share = 1 / (1 + math.exp(-1 / tau))
+        assert abs(float(index.float().mean()) - share) < 0.015
+        assert abs(float((z - mean.gather(-1, index[..., None])[..., 0]).std()) - math.sqrt(tau)) < 0.02
+
+
+def test_extreme_logits_at_low_temperature_stay_finite():
+    """One maximum over all rows underflows to 0 / 0 here."""
+    logmix = torch.stack([torch.tensor([0.0, -400.0]), torch.tensor([-400.0, -401.0])])[None]
+    prediction = Prediction(logmix, torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), None)
+    z, _ = sample_next_z(prediction, 0.1, torch.full((1, 2), 0.5), torch.ones(1, 2))
+    assert torch.isfinite(z).all()
+
+
+def test_inputs_of_a_wrong_size_are_named(memory):
+    with pytest.raises(ValueError, match="expected 6 numbers a step, got 7"):
+        memory.step(torch.zeros(1, Z), torch.zeros(1, 2), torch.zeros(1), memory.initial_state(1))
+    with pytest.raises(ValueError, match="restart"):
+        memory.step(torch.zeros(1, Z), torch.zeros(1, 1), None, memory.initial_state(1))
+
+
+@pytest.mark.parametrize("rows", [2048, 5])
+def test_the_fast_pass_has_the_losses_and_gradients_of_the_readable_one(memory, monkeypatch, rows):
+    monkeypatch.setattr(memory_fast, "ROWS", rows)
+    z, action, restart = stream()
+    generator = torch.Generator().manual_seed(2)
+    state = State(*(torch.randn(B, H, generator=generator, dtype=torch.float64) for _ in range(2)))
+    inputs = z[:, :-1], action[:, :-1], restart[:, :-1], state
+
+    h, last = memory.unroll_teacher_forced(*inputs)
+    prediction = memory.predict(h)
+    reference = [mdn_nll(prediction, z[:, 1:]), restart_loss(prediction.restart_logit, restart[:, 1:], 10.0)]
+    torch.stack(reference).sum().backward()
+    gradients = {name: p.grad.clone() for name, p in memory.named_parameters()}
+
+    memory.zero_grad()
+    fast_h, fast_last = memory_fast.unroll_teacher_forced(memory, *inputs)
+    target, following = z[:, 1:].transpose(0, 1).flatten(0, 1), restart[:, 1:].t().flatten()
+    total, parts = memory_fast.losses(memory, fast_h.flatten(0, 1), target, following, 10.0)
+    total.backward()
+
+    exact = partial(torch.testing.assert_close, rtol=0, atol=1e-12)
+    exact(fast_h.transpose(0, 1), h)
+    exact(fast_last.c, last.c)
+    exact(fast_last.h, last.h)
+    exact(torch.stack([parts["z_nll"], parts["restart"]]), torch.stack(reference))
+    exact(total, torch.stack(reference).sum())
+    for name, parameter in memory.named_parameters():
+        exact(parameter.grad, gradients[name])
