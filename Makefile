@@ -4,15 +4,13 @@ PRESET ?= cpu
 SEED   ?= 0
 TASK   ?=
 SET    ?=
-RUN    ?=
 
 PAPERS   := ha2018 dreamerv3 muzero diamond ijepa vjepa
 PRESENT  := $(foreach paper,$(PAPERS),$(if $(wildcard $(paper)/train.py),$(paper)))
 ABSENT   := $(filter-out $(PRESENT),$(PAPERS))
 PACKAGES := common $(PRESENT) $(if $(wildcard benchmarks),benchmarks)
 EXTRAS   := ha2018,dev
-ARGUMENTS = --preset $(PRESET) --seed $(SEED) $(if $(TASK),--task $(TASK)) $(if $(SET),--set $(SET)) \
-            $(if $(RUN),--run $(RUN))
+ARGUMENTS = --preset $(PRESET) --seeds $(SEED) $(if $(TASK),--task $(TASK)) $(if $(SET),--set $(SET))
 
 ifdef NO_VENV
 PY    := $(or $(PYTHON),python3)
@@ -32,10 +30,9 @@ help:
 reproduce: $(READY)
 	@$(PY) -m benchmarks.runner reproduce --preset $(PRESET)
 
-## make ha2018                | train and evaluate one paper (also dreamerv3 muzero diamond ijepa vjepa)
+## make ha2018                | train, evaluate and compare one paper (also dreamerv3 muzero diamond ijepa vjepa)
 $(PRESENT): $(READY)
-	@$(PY) -m $@.train $(ARGUMENTS)
-	@$(PY) -m $@.evaluate $(ARGUMENTS)
+	@$(PY) -m benchmarks.runner reproduce $@ $(ARGUMENTS)
 
 $(ABSENT):
 	@echo "$@ is not part of this checkout yet" >&2; exit 2
@@ -104,7 +101,7 @@ clean:
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache *.egg-info build
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-## PRESET=cpu                 | or smoke, night, gpu, paper; also SEED=0 TASK=... SET="field=value ..." RUN=folder
+## PRESET=cpu                 | or smoke, night, gpu, paper; also SEED=0 TASK=... SET="field=value ..."
 ## PYTHON=python3.12          | the interpreter for a new .venv; with NO_VENV=1 it is used as it is, nothing is installed
 ## PLATFORM=... PYVER=3.12    | wheelhouse for another machine: PLATFORM="manylinux_2_28_x86_64 manylinux2014_x86_64",
 ##                            | and there PIP_NO_INDEX=1 PIP_FIND_LINKS=wheelhouse make setup

@@ -85,8 +85,8 @@ def jobs(suite: Suite, rows: Sequence[Row], seeds: Sequence[int] | None, overrid
     for row in rows:
         for seed in row.seeds if seeds is None or not row.is_trained else seeds:
             label = row.suite if row.is_trained else row.claim
-            name = f"{row.task}-{label}-seed{seed}"
             changed = tuple(overrides) if row.is_trained else ()
+            name = "-".join((f"{row.task}-{label}-seed{seed}", *sorted(changed)))
             found.append(Job(suite.paper, row.task, row.suite, seed, name, row.evaluate, row.is_trained, changed))
     return list(dict.fromkeys(found))
 
@@ -159,8 +159,19 @@ def bench(suites: Sequence[Suite], options: argparse.Namespace) -> int:
                 print(f"recorded: {collect(job).relative_to(ROOT)}", flush=True)
             else:
                 failed += 1
+        if options.preset is None:
+            failed += sum(subprocess.run(command, cwd=ROOT, check=False).returncode != 0 for command in proofs(suite))
     print("now: python -m benchmarks.report")
     return 1 if failed else 0
+
+
+def proofs(suite: Suite) -> list[list[str]]:
+    """The programs that write the parity table and the speed record of a paper."""
+    tests, table = f"{suite.paper}/tests/test_golden.py", records.FOLDER / suite.paper / "parity.json"
+    return [
+        [sys.executable, "-m", "pytest", tests, "--parity-record", str(table)],
+        [sys.executable, "-m", "benchmarks.throughput", suite.paper],
+    ]
 
 
 def smoke(suites: Sequence[Suite], options: argparse.Namespace) -> int:

@@ -61,6 +61,8 @@ def parse(
 ) -> tuple[C, argparse.Namespace]:
     """Returns the config and the options that are no field of it: `preset`, `run` (Path or None), and extras.
 
+    `options.changed` holds the fields, besides task and seed, that the command line has set by itself.
+
     The first key of `tasks` is the default task. `extra(parser)` may add options of a program's own.
     Anything wrong ends the program with one line "prog: error: ..." on stderr and exit code 2.
     """
@@ -80,7 +82,9 @@ def parse(
         config = _layered(config_class, tasks, presets, options.preset, words, given)
     except ValueError as error:
         parser.error(str(error))
-    return config, argparse.Namespace(**rest)
+    named = {word.partition("=")[0].replace("-", "_") for word in words} | set(given)
+    changed = {k: v for k, v in to_dict(config).items() if k in named - {"task", "seed"}}
+    return config, argparse.Namespace(**rest, changed=changed)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -5,12 +5,14 @@ The same command on the same folder goes on with the run. In a torchrun job only
 
 from __future__ import annotations
 
+import argparse
 import errno
 import json
 import math
 import os
 import platform
 import random
+import re
 import shlex
 import shutil
 import subprocess
@@ -85,10 +87,9 @@ class Run:
     earlier_seconds: float
 
     @classmethod
-    def open(cls, paper: str, config: Any, preset: str, folder: Path | None) -> Run:
+    def open(cls, paper: str, config: Any, preset: str, folder: Path) -> Run:
         """Makes the folder, or goes on with it if it is a run of the same config; else exits with code 2."""
         values = to_dict(config)
-        folder = Path(folder) if folder is not None else default_folder(paper, config, preset)
         if is_main_process():
             if _is_run(folder):
                 _continue(folder, paper, values)
@@ -99,11 +100,10 @@ class Run:
         return run
 
     @staticmethod
-    def load(paper: str, folder: Path | None) -> dict[str, Any]:
+    def load(paper: str, folder: Path) -> dict[str, Any]:
         """{"folder": Path, "config", "meta", "wall_seconds", "stage_seconds"} of a run, finished or not."""
-        if folder is None or not _is_run(Path(folder)):
+        if not _is_run(folder):
             user_error(f"{folder} is no run folder; start one with python -m {paper}.train")
-        folder = Path(folder)
         config, meta = _read_json(folder / "config.json"), _read_json(folder / "meta.json")
         if meta["paper"] != paper:
             user_error(f"{folder} is a run of {meta['paper']}, not of {paper}")
@@ -225,9 +225,16 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
-def default_folder(paper: str, config: Any, preset: str) -> Path:
-    """runs/<paper>/<task>-<preset>-seed<seed>, below the current folder."""
-    return Path("runs") / paper / f"{config.task}-{preset}-seed{config.seed}"
+def run_folder(paper: str, config: Any, options: argparse.Namespace) -> Path:
+    """--run, or runs/<paper>/<task>-<preset>-seed<seed> below the current folder, with the changed fields behind it."""
+    if options.run is not None:
+        return Path(options.run)
+    changes = "".join(
+        f"-{name}={','.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in sorted(options.changed.items())
+    )
+    name = f"{config.task}-{options.preset}-seed{config.seed}{changes}"
+    return Path("runs") / paper / re.sub(r"[^\w.=,-]+", "_", name)
 
 
 def check_finite(stage: str, step: int, losses: Mapping[str, float | torch.Tensor], checkpoint_folder: Path) -> None:

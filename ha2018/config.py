@@ -19,11 +19,13 @@ class Config:
     # Random play (appendix A.1)
     policy: str = setting("held", "random policy that collects the data", choices=("held", "uniform"))
     episodes: int = setting(10_000, "episodes V and M are trained on", low=1)
+    # Deviation D8: the paper holds nothing out.
     holdout_episodes: int = setting(100, "further episodes, for the held-out losses of V and M alone", low=1)
     min_frames: int = setting(100, "an episode must have more frames than this to be kept", low=1)
 
     # V (appendix A.1)
     z_size: int = setting(64, "Z, latent size", low=1)
+    # Deviation D3: epochs of V and M as in the text; the official code has 10 and 400.
     vision_epochs: int = setting(1, "passes over all frames", low=1)
     vision_updates: int | None = setting(None, "stop V after so many updates (none: whole epochs)", low=1)
     vision_batch: int = setting(100, "frames per update of V", low=1)
@@ -44,6 +46,7 @@ class Config:
     restart_weight: float = setting(10.0, "weight of the restart loss where a restart follows", low=0)
 
     # The dream (section 4)
+    # Deviation D4: 1.15 as in the text and the published log; the official code has 1.25.
     temperature: float = setting(1.15, "tau, temperature of the dream", low=1e-3)
     first_frames: int = setting(1000, "encoded first frames that dreams begin in", low=1)
     max_steps: int = setting(2100, "longest episode in tics, dream and game", low=1)

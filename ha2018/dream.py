@@ -73,7 +73,10 @@ class Dream:
 
 
 class Noise:
-    """Random numbers of dreams: a stream for each seed, so that what a rollout meets depends on its seed alone."""
+    """Random numbers of dreams: a stream for each seed, so that what a rollout meets depends on its seed alone.
+
+    Deviation D6: torch streams instead of numpy's; members with a common seed still meet the same numbers.
+    """
 
     def __init__(self, seeds: Sequence[int], rollouts: int, z_size: int, device: torch.device) -> None:
         self.rollouts, self.z_size, self.device = rollouts, z_size, device

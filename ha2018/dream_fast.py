@@ -101,8 +101,7 @@ class FastDream:
         reach = (self.uniform * cumulative[:, -1])[:, None]
         index = (cumulative[:, :-1] < reach).sum(1, keepdim=True)
         mean, logstd = mean.gather(1, index)[:, 0], logstd.gather(1, index)[:, 0]
-        noise = self.normal.mul_(math.sqrt(self.temperature))
-        torch.addcmul(mean, logstd.exp_(), noise, out=z)
+        torch.addcmul(mean, logstd.exp_(), self.normal, value=math.sqrt(self.temperature), out=z)
         self.inputs[:, n + 1] = 0  # only the first step of an episode carries the restart flag
         torch.gt(self.out[:, -1], 0, out=self.done)
 

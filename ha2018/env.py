@@ -113,7 +113,8 @@ RANDOM_POLICIES: dict[str, Callable[[int], Iterator[float]]] = {
 class TakeCover:
     """Doom Take Cover as in 2018: reward 1 per tic, one tic per step, skill 4, at most `max_steps` tics.
 
-    Frames are rendered at 160 x 120 with the status bar, the same framing as 640 x 480 (Deviation D1).
+    Deviation D1: frames are rendered at 160 x 120 with the status bar, the same framing as 640 x 480.
+    Deviation D2: today's vizdoom, set to what gym-doom of 2017 really ran (it asked for skill 5 and got 4).
     `reset(seed)` makes an episode deterministic given its actions. Must be closed.
     """
 

@@ -224,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         record = record_of_random(options.random, config, options.preset)
         folder.mkdir(parents=True, exist_ok=True)
     else:
-        info = runs.Run.load("ha2018", options.run or runs.default_folder("ha2018", config, options.preset))
+        info = runs.Run.load("ha2018", runs.run_folder("ha2018", config, options))
         config, folder = from_dict(Config, info["config"]), info["folder"]
         agent = Agent(folder, config, runs.usable_device(config.device))
         runs.seed_everything(config.seed, config.device)

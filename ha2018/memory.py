@@ -141,9 +141,9 @@ def sample_next_z(prediction: Prediction, temperature: float, uniform: Tensor, n
 
     uniform, normal [..., Z] are the random numbers: the index is the first k whose cumulative probability reaches
     `uniform`. logstd is not tempered. Returns z' and the index, both [..., Z].
-    Source: paper, section 2.2 and appendix; reference code: doomrnn.py (its one global maximum before the exponential
-    can underflow; the maximum here is per row, the result is the same otherwise).
+    Source: paper, section 2.2 and appendix; reference code: doomrnn.py.
     """
+    # Deviation D5: the official code subtracts one maximum over all latents, which can leave 0 / 0 in a row.
     cumulative = torch.softmax(prediction.logmix / temperature, dim=-1).cumsum(-1)
     index = (cumulative[..., :-1] < uniform[..., None]).sum(-1, keepdim=True)  # the last k takes what is left
     mean, logstd = prediction.mean.gather(-1, index), prediction.logstd.gather(-1, index)

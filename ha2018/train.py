@@ -17,7 +17,7 @@ from torch import Tensor
 
 from common import dist
 from common.config import parse
-from common.run import Run, atomic_write, seed_everything, usable_device
+from common.run import Run, atomic_write, run_folder, seed_everything, usable_device
 from common.seeding import derive_seed
 from common.stage import Stage
 from ha2018 import data
@@ -232,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     usable_device(config.device)
     last = STAGES.index(options.stage or STAGES[-1])
     ranks = dist.setup(config.device)
-    run = Run.open("ha2018", config, options.preset, options.run)
+    run = Run.open("ha2018", config, options.preset, run_folder("ha2018", config, options))
     dist.barrier()
     seed_everything(config.seed, config.device)
 

@@ -56,7 +56,14 @@ def test_set_takes_several_words_and_all_types():
 
 def test_extra_options_are_not_fields():
     options = run("--stage", "vision", extra=lambda parser: parser.add_argument("--stage"))[1]
-    assert vars(options) == {"preset": "cpu", "run": None, "stage": "vision"}
+    assert vars(options) == {"preset": "cpu", "run": None, "stage": "vision", "changed": {}}
+
+
+def test_changed_fields_are_named_whichever_way_they_came():
+    assert run("--set", "vae-batch=7", "--mode", "mean", "--seed", "3", "--task", "doom")[1].changed == {
+        "vae_batch": 7,
+        "mode": "mean",
+    }
 
 
 @pytest.mark.parametrize(

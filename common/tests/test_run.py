@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from common.run import (
     atomic_write,
     check_finite,
     record_template,
+    run_folder,
     seed_everything,
     write_record,
 )
@@ -33,6 +35,9 @@ class Config:
     seed: int = setting(0, "seed", low=0)
     device: str = setting("cpu", "device")
     sizes: tuple[int, ...] = setting((1, 2), "sizes")
+
+
+FOLDER = Path("runs/run")
 
 
 @pytest.fixture(autouse=True)
@@ -50,14 +55,13 @@ def refused(capsys, function, *args):
 
 
 def test_run_is_made_logged_and_continued(tmp_path):
-    first = Run.open("ha2018", Config(), "smoke", None)
-    assert first.folder.as_posix() == "runs/ha2018/doom-smoke-seed0"
+    first = Run.open("ha2018", Config(), "smoke", FOLDER)
     assert sorted(os.listdir(first.folder)) == ["config.json", "meta.json", "metrics.jsonl"]
     first.log("vision", 1, loss=torch.tensor(0.5))
     at = first.position()
     first.log("vision", 2, loss=math.nan)
     first.add_seconds(2.0, "vision")
-    second = Run.open("ha2018", Config(), "smoke", None)
+    second = Run.open("ha2018", Config(), "smoke", FOLDER)
     second.add_seconds(1.0)
     assert second.wall_seconds == 3.0
     assert second.stage_seconds == {"vision": 2.0, "other": 1.0}
@@ -74,17 +78,17 @@ def test_run_is_made_logged_and_continued(tmp_path):
 
 
 def test_a_torn_last_line_is_forgotten():
-    run = Run.open("ha2018", Config(), "smoke", None)
+    run = Run.open("ha2018", Config(), "smoke", FOLDER)
     run.log("vision", 1, loss=1.0)
     with open(run.metrics_path, "ab") as file:
         file.write(b'{"stage": "vis')
-    again = Run.open("ha2018", Config(), "smoke", None)
+    again = Run.open("ha2018", Config(), "smoke", FOLDER)
     again.log("vision", 2, loss=2.0)
     assert [line["step"] for line in again.metrics()] == [1, 2]
 
 
 def test_another_config_is_refused_and_named(capsys):
-    run = Run.open("ha2018", Config(), "smoke", None)
+    run = Run.open("ha2018", Config(), "smoke", FOLDER)
     before = {path: path.read_bytes() for path in run.folder.iterdir()}
     text = refused(capsys, Run.open, "ha2018", replace(Config(), sizes=(3,)), "smoke", run.folder)
     assert "sizes (was [1, 2], now [3])" in text
@@ -100,27 +104,31 @@ def test_foreign_folders_are_refused(capsys, tmp_path):
     assert "no run folder" in refused(capsys, Run.load, "ha2018", tmp_path / "none")
     (tmp_path / "file").touch()
     assert "cannot make" in refused(capsys, Run.open, "ha2018", Config(), "smoke", tmp_path / "file" / "run")
-    run = Run.open("muzero", Config(), "smoke", None)
+    run = Run.open("muzero", Config(), "smoke", FOLDER)
     assert "a run of muzero" in refused(capsys, Run.load, "ha2018", run.folder)
     (run.folder / "config.json").write_text("{")
-    assert "damaged" in refused(capsys, Run.open, "muzero", Config(), "smoke", None)
+    assert "damaged" in refused(capsys, Run.open, "muzero", Config(), "smoke", FOLDER)
 
 
 def test_a_bad_option_leaves_no_folder(capsys, tmp_path):
     def program(*argv):
         presets = {"cpu": Preset("claim")}
         config, options = parse(Config, {"doom": {}}, presets, argv, prog="x", description="y")
-        Run.open("ha2018", config, options.preset, options.run)
+        Run.open("ha2018", config, options.preset, run_folder("ha2018", config, options))
 
     refused(capsys, program, "--seed", "-1")
     assert os.listdir(tmp_path) == []
     program("--seed", "1")
-    assert os.listdir(tmp_path / "runs" / "ha2018") == ["doom-cpu-seed1"]
+    program("--seed", "1", "--set", "sizes=3,4", "--device", "cpu:0")
+    program("--run", "elsewhere")
+    folders = {"doom-cpu-seed1", "doom-cpu-seed1-device=cpu_0-sizes=3,4"}
+    assert set(os.listdir(tmp_path / "runs" / "ha2018")) == folders
+    assert (tmp_path / "elsewhere" / "config.json").is_file()
 
 
 def test_only_the_first_rank_writes(monkeypatch, tmp_path):
     monkeypatch.setenv("RANK", "1")
-    run = Run.open("ha2018", Config(), "smoke", None)
+    run = Run.open("ha2018", Config(), "smoke", FOLDER)
     run.log("vision", 1, loss=1.0)
     run.add_seconds(1.0)
     run.rewind(run.position())
@@ -128,7 +136,7 @@ def test_only_the_first_rank_writes(monkeypatch, tmp_path):
 
 
 def test_a_full_disk_loses_the_line_not_the_run(monkeypatch, capsys):
-    run = Run.open("ha2018", Config(), "smoke", None)
+    run = Run.open("ha2018", Config(), "smoke", FOLDER)
     run.log("vision", 1, loss=1.0)
 
     def full(*_):
@@ -154,7 +162,7 @@ def test_a_full_disk_loses_the_line_not_the_run(monkeypatch, capsys):
 
 
 def test_progress_is_silent_without_a_terminal(capsys):
-    with Run.open("ha2018", Config(), "smoke", None).progress(3, "vision") as bar:
+    with Run.open("ha2018", Config(), "smoke", FOLDER).progress(3, "vision") as bar:
         bar.update(3)
     assert capsys.readouterr().err == ""
 
@@ -192,7 +200,7 @@ def test_seeding_repeats_the_global_generators():
 
 
 def test_records_are_checked(tmp_path):
-    record = record_template(Run.load("ha2018", Run.open("ha2018", Config(), "smoke", None).folder))
+    record = record_template(Run.load("ha2018", Run.open("ha2018", Config(), "smoke", FOLDER).folder))
     record |= {
         "suite": "cpu",
         "claim": "c",

@@ -1,0 +1,145 @@
+"""The test in the real game: what an episode's return depends on, and the files of an evaluated run."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import cv2
+import pytest
+import torch
+
+from common.run import RECORD_KEYS
+from ha2018 import env, evaluate
+from ha2018.env import RANDOM_POLICIES
+from ha2018.evaluate import fresh_seeds, play, random_returns
+from ha2018.memory import MDNRNN
+from ha2018.vision import VAE
+
+SEEDS = [3, 1, 4, 1, 5]
+
+
+@pytest.fixture(scope="module")
+def agent():
+    """Never trained, but its actions depend on z and on the state."""
+    torch.manual_seed(0)
+    memory = MDNRNN(4, 1, 6, 5, predicts_restart=True)
+    return SimpleNamespace(vae=VAE(4).eval(), memory=memory, params=torch.randn(16), device=torch.device("cpu"))
+
+
+@pytest.fixture
+def actions(monkeypatch):
+    """Every action that is taken, in order."""
+    taken = []
+
+    def button(action):
+        taken.append(action)
+        return env.button(action)
+
+    monkeypatch.setattr(evaluate, "button", button)
+    return taken
+
+
+def test_random_returns_depend_on_the_seed_alone():
+    for policy in RANDOM_POLICIES:
+        returns = random_returns(policy, SEEDS, 110, 3)
+        assert returns == random_returns(policy, SEEDS, 110, 1)
+        assert returns[1] == returns[3]
+        assert max(returns) <= 110
+    assert len(set(random_returns("uniform", [0, 1, 2, 3, 4, 5], 600, 2))) > 2
+
+
+def test_play_is_deterministic(agent, actions):
+    first = play(agent, SEEDS, 110, 2)
+    taken = actions.copy()
+    actions.clear()
+    assert play(agent, SEEDS, 110, 2) == first
+    assert actions == taken
+    assert len(taken) == sum(first)
+    assert first[1] == first[3]
+
+
+def test_an_episode_does_not_begin_with_the_state_of_the_one_before(agent, actions):
+    play(agent, [7], 25, 1)
+    alone = actions.copy()
+    actions.clear()
+    play(agent, [2, 7], 25, 1)
+    assert actions[25:] == pytest.approx(alone, abs=1e-5)
+
+
+def test_games_side_by_side_do_not_mix(agent, actions):
+    alone = []
+    for seed in (6, 7, 8):
+        play(agent, [seed], 25, 1)
+        alone.append(actions.copy())
+        actions.clear()
+    assert play(agent, [6, 7, 8], 25, 3) == [25, 25, 25]
+    for k in range(3):
+        assert actions[k::3] == pytest.approx(alone[k], abs=1e-5)
+    assert alone[0] != alone[1]
+
+
+def test_fresh_seeds_are_distinct_and_fit_the_game():
+    seeds = fresh_seeds(0, 1000)
+    assert len({*seeds, *fresh_seeds(1, 1000)}) == 2000
+    assert fresh_seeds(0, 10) == seeds[:10]
+    assert 0 <= min(seeds) < max(seeds) < 2**31
+
+
+def test_a_trained_run_is_tested_filmed_and_recorded(trained, start, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("frames"))
+    process = start("ha2018.evaluate", "--run", str(folder))
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert errors == ""
+    record = json.loads((folder / "record.json").read_text())
+    assert set(record) == RECORD_KEYS
+    assert record["finished"] is True
+    assert record["claim"] == "dream-transfer"
+    assert (record["paper"], record["task"], record["preset"], record["seed"]) == ("ha2018", "doom", "smoke", 0)
+    assert record["protocol"] == "doom-4-cap200"
+    assert record["parameters"] == {"V": 4_446_915, "M": 44_385, "C": 128}
+    assert record["budget"]["generations"] == 10
+    assert record["budget"]["rollouts"] == 10 * 8 * 2
+    assert set(record["controls"]) == {"uniform random", "held random"}
+    assert "dream return" in record["measurements"]
+    samples = [record, *record["controls"].values(), *record["measurements"].values()]
+    for part in samples:
+        assert len(part["values"]) == part["episodes"] >= 1
+        assert part["value"] == pytest.approx(sum(part["values"]) / part["episodes"])
+        assert isinstance(part["protocol"], str)
+    for curve in record["curves"].values():
+        assert len(curve["x"]) == len(curve["y"]) >= 2
+    assert f"{record['value']:.1f}" in output
+    assert (folder / "curves.png").stat().st_size > 1000
+    film = cv2.VideoCapture(str(folder / "video.webm"))
+    ok, frame = film.read()
+    film.release()
+    assert ok
+    assert frame.std() > 5
+
+
+def test_a_random_policy_is_recorded_without_a_run(tmp_path, capsys):
+    folder = tmp_path / "random"
+    evaluate.main(["--random", "none", "--preset", "smoke", "--run", str(folder)])
+    record = json.loads((folder / "record.json").read_text())
+    assert set(record) == RECORD_KEYS
+    assert record["claim"] == "random-none"
+    assert record["values"] == random_returns("none", fresh_seeds(0, 4), 200, 2)
+    assert record["protocol"] == "doom-4-cap200"
+    assert str(folder / "record.json") in capsys.readouterr().out
+
+
+def test_a_run_that_is_not_there_or_not_ended_is_named_in_one_line(trained, tmp_path, capsys):
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(trained, unfinished, ignore=shutil.ignore_patterns("frames", "controller*"))
+    for folder, reason in ((tmp_path / "none", "is no run folder"), (unfinished, "training has not ended")):
+        with pytest.raises(SystemExit) as end:
+            evaluate.main(["--run", str(folder)])
+        assert end.value.code == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert f"{folder}" in error
+        assert reason in error
+    assert not (tmp_path / "none").exists()
+    assert not (unfinished / "record.json").exists()

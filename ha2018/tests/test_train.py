@@ -1,0 +1,208 @@
+"""The real train command: killed and resumed, on two ranks, with bad options, with a loss that is not finite."""
+
+import itertools
+import json
+import random
+import time
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from common import checkpoint, dist
+from common.run import NonFiniteError, Run
+from ha2018 import evaluate, train
+from ha2018.config import Config
+from ha2018.data import Latents
+from ha2018.tests.calculation import calculate
+from ha2018.tests.conftest import SMOKE
+
+TOTAL = {"vision": 4, "memory": 20, "controller": 10}
+
+
+def lines(folder):
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "wall"} for line in metrics]
+
+
+def same_tensors(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def kill_within(process, folder, stage, rng):
+    """SIGKILL at a random moment after a random checkpoint of the first half of `stage`.
+
+    Then as if the newest checkpoint had not been finished, and half a line of the log just been written.
+    """
+    wanted = folder / stage / f"step-{rng.randint(2, TOTAL[stage] // 2):09d}.safetensors"
+    while not wanted.exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.001)
+    time.sleep(rng.uniform(0, 0.02))
+    process.kill()
+    process.communicate()
+    assert process.returncode == -9
+    newest = checkpoint.load_latest(folder / stage)
+    assert newest is not None
+    assert newest.step < TOTAL[stage], "killed too late to show anything"
+    newest.path.unlink()
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(f'{{"stage": "{stage}", "st')
+
+
+def test_killed_in_every_stage_and_resumed_equals_one_go(trained, start, tmp_path):
+    """One of the restarts is for the stages up to M alone."""
+    folder, rng = tmp_path / "run", random.Random(0)
+    words = ("ha2018.train", *SMOKE, "--run", str(folder))
+    kill_within(start(*words), folder, "vision", rng)
+    kill_within(start(*words), folder, "memory", rng)
+    process = start(*words, "--stage", "memory")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert not (folder / "controller").exists()
+    kill_within(start(*words), folder, "controller", rng)
+    assert not (folder / "controller.safetensors").exists()
+    process = start(*words)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+
+    assert lines(folder) == lines(trained)
+    for name in ("controller.safetensors", "latents.safetensors", "latents_holdout.safetensors", "config.json"):
+        assert (folder / name).read_bytes() == (trained / name).read_bytes(), name
+    for stage, total in TOTAL.items():
+        ours, theirs = (checkpoint.load_latest(f / stage) for f in (folder, trained))
+        assert ours is not None
+        assert theirs is not None
+        assert ours.step == theirs.step == total
+        same_tensors(ours.tensors, theirs.tensors)
+    assert len(json.loads((folder / "meta.json").read_text())["restarts"]) == 4
+
+
+def test_a_finished_run_started_again_changes_nothing(trained, capsys):
+    before = {path: path.read_bytes() for path in trained.rglob("*.*") if path.name not in ("meta.json", "clock.json")}
+    seeds = torch.get_rng_state(), torch.are_deterministic_algorithms_enabled()
+    try:
+        train.main([*SMOKE, "--run", str(trained)])
+    finally:
+        torch.set_rng_state(seeds[0])
+        torch.use_deterministic_algorithms(seeds[1])
+    assert "trained" in capsys.readouterr().out
+    for path, content in before.items():
+        assert path.read_bytes() == content, path
+
+
+def test_two_ranks_equal_one(start, tmp_path):
+    """Costs and controller exactly; gradients, which are summed in another order, to rounding."""
+    folders = tmp_path / "one", tmp_path / "two"
+    for folder in folders:
+        folder.mkdir()
+    launch = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "ha2018.tests.calculation")
+    process = start(*launch, str(folders[1]))
+    calculate(folders[0])
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    one, two = (safetensors.torch.load_file(folder / "result.safetensors") for folder in folders)
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        tolerance = 1e-6 * float(value.abs().max()) if "gradient" in name else 0
+        torch.testing.assert_close(two[name], value, rtol=0, atol=tolerance, msg=name)
+    assert len(one["costs"].unique()) > 3
+    assert lines(folders[0] / "run") == lines(folders[1] / "run")
+
+
+def test_a_loss_that_is_not_finite_names_stage_step_term_and_checkpoint(tmp_path):
+    """The second of two updates meets a latent that is not a number."""
+    config = Config(z_size=2, hidden_size=4, memory_batch=1, memory_length=10, memory_epochs=1, checkpoint_seconds=0)
+    mu = torch.zeros(20, 2)
+    mu[15] = torch.nan
+    latents = Latents(mu, torch.zeros(20, 2), torch.zeros(20, 1), [20])
+    run = Run.open("ha2018", config, "smoke", tmp_path / "run")
+    with pytest.raises(NonFiniteError, match=r"memory step 2: z_nll is nan; .*memory/step-000000001\.safetensors"):
+        train.train_memory(run, config, dist.setup(), latents, latents)
+    assert [line["step"] for line in lines(run.folder)] == [1]
+
+
+def test_the_learning_rate_of_m_is_the_official_schedule():
+    config = Config()
+    assert train.memory_lr(0, config) == 1e-3
+    assert train.memory_lr(24_400, config) == pytest.approx(7.86e-4, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--z-size", "0"], "z_size"),
+        (["--task", "pong"], "pong"),
+        (["--population", "7"], "population must be even, not 7"),
+        (["--sett", "x=1"], "--sett"),
+        (["--set", "x=1"], "'x'"),
+        (["--device", "cuda:99"], "cuda:99"),
+        (["--preset", "nite"], "night"),
+        (["--memory-lr-end", "1"], "memory_lr_end"),
+        (["--vision-lr", "fast"], "fast"),
+        (["--stage", "sleep"], "sleep"),
+        (["--policy", "none"], "held"),
+    ],
+)
+@pytest.mark.parametrize("program", [train, evaluate])
+def test_bad_options_end_in_one_line_and_leave_nothing(program, words, complaint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        program.main(["--preset", "smoke", *words])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert program is evaluate or complaint in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_of_other_settings_is_refused(trained, capsys):
+    before = (trained / "meta.json").read_bytes()
+    with pytest.raises(SystemExit) as end:
+        train.main([*SMOKE, "--run", str(trained), "--seed", "1", "--hidden-size", "16"])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    for words in ("seed (was 0, now 1)", "hidden_size (was 32, now 16)", "--run"):
+        assert words in error
+    assert (trained / "meta.json").read_bytes() == before
+
+
+def test_the_log_tells_every_stage(trained):
+    stages = [name for name, _ in itertools.groupby(line["stage"] for line in lines(trained))]
+    assert stages[:5] == ["vision", "vision holdout", "memory", "memory holdout", "controller"]
+    assert [line["step"] for line in lines(trained) if line["stage"] == "trial"] == [2, 4, 6, 8, 10]
+    best = safetensors.torch.load_file(trained / "controller.safetensors")["params"]
+    assert best.shape == (128,)
+    assert torch.equal(best, (best * 10_000).round() / 10_000)
+
+
+def test_the_controller_kept_is_the_mean_with_the_best_trial(tmp_path, monkeypatch):
+    """Trials of 3, 9 and 5 tics: the second mean is the answer, also when the third trial comes after a resume."""
+    config = Config(z_size=2, hidden_size=3, population=4, generations=3, trial_every=1, checkpoint_seconds=0)
+    scores, means = iter([3.0, 9.0, 5.0]), []
+
+    def dream_returns(memory, bank, params, seeds, config, ranks):
+        if len(params) == config.trial_seeds:
+            means.append(torch.from_numpy(params[0]))
+            score = next(scores)
+            if score == 5 and len(means) == 3 and not (tmp_path / "killed").exists():
+                (tmp_path / "killed").touch()
+                raise KeyboardInterrupt
+            return params[:, :1] * 0 + score
+        return (params**2).sum(1, keepdims=True)
+
+    monkeypatch.setattr(train, "dream_returns", dream_returns)
+    unused: Any = None
+    arguments = config, dist.setup(), unused, unused
+    run = Run.open("ha2018", config, "smoke", tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        train.train_controller(run, *arguments)
+    scores = iter([5.0])
+    run = Run.open("ha2018", config, "smoke", tmp_path / "run")
+    best = train.train_controller(run, *arguments)
+    assert torch.equal(torch.from_numpy(best), means[1])
+    assert not torch.equal(means[1], means[3])
