@@ -125,6 +125,11 @@ def unpack_optimizer(
         parts[part][key] = tensor.clone()
     groups = [parts.pop(f"group{index}") for index in range(len(parts)) if f"group{index}" in parts]
     optimizer.load_state_dict({"state": {int(p): v for p, v in parts.items()}, "param_groups": groups})
+    # A fused step walks parameter and state by address, so both must have one memory layout (channels-last weights).
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def pack_rng(

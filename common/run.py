@@ -143,27 +143,24 @@ class Run:
         """All lines, oldest first."""
         return read_metrics(self.folder)
 
-    def position(self) -> int:
-        """Byte length of metrics.jsonl, made durable: a checkpoint must not know more lines than the disk."""
-        if not is_main_process():
-            return 0
-        with open(self.metrics_path, "ab") as file:
-            os.fsync(file.fileno())
-        return self.metrics_path.stat().st_size
-
-    def rewind(self, position: int) -> None:
-        """Forgets the lines written after `position`; a resumed run writes them again."""
+    def flush(self) -> None:
+        """Makes metrics.jsonl durable: a checkpoint must not know more lines than the disk."""
         if is_main_process():
-            os.truncate(self.metrics_path, min(position, self.metrics_path.stat().st_size))
+            with open(self.metrics_path, "ab") as file:
+                os.fsync(file.fileno())
 
-    def rewind_stage(self, stage: str) -> None:
-        """Forgets the lines from the first of `stage` on: it begins anew."""
-        position = 0
-        for line in self.metrics_path.read_bytes().splitlines(keepends=True):
-            if json.loads(line)["stage"] == stage:
-                self.rewind(position)
-                return
-            position += len(line)
+    def forget(self, stage: str, after: int) -> None:
+        """Drops the lines of `stage`, and of "<stage> <part>", behind step `after`: they will be written again."""
+        if not is_main_process():
+            return
+        lines = self.metrics()
+        kept = [
+            line
+            for line in lines
+            if not (line["stage"] == stage or line["stage"].startswith(f"{stage} ")) or line["step"] <= after
+        ]
+        if len(kept) < len(lines):
+            atomic_write(self.metrics_path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
 
     def progress(self, total: int, desc: str, initial: int = 0, unit: str = "it") -> tqdm[Any]:
         """A bar with rate and time left; silent if stderr is no terminal or this is not the first rank."""

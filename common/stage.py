@@ -20,7 +20,9 @@ class Stage:
 
     for update in stage.updates():
         ...
-        stage.done(update, losses)
+        stage.log(update, losses)
+        if stage.due(update):
+            stage.save(update)
 
     `extra` tensors and `state` are what the loop carries besides modules and optimiser; `first` is the next update.
     """
@@ -46,13 +48,8 @@ class Stage:
         found = checkpoint.load_latest(self.folder, ranks.device)
         if found is not None:
             self._restore(found)
-        else:
-            run.rewind_stage(name)
+        run.forget(name, after=self.first)
         self._saved = self._ticked = time.monotonic()
-
-    @property
-    def finished(self) -> bool:
-        return self.first >= self.total
 
     def updates(self) -> Iterator[int]:
         """The numbers of the updates still to do; a bar shows rate, time left and the last loss."""
@@ -99,7 +96,8 @@ class Stage:
         if self.optimizer is not None:
             optimizer_tensors, optimizer_state = checkpoint.pack_optimizer("optimizer", self.optimizer)
             tensors |= optimizer_tensors
-        content = {"position": self.run.position(), "optimizer": optimizer_state, "state": dict(state or {})}
+        content = {"optimizer": optimizer_state, "state": dict(state or {})}
+        self.run.flush()
         checkpoint.save(self.folder, update + 1, tensors, content)
 
     def _restore(self, found: checkpoint.Checkpoint) -> None:
@@ -109,8 +107,6 @@ class Stage:
         if self.optimizer is not None:
             checkpoint.unpack_optimizer("optimizer", self.optimizer, found.tensors, found.state["optimizer"])
         self.extra = {k.removeprefix("extra/"): v for k, v in found.tensors.items() if k.startswith("extra/")}
-        if not self.finished:  # later stages have written behind the position of a finished one
-            self.run.rewind(found.state["position"])
 
     def _tick(self) -> None:
         """Put the seconds since the last call on the clock of the run."""

@@ -115,7 +115,10 @@ class Frames:
         seen, number = 0, 0
         while len(self.lengths) < episodes:
             shard = safetensors.torch.load_file(shard_path(folder, number))
-            start = 0
+            start, number = 0, number + 1
+            if seen + len(shard["length"]) <= skip:
+                seen += len(shard["length"])
+                continue
             for length in shard["length"].tolist():
                 if skip <= seen < skip + episodes:
                     frames = np.arange(start, start + length)
@@ -124,7 +127,6 @@ class Frames:
                     actions.append(shard["action"][start : start + length])
                 seen, start = seen + 1, start + length
             self.shards.append((shard["png"].numpy(), shard["offset"].numpy()))
-            number += 1
         self.index = np.concatenate(index)  # [N, 2]: shard, frame in it
         self.actions = torch.cat(actions)  # [N]
 

@@ -20,7 +20,7 @@ import vizdoom.gymnasium_wrapper  # registers the Vizdoom* environments
 from PIL import Image
 
 OBS_SIZE = 64
-NOTHING, MOVE_LEFT, MOVE_RIGHT = 0, 1, 2  # actions of VizdoomTakeCover-v1
+NOTHING, MOVE_RIGHT, MOVE_LEFT = 0, 1, 2  # actions of VizdoomTakeCover-v1, which counts its buttons from the last
 BUTTON_THRESHOLD = 0.3333  # not one third: reference code, doomreal.py
 
 # One process may start many games; the working directory belongs to all of its threads.

@@ -1,7 +1,7 @@
 """The paper's test: the controller that was evolved in the dream plays fresh episodes of the real game.
 
-    python -m ha2018.evaluate --preset cpu --seed 0           the run of that preset and seed
-    python -m ha2018.evaluate --random uniform --episodes 200  a random policy, without any run
+    python -m ha2018.evaluate --preset cpu --seed 0            the run of that preset and seed
+    python -m ha2018.evaluate --random uniform                 a random policy, without any run
 
 Writes record.json, curves.png and video.webm into the run folder.
 Source: paper, section 4, table 2; reference code: model.py (doomrnn).
@@ -9,16 +9,16 @@ Source: paper, section 4, table 2; reference code: model.py (doomrnn).
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from common import run as runs
-from common.config import from_dict, parse, to_dict
+from common.config import from_dict, parse, to_dict, user_error
 from common.seeding import derive_seed
 from ha2018 import data, pictures
 from ha2018.agent import Agent
@@ -64,6 +64,7 @@ def play(agent: Agent, seeds: Sequence[int], max_steps: int, games: int) -> list
                     episode[k] = e = waiting.pop()
                     noise[e] = torch.Generator().manual_seed(seeds[e])
                     frame, restart[row] = worlds.reset([(k, seeds[e])])[0], 1
+                    state.c[row], state.h[row] = 0, 0  # C acts before M has dropped them
                 obs.append(frame)
                 keep.append(row)
             if len(keep) < len(active):
@@ -103,7 +104,7 @@ def sample(values: Sequence[float], name: str) -> dict[str, Any]:
         "value": float(np.mean(values)),
         "values": list(values),
         "episodes": len(values),
-        "protocol": protocol,
+        "protocol": name,
     }
 
 
@@ -148,7 +149,7 @@ def record_of_run(info: dict[str, Any], agent: Agent, config: Config) -> dict[st
         "measurements": {"dream return": dream, **dict(sorted(holdout.items()))},
         "curves": {
             "dream population mean": _curve(metrics, "controller", "pop_mean", "generation", "tics"),
-            "dream trial": _curve(metrics, "trial", "dream_return", "generation", "tics"),
+            "dream trial": _curve(metrics, "controller trial", "dream_return", "generation", "tics"),
             "V reconstruction": _curve(metrics, "vision", "reconstruction", "update", "squared error per image"),
             "M z nll": _curve(metrics, "memory", "z_nll", "update", "nats per latent dimension"),
             "M restart loss": _curve(metrics, "memory", "restart", "update", "nats"),
@@ -158,7 +159,7 @@ def record_of_run(info: dict[str, Any], agent: Agent, config: Config) -> dict[st
     }
 
 
-def record_of_random(policy: str, config: Config, preset: str) -> dict[str, Any]:
+def record_of_random(policy: str, config: Config) -> dict[str, Any]:
     """A random policy in the real game, as record.json: the calibration of the world against the published numbers."""
     start = time.monotonic()
     seeds = fresh_seeds(config.seed, config.test_episodes)
@@ -170,7 +171,7 @@ def record_of_random(policy: str, config: Config, preset: str) -> dict[str, Any]
         "suite": "calibration",
         "claim": f"random-{policy}",
         "task": config.task,
-        "preset": preset,
+        "preset": "paper",
         "seed": config.seed,
         **sample(returns, protocol(config)),
         "metric": "return",
@@ -204,6 +205,14 @@ def _curve(metrics: Sequence[dict[str, Any]], stage: str, name: str, x_unit: str
     }
 
 
+def _with_test_settings(config: Config, changed: Mapping[str, Any]) -> Config:
+    """The config of a run with what the command line says of the test; what belongs to training is refused."""
+    wrong = sorted(set(changed) - {"device", "test_episodes", "test_games"})
+    if wrong:
+        user_error(f"{', '.join(wrong)}: fixed by the run in --run; a test takes device, test_episodes, test_games")
+    return replace(config, **changed)
+
+
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--random", choices=sorted(RANDOM_POLICIES), help="test this random policy instead of a run")
 
@@ -219,13 +228,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         extra=_options,
     )
     if options.random:
-        name = f"{config.task}-random-{options.random}-seed{config.seed}"
-        folder = options.run or Path("runs") / "ha2018" / name
-        record = record_of_random(options.random, config, options.preset)
+        options.preset = f"random-{options.random}"
+        folder = runs.run_folder("ha2018", config, options)
+        if (folder / "config.json").exists():
+            user_error(f"{folder} holds a training run; choose another folder for a random policy with --run")
+        record = record_of_random(options.random, config)
         folder.mkdir(parents=True, exist_ok=True)
     else:
-        info = runs.Run.load("ha2018", runs.run_folder("ha2018", config, options))
-        config, folder = from_dict(Config, info["config"]), info["folder"]
+        folder = runs.run_folder("ha2018", config, options)
+        info = runs.Run.load("ha2018", folder)
+        config = from_dict(Config, info["config"])
+        if options.run is not None:
+            config = _with_test_settings(config, options.changed)
         agent = Agent(folder, config, runs.usable_device(config.device))
         runs.seed_everything(config.seed, config.device)
         record = record_of_run(info, agent, config)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from common import dist
-from common.config import parse
+from common.config import parse, user_error
 from common.run import Run, atomic_write, run_folder, seed_everything, usable_device
 from common.seeding import derive_seed
 from common.stage import Stage
@@ -155,7 +155,7 @@ def train_controller(run: Run, config: Config, ranks: dist.Ranks, memory: MDNRNN
                 config,
                 ranks,
             )
-            run.log("trial", generation + 1, dream_return=trial.mean(), dream_std=trial.std())
+            run.log("controller trial", generation + 1, dream_return=trial.mean(), dream_std=trial.std())
             if trial.mean() > best_trial:
                 best, best_trial = torch.from_numpy(mean), float(trial.mean())
         if stage.due(generation):
@@ -221,44 +221,38 @@ def _noise(rows: int, config: Config, ranks: dist.Ranks, purpose: str, number: i
     return torch.randn(rows, config.z_size, generator=generator, device=ranks.device)
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--stage", choices=STAGES, help="end after this stage (default: all of them)")
+def first_frames(latents: Latents, config: Config, device: torch.device) -> FirstFrames:
+    """The bank of dream beginnings: the first frames of the first episodes."""
+    rows = latents.first[: config.first_frames]
+    return FirstFrames.of(latents.mu[rows].to(device), latents.logvar[rows].to(device))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    config, options = parse(
-        Config, TASKS, PRESETS, argv, prog="python -m ha2018.train", description=__doc__ or "", extra=_options
-    )
-    usable_device(config.device)
-    last = STAGES.index(options.stage or STAGES[-1])
-    ranks = dist.setup(config.device)
-    run = Run.open("ha2018", config, options.preset, run_folder("ha2018", config, options))
-    dist.barrier()
-    seed_everything(config.seed, config.device)
-
+def train(run: Run, config: Config, ranks: dist.Ranks, last: str) -> None:
+    """All stages up to `last`, each from where it stopped."""
     folder = run.folder.resolve()
     if dist.is_main(ranks):
         with run.timed("collect"):
             needed = config.episodes + config.holdout_episodes
             data.collect(run, folder / "frames", config.policy, needed, config.min_frames, config.seed, config.workers)
     dist.barrier()
-    if last < STAGES.index("vision"):
+    if last == "collect":
         return
     frames = Frames(folder / "frames", config.episodes)
     holdout = Frames(folder / "frames", config.holdout_episodes, skip=config.episodes)
     vae = train_vision(run, config, ranks, frames, holdout)
-    if last < STAGES.index("memory"):
+    if last == "vision":
         return
-    with run.timed("encode"):
-        if dist.is_main(ranks):
-            data.encode(run, vae, frames, folder / "latents.safetensors", ranks.device)
-            data.encode(run, vae, holdout, folder / "latents_holdout.safetensors", ranks.device)
-        dist.barrier()
-    latents = data.load_latents(frames, folder / "latents.safetensors")
-    memory = train_memory(
-        run, config, ranks, latents, data.load_latents(holdout, folder / "latents_holdout.safetensors")
+    encoded = {"latents": frames, "latents_holdout": holdout}
+    if dist.is_main(ranks):
+        with run.timed("encode"):
+            for name, part in encoded.items():
+                data.encode(run, vae, part, folder / f"{name}.safetensors", ranks.device)
+    dist.barrier()
+    latents, latents_holdout = (
+        data.load_latents(part, folder / f"{name}.safetensors") for name, part in encoded.items()
     )
-    if last < STAGES.index("controller"):
+    memory = train_memory(run, config, ranks, latents, latents_holdout)
+    if last == "memory":
         return
     bank = first_frames(latents, config, ranks.device)
     params = train_controller(run, config, ranks, memory, bank)
@@ -270,14 +264,30 @@ def main(argv: Sequence[str] | None = None) -> None:
             "frames": torch.tensor(len(frames)),
         }
         atomic_write(folder / "controller.safetensors", safetensors.torch.save(tensors))
-        print(f"trained: {run.folder}")
-    dist.close()
 
 
-def first_frames(latents: Latents, config: Config, device: torch.device) -> FirstFrames:
-    """The bank of dream beginnings: the first frames of the first episodes."""
-    rows = latents.first[: config.first_frames]
-    return FirstFrames.of(latents.mu[rows].to(device), latents.logvar[rows].to(device))
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--stage", choices=STAGES, default=STAGES[-1], help="end after this stage (default: the last)")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config, options = parse(
+        Config, TASKS, PRESETS, argv, prog="python -m ha2018.train", description=__doc__ or "", extra=_options
+    )
+    usable_device(config.device)
+    ranks = dist.setup(config.device)
+    try:
+        for name in ("vision_batch", "memory_batch"):
+            if getattr(config, name) % ranks.world_size:  # the mean of the ranks' gradients must be that of the batch
+                user_error(f"{name} {getattr(config, name)} does not divide over {ranks.world_size} processes")
+        run = Run.open("ha2018", config, options.preset, run_folder("ha2018", config, options))
+        dist.barrier()
+        seed_everything(config.seed, config.device)
+        train(run, config, ranks, options.stage)
+        if dist.is_main(ranks):
+            print(f"trained up to {options.stage}: {run.folder}")
+    finally:
+        dist.close()
 
 
 if __name__ == "__main__":

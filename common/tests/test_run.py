@@ -58,18 +58,20 @@ def test_run_is_made_logged_and_continued(tmp_path):
     first = Run.open("ha2018", Config(), "smoke", FOLDER)
     assert sorted(os.listdir(first.folder)) == ["config.json", "meta.json", "metrics.jsonl"]
     first.log("vision", 1, loss=torch.tensor(0.5))
-    at = first.position()
     first.log("vision", 2, loss=math.nan)
+    first.log("vision holdout", 2, loss=3.0)
+    first.log("visions", 2, loss=4.0)
+    first.flush()
     first.add_seconds(2.0, "vision")
     second = Run.open("ha2018", Config(), "smoke", FOLDER)
     second.add_seconds(1.0)
     assert second.wall_seconds == 3.0
     assert second.stage_seconds == {"vision": 2.0, "other": 1.0}
-    assert [(line["step"], line["loss"]) for line in second.metrics()] == [(1, 0.5), (2, None)]
-    second.rewind(at)
+    assert [(line["step"], line["loss"]) for line in second.metrics()] == [(1, 0.5), (2, None), (2, 3.0), (2, 4.0)]
+    second.forget("vision", after=1)
     second.log("vision", 2, loss=0.25)
-    assert [line["loss"] for line in second.metrics()] == [0.5, 0.25]
-    assert second.metrics()[1]["wall"] >= 2.0
+    assert [line["loss"] for line in second.metrics()] == [0.5, 4.0, 0.25]
+    assert second.metrics()[2]["wall"] >= 2.0
     info = Run.load("ha2018", first.folder)
     assert info["config"] == {"task": "doom", "seed": 0, "device": "cpu", "sizes": [1, 2]}
     assert len(info["meta"]["restarts"]) == 1
@@ -131,7 +133,8 @@ def test_only_the_first_rank_writes(monkeypatch, tmp_path):
     run = Run.open("ha2018", Config(), "smoke", FOLDER)
     run.log("vision", 1, loss=1.0)
     run.add_seconds(1.0)
-    run.rewind(run.position())
+    run.flush()
+    run.forget("vision", after=0)
     assert os.listdir(tmp_path) == []
 
 
