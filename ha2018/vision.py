@@ -9,6 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class OnePixelDeconv(nn.ConvTranspose2d):
+    """A transposed convolution of a single pixel: one matrix product, which is what this does, several times faster."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """x [B, C, 1, 1] -> [B, C', kernel, kernel]."""
+        assert self.bias is not None
+        pixels = (x.flatten(1) @ self.weight.flatten(1)).unflatten(1, self.weight.shape[1:])
+        return pixels + self.bias[:, None, None]
+
+
 class VAE(nn.Module):
     """Encoder 64-31-14-6-2 and decoder 1-5-13-30-64 (pixels a side).
 
@@ -25,7 +35,7 @@ class VAE(nn.Module):
         self.enc_mu = nn.Linear(1024, z_size)
         self.enc_logvar = nn.Linear(1024, z_size)
         self.dec_fc = nn.Linear(z_size, 1024)
-        self.dec_deconv1 = nn.ConvTranspose2d(1024, 128, 5, stride=2)
+        self.dec_deconv1 = OnePixelDeconv(1024, 128, 5, stride=2)
         self.dec_deconv2 = nn.ConvTranspose2d(128, 64, 5, stride=2)
         self.dec_deconv3 = nn.ConvTranspose2d(64, 32, 6, stride=2)
         self.dec_deconv4 = nn.ConvTranspose2d(32, 3, 6, stride=2)
@@ -34,7 +44,7 @@ class VAE(nn.Module):
                 nn.init.xavier_uniform_(parameter)
             else:
                 nn.init.zeros_(parameter)
-            if parameter.ndim == 4:
+            if parameter.ndim == 4 and parameter is not self.dec_deconv1.weight:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,8 +61,8 @@ class VAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """z [B, Z] -> images [B, 3, 64, 64] in (0, 1). No activation follows the linear layer."""
-        x = self.dec_fc(z)[:, :, None, None].contiguous(memory_format=torch.channels_last)
-        x = F.relu(self.dec_deconv1(x))
+        x = self.dec_fc(z)[:, :, None, None]
+        x = F.relu(self.dec_deconv1(x)).contiguous(memory_format=torch.channels_last)
         x = F.relu(self.dec_deconv2(x))
         x = F.relu(self.dec_deconv3(x))
         return torch.sigmoid(self.dec_deconv4(x))

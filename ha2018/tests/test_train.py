@@ -174,7 +174,7 @@ def test_a_run_of_other_settings_is_refused(trained, capsys):
 def test_the_log_tells_every_stage(trained):
     stages = [name for name, _ in itertools.groupby(line["stage"] for line in lines(trained))]
     assert stages[:5] == ["vision", "vision holdout", "memory", "memory holdout", "controller"]
-    assert [line["step"] for line in lines(trained) if line["stage"] == "trial"] == [2, 4, 6, 8, 10]
+    assert [line["step"] for line in lines(trained) if line["stage"] == "controller trial"] == [2, 4, 6, 8, 10]
     best = safetensors.torch.load_file(trained / "controller.safetensors")["params"]
     assert best.shape == (128,)
     assert torch.equal(best, (best * 10_000).round() / 10_000)
