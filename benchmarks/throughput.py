@@ -204,7 +204,7 @@ def _game() -> dict[str, Any]:
         lengths: list[int] = []
 
         def play(seed: int) -> Callable[[Any], int]:
-            return lambda game: len(random_episode(game, "held", seed)[0])
+            return lambda game: len(random_episode(game, seed, 10)[0])
 
         def episodes() -> None:
             lengths[:] = worlds.each([play(seed) for seed in range(4 * games)])

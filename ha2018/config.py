@@ -17,7 +17,7 @@ class Config:
     workers: int = setting(2, "games played side by side while collecting; changes no number", low=1, high=256)
 
     # Random play (appendix A.1)
-    policy: str = setting("held", "random policy that collects the data", choices=("held", "uniform"))
+    longest_hold: int = setting(10, "longest hold of a random action, in tics", low=1, high=2100)
     episodes: int = setting(10_000, "episodes V and M are trained on", low=1)
     # Deviation D8: the paper holds nothing out.
     holdout_episodes: int = setting(100, "further episodes, for the held-out losses of V and M alone", low=1)
@@ -103,21 +103,30 @@ PRESETS = {
     "cpu": Preset(
         "a controller trained only in the dream survives longer in the real game than uniform random play",
         {
-            "episodes": 160,
-            "holdout_episodes": 8,
+            # Few episodes must show M more of the game than the paper's many: long holds lead to walls and stillness.
+            "longest_hold": 60,
+            "episodes": 340,
+            "holdout_episodes": 16,
+            "z_size": 32,
             "vision_epochs": 10,
-            "vision_updates": 500,
-            "vision_lr": 1e-3,
+            "vision_updates": 2600,
+            "vision_batch": 16,
+            "vision_lr": 5e-4,
+            "kl_tolerance": 2.0,
             "hidden_size": 256,
             "memory_epochs": 1000,
-            "memory_updates": 600,
+            "memory_updates": 750,
             "memory_batch": 32,
             "memory_length": 128,
-            "first_frames": 150,
+            "memory_lr": 5e-3,
+            "memory_lr_end": 1e-4,
+            "memory_lr_decay": 0.996,
+            "restart_weight": 200.0,
+            "first_frames": 340,
             "population": 32,
             "rollouts": 8,
-            "generations": 40,
-            "trial_every": 10,
+            "generations": 14,
+            "trial_every": 7,
             "trial_seeds": 16,
         },
     ),

@@ -43,7 +43,7 @@ def to_frames(images: Tensor) -> np.ndarray:
 # --- frames ---------------------------------------------------------------------------------------------------------
 
 
-def collect(run: Run, folder: Path, policy: str, episodes: int, min_frames: int, seed: int, workers: int) -> None:
+def collect(run: Run, folder: Path, longest_hold: int, episodes: int, min_frames: int, seed: int, workers: int) -> None:
     """Play until `episodes` episodes with more than `min_frames` frames lie in shards below `folder`.
 
     Episode k depends on (seed, k) alone, so neither `workers` nor an interruption changes the data.
@@ -55,7 +55,7 @@ def collect(run: Run, folder: Path, policy: str, episodes: int, min_frames: int,
         try:
             while kept < episodes:
                 numbers = range(number, number + workers)
-                work = lambda game, n: _collect_shard(game, folder, n, policy, min_frames, seed)  # noqa: E731
+                work = lambda game, n: _collect_shard(game, folder, n, longest_hold, min_frames, seed)  # noqa: E731
                 for count in pool.map(work, games, numbers):
                     kept += count
                     bar.update(min(count, episodes - bar.n))
@@ -69,14 +69,14 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}.safetensors"
 
 
-def _collect_shard(game: TakeCover, folder: Path, number: int, policy: str, min_frames: int, seed: int) -> int:
+def _collect_shard(game: TakeCover, folder: Path, number: int, longest_hold: int, min_frames: int, seed: int) -> int:
     """Write one shard unless it is there already. Returns the number of episodes kept."""
     path = shard_path(folder, number)
     if not path.exists():
         frames, actions = [], []
         for k in range(number * SHARD_EPISODES, (number + 1) * SHARD_EPISODES):
             episode_seed = derive_seed(seed, "collect", k) % 2**31
-            episode_frames, episode_actions = random_episode(game, policy, episode_seed)
+            episode_frames, episode_actions = random_episode(game, episode_seed, longest_hold)
             if len(episode_frames) > min_frames:
                 frames.append(episode_frames)
                 actions.append(episode_actions)

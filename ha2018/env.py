@@ -63,18 +63,18 @@ def button(action: float) -> int:
     return MOVE_RIGHT if action > BUTTON_THRESHOLD else NOTHING
 
 
-def held_actions(seed: int) -> Iterator[float]:
+def held_actions(seed: int, longest_hold: int = 10) -> Iterator[float]:
     """The official collection policy of Doom: u ~ U(-1, 1), held for a random number of tics.
 
-    Yields one scalar action per tic from RandomState(seed). The modulus of the frame number makes the hold times
-    irregular. Source: reference code, doomrnn/extract.py.
+    Yields one scalar action per tic from RandomState(seed). Hold times are drawn from 1 to `longest_hold` tics, and the
+    modulus of the frame number makes them irregular. Source: reference code, doomrnn/extract.py.
     """
     rng = np.random.RandomState(seed)
-    repeat, frame, action = rng.randint(1, 11), 0, 0.0
+    repeat, frame, action = rng.randint(1, longest_hold + 1), 0, 0.0
     while True:
         if frame % repeat == 0:
             action = rng.rand() * 2 - 1
-            repeat = rng.randint(1, 11)
+            repeat = rng.randint(1, longest_hold + 1)
         yield action
         frame += 1
 
@@ -218,28 +218,28 @@ class Worlds:
         return list(self._pool.map(work, jobs))
 
 
-def random_episode(game: TakeCover, policy: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """One episode of a random policy in the real game.
+def random_episode(game: TakeCover, seed: int, longest_hold: int) -> tuple[np.ndarray, np.ndarray]:
+    """One episode of the collection policy in the real game.
 
     Returns frames [T, 64, 64, 3] uint8 and actions [T] float32 in [-1, 1]: the observation before each action; the
     terminal frame is not stored. The return of the episode is T.
     """
     frames, actions = [], []
-    for action in _random_play(game, policy, seed):
+    for action in _play(game, seed, held_actions(seed, longest_hold)):
         frames.append(game.observe())
         actions.append(action)
     return np.stack(frames), np.asarray(actions, np.float32)
 
 
 def random_return(game: TakeCover, policy: str, seed: int) -> float:
-    """The return of the same episode, in tics, without looking at its frames."""
-    return float(sum(1 for _ in _random_play(game, policy, seed)))
+    """The return of one episode of a random policy in the real game, in tics."""
+    return float(sum(1 for _ in _play(game, seed, RANDOM_POLICIES[policy](seed))))
 
 
-def _random_play(game: TakeCover, policy: str, seed: int) -> Iterator[float]:
+def _play(game: TakeCover, seed: int, actions: Iterator[float]) -> Iterator[float]:
     """Yields each action before it is taken."""
     game.reset(seed)
-    for action in RANDOM_POLICIES[policy](seed):
+    for action in actions:
         yield action
         if game.step(button(action))[1]:
             return

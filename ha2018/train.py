@@ -233,7 +233,9 @@ def train(run: Run, config: Config, ranks: dist.Ranks, last: str) -> None:
     if dist.is_main(ranks):
         with run.timed("collect"):
             needed = config.episodes + config.holdout_episodes
-            data.collect(run, folder / "frames", config.policy, needed, config.min_frames, config.seed, config.workers)
+            data.collect(
+                run, folder / "frames", config.longest_hold, needed, config.min_frames, config.seed, config.workers
+            )
     dist.barrier()
     if last == "collect":
         return

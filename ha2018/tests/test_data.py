@@ -50,7 +50,7 @@ def collect(run, monkeypatch):
     monkeypatch.setattr(data, "TakeCover", FakeGame)
 
     def collect(folder, workers=2, episodes=EPISODES):
-        data.collect(run, folder, "uniform", episodes, MIN_FRAMES, 4, workers)
+        data.collect(run, folder, 10, episodes, MIN_FRAMES, 4, workers)
         return folder
 
     return collect
@@ -70,7 +70,7 @@ def test_frames_survive_the_disk_exactly(folder):
     expected, actions = [], []
     for k in range(len(contents(folder)) * data.SHARD_EPISODES):
         seed = derive_seed(4, "collect", k) % 2**31
-        episode, moves = random_episode(FakeGame(), "uniform", seed)
+        episode, moves = random_episode(FakeGame(), seed, 10)
         if len(episode) > MIN_FRAMES:
             expected.append(episode)
             actions.append(moves)

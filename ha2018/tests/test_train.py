@@ -144,7 +144,7 @@ def test_the_learning_rate_of_m_is_the_official_schedule():
         (["--memory-lr-end", "1"], "memory_lr_end"),
         (["--vision-lr", "fast"], "fast"),
         (["--stage", "sleep"], "sleep"),
-        (["--policy", "none"], "held"),
+        (["--longest-hold", "0"], "longest_hold"),
     ],
 )
 @pytest.mark.parametrize("program", [train, evaluate])
