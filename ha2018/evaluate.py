@@ -171,7 +171,7 @@ def record_of_random(policy: str, config: Config) -> dict[str, Any]:
         "suite": "calibration",
         "claim": f"random-{policy}",
         "task": config.task,
-        "preset": "paper",
+        "preset": "calibration",
         "seed": config.seed,
         **sample(returns, protocol(config)),
         "metric": "return",

@@ -21,10 +21,10 @@ from ha2018.vision import sample_z
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-FILM_TICS = 700  # 20 seconds of the game
+FILM_TICS = 420  # 12 seconds of the game
 FILM_EVERY = 2  # tics per frame of the film
 TICS_PER_SECOND = 35
-PANEL = 160
+PANEL = 112
 
 
 def draw_curves(record: Mapping[str, Any], path: Path) -> None:
@@ -42,7 +42,7 @@ def draw_curves(record: Mapping[str, Any], path: Path) -> None:
 
 
 def film(agent: Agent, config: Config, seed: int, path: Path) -> None:
-    """The same controller in the real game, in the game as V sees it, and in the dream, for at most 20 seconds."""
+    """The same controller in the real game, in the game as V sees it, and in the dream, for at most 12 seconds."""
     steps = min(config.max_steps, FILM_TICS)
     game = TakeCover(config.max_steps)
     try:
@@ -53,7 +53,7 @@ def film(agent: Agent, config: Config, seed: int, path: Path) -> None:
     with torch.no_grad():
         dreamt = data.to_frames(agent.vae.decode(z[:-1:FILM_EVERY]))
     panels = [
-        _panel(frames, title)
+        _panel(frames, title, ended=len(frames) < -(-steps // FILM_EVERY))
         for frames, title in ((seen, "real game"), (reconstructed, "what V keeps"), (dreamt, "dream of M"))
     ]
     write_video(path, side_by_side(panels), TICS_PER_SECOND / FILM_EVERY)
@@ -82,8 +82,12 @@ def _real_episode(agent: Agent, game: TakeCover, seed: int, steps: int) -> tuple
     return np.stack(seen), data.to_frames(agent.vae.decode(torch.cat(zs)))
 
 
-def _panel(frames: np.ndarray, title: str) -> np.ndarray:
-    """Frames [T, 64, 64, 3] enlarged to PANEL pixels a side, with the wrap-around of the preprocessing undone."""
+def _panel(frames: np.ndarray, title: str, ended: bool) -> np.ndarray:
+    """Frames [T, 64, 64, 3] enlarged to PANEL pixels a side, with the wrap-around of the preprocessing undone.
+
+    The last frame, which stays while the other panels go on, says that the episode has ended.
+    """
     frames = frames + np.uint8(1)
     large = [cv2.resize(frame, (PANEL, PANEL), interpolation=cv2.INTER_CUBIC) for frame in frames]
-    return np.stack([label(frame, title) for frame in large])
+    titles = [title] * (len(large) - 1) + [f"{title}: dead" if ended else title]
+    return np.stack([label(frame, text) for frame, text in zip(large, titles, strict=True)])
