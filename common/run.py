@@ -255,7 +255,10 @@ def seed_everything(seed: int, device: str = "cpu") -> None:
 
 
 def record_template(run_info: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of record.json that is known from the run folder (the result of `Run.load`)."""
+    """The part of record.json that is known from the run folder (the result of `Run.load`).
+
+    The command is without its --run: where a run folder lay belongs to the machine and not to the record.
+    """
     meta, config = run_info["meta"], run_info["config"]
     revisions = [meta["revision"], *(start["revision"] for start in meta["restarts"])]
     return {
@@ -270,7 +273,7 @@ def record_template(run_info: Mapping[str, Any]) -> dict[str, Any]:
         "revision": ", ".join(dict.fromkeys(revisions)),
         "packages": meta["packages"],
         "config": config,
-        "command": meta["command"],
+        "command": re.sub(r" --run[= ]\S+", "", meta["command"]),
     }
 
 
