@@ -236,6 +236,6 @@ def test_the_command_is_kept_without_paths():
 
 
 def test_a_record_does_not_name_the_run_folder(monkeypatch):
-    monkeypatch.setattr(sys, "orig_argv", ["python3", "-m", "ha2018.train", "--run", "/home/me/run", "--seed", "1"])
+    monkeypatch.setattr(sys, "orig_argv", ["python3", "-m", "ha2018.train", "--run", "../elsewhere/run", "--seed", "1"])
     record = record_template(Run.load("ha2018", Run.open("ha2018", Config(), "smoke", FOLDER).folder))
     assert record["command"] == "python -m ha2018.train --seed 1"
