@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 class OnePixelDeconv(nn.ConvTranspose2d):
-    """A transposed convolution of a single pixel: one matrix product, which is what this does, several times faster."""
+    """A transposed convolution of a single pixel: one matrix product, which is how it is calculated here."""
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """x [B, C, 1, 1] -> [B, C', kernel, kernel]."""
