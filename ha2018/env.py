@@ -13,6 +13,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import cv2
 import gymnasium
 import numpy as np
 import vizdoom
@@ -42,7 +43,7 @@ def stretch_and_resize(frame: np.ndarray, rows: int) -> np.ndarray:
     values = np.arange(256) / 255.0
     scale = 255.0 / (values[high] - values[low] if high > low else 1.0)
     table = np.clip(np.floor((values - values[low]) * scale + 0.5), 0, 255).astype(np.uint8)
-    stretched = table[pixels]
+    stretched = cv2.LUT(pixels, table)
     return np.asarray(Image.fromarray(stretched).resize((OBS_SIZE, OBS_SIZE), Image.Resampling.BILINEAR))
 
 
