@@ -36,7 +36,7 @@ from ha2018.config import Config
 from ha2018.data import Batch
 from ha2018.dream import FirstFrames, rollout_returns
 from ha2018.dream_fast import FastDream
-from ha2018.env import Worlds, random_episode
+from ha2018.env import TakeCover, ThreadedWorlds, random_episode
 from ha2018.memory import MDNRNN
 from ha2018.racing import CarRacing
 from ha2018.train import memory_step, vision_step
@@ -203,7 +203,7 @@ def _memory(config: Config, device: torch.device) -> dict[str, Any]:
 def _game() -> dict[str, Any]:
     """Random play with the official preprocessing, as in data collection."""
     games = multiprocessing.cpu_count()
-    with Worlds(games, 2100) as worlds:
+    with ThreadedWorlds(TakeCover, games) as worlds:
         lengths: list[int] = []
 
         def play(seed: int) -> Callable[[Any], int]:

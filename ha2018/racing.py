@@ -9,11 +9,15 @@ Source: reference code, carracing/env.py; gymnasium, CarRacing-v3.
 """
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from typing import Any
 
 import cv2
 import numpy as np
+
+os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # it advertises itself on stdout
 import pygame
 from gymnasium.envs.box2d import car_racing
 from gymnasium.envs.box2d.car_dynamics import (
@@ -28,9 +32,12 @@ from gymnasium.envs.box2d.car_dynamics import (
 )
 from gymnasium.envs.box2d.car_racing import GRASS_DIM, PLAYFIELD, SCALE, STATE_H, STATE_W, WINDOW_H, WINDOW_W, ZOOM
 
-from ha2018.env import preprocess
+from common.seeding import derive_seed
+from ha2018.env import preprocess, random_car_controller
 
 MAX_STEPS = 1000
+ACTIONS = 3
+Z_SIZE, HIDDEN_SIZE = 32, 256  # of the untrained V and M behind the collection policy
 SCENE_ROWS = 84  # of 96; the bar with the indicators is below
 FINE = 4  # painted pixels per pixel of a frame, each way
 SHIFT = 6  # fractional bits of painted coordinates
@@ -50,6 +57,10 @@ HULL = [_eight(part) for part in (HULL_POLY1, HULL_POLY2, HULL_POLY3, HULL_POLY4
 class Physics(car_racing.CarRacing):
     """gymnasium's environment as it is, but for its painter: `step` returns None in the place of a frame."""
 
+    car: Any  # the types of these are too narrow there
+    road: Any
+    surf: Any
+
     def _render(self, mode: str) -> None:
         pass
 
@@ -65,7 +76,7 @@ class CarRacing:
         self.max_steps = max_steps
 
     def reset(self, seed: int) -> None:
-        """Start the episode `seed` on its own track."""
+        """Start the episode `seed` on its own track. It may go on after its end, as it does in the data collection."""
         self.physics = Physics(lap_complete_percent=1.0)  # a world of its own, as if no other had been before
         self.physics.reset(seed=seed)
         self._painter: Painter | None = None
@@ -97,6 +108,66 @@ class CarRacing:
         """Nothing is held open; all games are closed alike."""
 
 
+def collection_actions(seed: int) -> Iterator[np.ndarray]:
+    """The official collection policy: a random controller on latents that are noise, with its gas near one half.
+
+    Yields actions [3]. V and M of that policy are random too, but their parameters are divided by 10,000, so that z is
+    standard normal noise and h zero. Source: reference code, carracing/extract.py.
+    """
+    _, params = random_car_controller(seed, ACTIONS * (Z_SIZE + HIDDEN_SIZE + 1))
+    bias, weight = params[:ACTIONS], params[ACTIONS:].reshape(-1, ACTIONS)[:Z_SIZE]
+    rng = np.random.RandomState(derive_seed(seed, "noise") % 2**32)
+    while True:
+        steering, gas, brake = np.tanh(rng.standard_normal(Z_SIZE) @ weight + bias)
+        yield np.array([steering, (gas + 1) / 2, np.clip(brake, 0, 1)], np.float32)
+
+
+def uniform_actions(seed: int) -> Iterator[np.ndarray]:
+    """A fresh action from the whole range at every step: steering in [-1, 1], gas and brake in [0, 1]."""
+    rng = np.random.RandomState(seed)
+    while True:
+        yield rng.uniform([-1, 0, 0], [1, 1, 1]).astype(np.float32)
+
+
+def no_actions(seed: int) -> Iterator[np.ndarray]:
+    """Hands off the wheel at every step; the seed is ignored."""
+    while True:
+        yield np.zeros(ACTIONS, np.float32)
+
+
+RANDOM_POLICIES: dict[str, Callable[[int], Iterator[np.ndarray]]] = {
+    "uniform": uniform_actions,
+    "collection": collection_actions,
+    "none": no_actions,
+}
+
+
+def random_episode(game: CarRacing, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """One episode of the collection policy: always `max_steps` frames, for its end is ignored.
+
+    Returns frames [T, 64, 64, 3] uint8 and actions [T, 3] float32, rounded to float16: the observation before each.
+    """
+    frames, actions = [], []
+    game.reset(seed)
+    for _, action in zip(range(game.max_steps), collection_actions(seed), strict=False):
+        frames.append(game.observe())
+        actions.append(action)
+        game.step(action)
+    return np.stack(frames), np.stack(actions).astype(np.float16).astype(np.float32)
+
+
+def random_return(game: CarRacing, policy: str, seed: int) -> float:
+    """The return of one episode of a random policy."""
+    game.reset(seed)
+    total = 0.0
+    for action in RANDOM_POLICIES[policy](seed):
+        reward, done = game.step(action)
+        total += reward
+        if done:
+            break
+    return total
+
+
 class Painter:
     """Paints one track and the car on it.
 
@@ -112,7 +183,8 @@ class Painter:
             for x in GRASS_DIM * np.arange(-20, 20, 2)
             for y in GRASS_DIM * np.arange(-20, 20, 2)
         ]
-        road, paint = zip(*physics.road_poly, strict=True)  # the tiles, and after some of them their kerb
+        road = [polygon for polygon, _ in physics.road_poly]  # the tiles, and after some of them their kerb
+        paint = [colour for _, colour in physics.road_poly]
         self.polygons = np.array([*field, *grass, *road], np.float64)  # in the order in which they are painted
         self.centres = self.polygons.mean(axis=1)
         self.radii = np.linalg.norm(self.polygons - self.centres[:, None], axis=2).max(axis=1)
@@ -193,8 +265,8 @@ class Painter:
 
     def _fill(self, polygons: np.ndarray, colours: Sequence[Colour]) -> None:
         points = np.rint(polygons * (1 << SHIFT)).astype(np.int32)
-        for polygon, colour in zip(points, colours, strict=True):
-            cv2.fillConvexPoly(self.fine, polygon, colour, cv2.LINE_8, SHIFT)
+        for k, colour in enumerate(colours):
+            cv2.fillConvexPoly(self.fine, points[k], colour, cv2.LINE_8, SHIFT)
 
 
 def _tread(phase: float) -> tuple[float, float] | None:

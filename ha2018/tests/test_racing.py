@@ -1,13 +1,18 @@
 """CarRacing: gymnasium's physics bit for bit, and frames that differ from gymnasium's own by less than half a level."""
 
 import math
+from itertools import islice
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from gymnasium.envs.box2d.car_racing import CarRacing as Gymnasium
 
-from ha2018.racing import SCENE_ROWS, CarRacing
+from common.seeding import derive_seed
+from ha2018.controller import car_action
+from ha2018.env import random_car_controller
+from ha2018.racing import RANDOM_POLICIES, SCENE_ROWS, CarRacing, collection_actions, random_episode, random_return
 
 
 def drive(physics, step):
@@ -43,7 +48,7 @@ def episode(game, seed, steps):
 
 @pytest.fixture(scope="module")
 def pairs():
-    """(our frame, gymnasium's, our reward, theirs, our state, theirs) of 200 steps of driven play on each of 5 tracks."""
+    """(our frame, gymnasium's, our reward, theirs, our state, theirs) of 200 driven steps on each of 5 tracks."""
     found = []
     for seed in range(5):
         theirs, ours = Gymnasium(), CarRacing()
@@ -146,3 +151,41 @@ def test_opencv_averages_as_one_shrinking():
     twice = cv2.resize(half, (96, 84), interpolation=cv2.INTER_AREA)
     once = fine.reshape(84, 4, 96, 4, 3).mean((1, 3))
     assert np.abs(twice - once).max() <= 1
+
+
+def test_the_collection_policy_is_a_random_controller_on_noise():
+    """Gas near one half, brake off half of the time, steering of random strength; the controller is the shipped one."""
+    actions = np.stack([list(islice(collection_actions(seed), 100)) for seed in range(60)])
+    assert actions.dtype == np.float32
+    steering, gas, brake = actions.reshape(-1, 3).T
+    assert abs(steering.mean()) < 0.06
+    assert abs(gas.mean() - 0.5) < 0.05
+    assert 0.4 < (brake == 0).mean() < 0.6
+    assert 0.05 < brake.mean() < 0.2
+    strength = np.abs(actions[..., 0]).mean(1)
+    assert strength.max() > 10 * strength.min()
+    _, params = random_car_controller(3, 867)
+    rng = np.random.RandomState(derive_seed(3, "noise") % 2**32)
+    x = torch.from_numpy(np.stack([np.pad(rng.standard_normal(32), (0, 256)) for _ in range(100)]))
+    np.testing.assert_allclose(car_action(torch.from_numpy(params), x), actions[3], atol=1e-6)
+
+
+def test_random_episodes_are_as_long_as_asked_and_a_function_of_their_seed():
+    game = CarRacing(40)
+    frames, actions = random_episode(game, 3)
+    again, _ = random_episode(CarRacing(40), 3)
+    np.testing.assert_array_equal(frames, again)
+    assert frames.shape == (40, 64, 64, 3)
+    np.testing.assert_allclose(actions, np.stack(list(islice(collection_actions(3), 40))), atol=1e-3)
+    np.testing.assert_array_equal(actions, actions.astype(np.float16))
+    game.reset(3)
+    np.testing.assert_array_equal(frames[0], game.observe())  # the observation before the action
+
+
+def test_random_returns_depend_on_seed_and_policy():
+    returns = {name: random_return(CarRacing(60), name, 5) for name in RANDOM_POLICIES}
+    assert returns == {name: random_return(CarRacing(60), name, 5) for name in RANDOM_POLICIES}
+    assert returns["collection"] > returns["none"]
+    uniform = np.stack(list(islice(RANDOM_POLICIES["uniform"](0), 1000)))
+    assert uniform.min(0) == pytest.approx([-1, 0, 0], abs=0.02)
+    assert uniform.max(0) == pytest.approx([1, 1, 1], abs=0.02)
