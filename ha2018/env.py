@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import gymnasium
@@ -170,14 +170,43 @@ class TakeCover:
             raise RuntimeError(f"the Take Cover game process died: {error}") from error
 
 
-class Worlds:
-    """A set of real games stepped side by side by threads; each game is a process of its own. Use as a context."""
+class Game(Protocol):
+    """One episode of a real world at a time. A command is a button of Take Cover or an action [3] of CarRacing."""
 
-    def __init__(self, count: int, max_steps: int) -> None:
-        self.games = [TakeCover(max_steps) for _ in range(count)]
+    def reset(self, seed: int) -> None: ...
+    def step(self, command: Any) -> tuple[float, bool]: ...
+    def observe(self) -> np.ndarray: ...
+    def close(self) -> None: ...
+
+
+class Worlds(Protocol):
+    """A set of `count` real games stepped side by side, `parallel` of them at a time. Use as a context."""
+
+    count: int
+    parallel: int
+
+    def __enter__(self) -> "Worlds": ...
+    def __exit__(self, *_: object) -> None: ...
+
+    def reset(self, seeds: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        """Start episode `seed` in game `index` for each (index, seed); the observations in that order."""
+
+    def step(self, commands: Sequence[tuple[int, Any]]) -> list[tuple[np.ndarray, float, bool]]:
+        """One step in game `index` with `command` for each (index, command): (observation, reward, done), in order."""
+
+    def each(self, jobs: Sequence[Callable[[Any], Any]]) -> list[Any]:
+        """Whole episodes: run the jobs, `parallel` at a time, each with a game; the answers in their order."""
+
+
+class ThreadedWorlds:
+    """`Worlds` for games that are processes of their own, as Take Cover is: a thread waits for each."""
+
+    def __init__(self, make: Callable[[], Game], count: int) -> None:
+        self.count = self.parallel = count
+        self.games = [make() for _ in range(count)]
         self._pool = ThreadPoolExecutor(count)
 
-    def __enter__(self) -> "Worlds":
+    def __enter__(self) -> "ThreadedWorlds":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -186,30 +215,25 @@ class Worlds:
             game.close()
 
     def reset(self, seeds: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-        """Start episode `seed` in game `index` for each (index, seed); the observations in that order."""
-
         def start(job: tuple[int, int]) -> np.ndarray:
             self.games[job[0]].reset(job[1])
             return self.games[job[0]].observe()
 
         return list(self._pool.map(start, seeds))
 
-    def step(self, buttons: Sequence[tuple[int, int]]) -> list[tuple[np.ndarray, float, bool]]:
-        """One tic in game `index` with `button` for each (index, button): (observation, reward, done), in order."""
-
-        def move(job: tuple[int, int]) -> tuple[np.ndarray, float, bool]:
+    def step(self, commands: Sequence[tuple[int, Any]]) -> list[tuple[np.ndarray, float, bool]]:
+        def move(job: tuple[int, Any]) -> tuple[np.ndarray, float, bool]:
             reward, done = self.games[job[0]].step(job[1])
             return self.games[job[0]].observe(), reward, done
 
-        return list(self._pool.map(move, buttons))
+        return list(self._pool.map(move, commands))
 
-    def each(self, jobs: Sequence[Callable[[TakeCover], Any]]) -> list[Any]:
-        """Whole episodes: run the jobs, as many at a time as there are games; the answers in their order."""
-        idle: SimpleQueue[TakeCover] = SimpleQueue()
+    def each(self, jobs: Sequence[Callable[[Any], Any]]) -> list[Any]:
+        idle: SimpleQueue[Game] = SimpleQueue()
         for game in self.games:
             idle.put(game)
 
-        def work(job: Callable[[TakeCover], Any]) -> Any:
+        def work(job: Callable[[Any], Any]) -> Any:
             game = idle.get()
             try:
                 return job(game)

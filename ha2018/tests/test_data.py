@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from common.seeding import derive_seed
 from ha2018 import data
 from ha2018.config import Config
 from ha2018.data import Frames, Latents, MemoryEpoch, memory_batches_per_epoch, shard_path, vision_batches
-from ha2018.env import TakeCover, random_episode
+from ha2018.env import TakeCover, ThreadedWorlds, random_episode
 from ha2018.vision import VAE
 
 CPU = torch.device("cpu")
@@ -46,11 +47,10 @@ def run(tmp_path):
 
 
 @pytest.fixture
-def collect(run, monkeypatch):
-    monkeypatch.setattr(data, "TakeCover", FakeGame)
-
+def collect(run):
     def collect(folder, workers=2, episodes=EPISODES):
-        data.collect(run, folder, 10, episodes, MIN_FRAMES, 4, workers)
+        with ThreadedWorlds(FakeGame, workers) as worlds:
+            data.collect(run, folder, worlds, partial(random_episode, longest_hold=10), episodes, MIN_FRAMES, 4)
         return folder
 
     return collect

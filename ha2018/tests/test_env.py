@@ -14,7 +14,7 @@ import pytest
 from vizdoom import GameVariable
 
 from ha2018 import env
-from ha2018.env import TakeCover, Worlds, button, preprocess, random_episode, random_return
+from ha2018.env import TakeCover, ThreadedWorlds, button, preprocess, random_episode, random_return
 
 ACTIONS = [env.MOVE_LEFT] * 12 + [env.NOTHING] * 3 + [env.MOVE_RIGHT] * 25
 
@@ -194,7 +194,7 @@ def test_a_killed_game_process_is_named():
 
 
 def test_worlds_answer_in_the_order_asked(game):
-    with Worlds(2, 60) as worlds:
+    with ThreadedWorlds(partial(TakeCover, 60), 2) as worlds:
         obs = worlds.reset([(1, 8), (0, 9)])
         steps = worlds.step([(1, env.MOVE_LEFT), (0, env.MOVE_RIGHT)])
         alone = []
@@ -217,5 +217,5 @@ def test_whole_episodes_are_answered_in_order():
         length = random_return(game, "none", number)
         return number, length + sum(random_return(game, "none", 9) for _ in range(5 * (number == 0)))
 
-    with Worlds(2, 30) as worlds:
+    with ThreadedWorlds(partial(TakeCover, 30), 2) as worlds:
         assert worlds.each([partial(job, k) for k in range(5)]) == [(0, 180), *((k, 30) for k in range(1, 5))]
