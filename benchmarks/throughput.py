@@ -36,8 +36,9 @@ from ha2018.config import Config
 from ha2018.data import Batch
 from ha2018.dream import FirstFrames, rollout_returns
 from ha2018.dream_fast import FastDream
-from ha2018.env import TakeCover, ThreadedWorlds, random_episode
+from ha2018.env import TakeCover, random_episode
 from ha2018.memory import MDNRNN
+from ha2018.processes import Worlds
 from ha2018.racing import CarRacing
 from ha2018.train import memory_step, vision_step
 from ha2018.vision import VAE
@@ -203,17 +204,15 @@ def _memory(config: Config, device: torch.device) -> dict[str, Any]:
 def _game() -> dict[str, Any]:
     """Random play with the official preprocessing, as in data collection."""
     games = multiprocessing.cpu_count()
-    with ThreadedWorlds(TakeCover, games) as worlds:
-        lengths: list[int] = []
-
-        def play(seed: int) -> Callable[[Any], int]:
-            return lambda game: len(random_episode(game, seed, 10)[0])
-
-        def episodes() -> None:
-            lengths[:] = worlds.each([play(seed) for seed in range(4 * games)])
-
-        timing = timed(episodes, torch.device("cpu"), repeats=3)
+    with Worlds(TakeCover, games, games) as worlds:
+        jobs = [partial(_length, seed=seed) for seed in range(4 * games)]
+        lengths = worlds.each(jobs)
+        timing = timed(lambda: worlds.each(jobs), torch.device("cpu"), repeats=3, warmup=0)
     return figure(f"Take Cover at 160 x 120, {games} games side by side", "steps/s", timing, sum(lengths))
+
+
+def _length(game: TakeCover, seed: int) -> int:
+    return len(random_episode(game, seed, 10)[0])
 
 
 def _racing() -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from common.run import Run, atomic_write
 from common.seeding import derive_seed
-from ha2018.env import Worlds
+from ha2018.processes import Worlds
 from ha2018.vision import VAE, sample_z
 
 SHARD_EPISODES = 8

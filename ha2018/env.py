@@ -7,10 +7,8 @@ Source: paper, section 4 and appendix; reference code: doomreal.py, carracing/en
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, Protocol
 
 import cv2
@@ -177,70 +175,6 @@ class Game(Protocol):
     def step(self, command: Any) -> tuple[float, bool]: ...
     def observe(self) -> np.ndarray: ...
     def close(self) -> None: ...
-
-
-class Worlds(Protocol):
-    """A set of `count` real games stepped side by side, `parallel` of them at a time. Use as a context."""
-
-    count: int
-    parallel: int
-
-    def __enter__(self) -> "Worlds": ...
-    def __exit__(self, *_: object) -> None: ...
-
-    def reset(self, seeds: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-        """Start episode `seed` in game `index` for each (index, seed); the observations in that order."""
-
-    def step(self, commands: Sequence[tuple[int, Any]]) -> list[tuple[np.ndarray, float, bool]]:
-        """One step in game `index` with `command` for each (index, command): (observation, reward, done), in order."""
-
-    def each(self, jobs: Sequence[Callable[[Any], Any]]) -> list[Any]:
-        """Whole episodes: run the jobs, `parallel` at a time, each with a game; the answers in their order."""
-
-
-class ThreadedWorlds:
-    """`Worlds` for games that are processes of their own, as Take Cover is: a thread waits for each."""
-
-    def __init__(self, make: Callable[[], Game], count: int) -> None:
-        self.count = self.parallel = count
-        self.games = [make() for _ in range(count)]
-        self._pool = ThreadPoolExecutor(count)
-
-    def __enter__(self) -> "ThreadedWorlds":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
-        for game in self.games:
-            game.close()
-
-    def reset(self, seeds: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-        def start(job: tuple[int, int]) -> np.ndarray:
-            self.games[job[0]].reset(job[1])
-            return self.games[job[0]].observe()
-
-        return list(self._pool.map(start, seeds))
-
-    def step(self, commands: Sequence[tuple[int, Any]]) -> list[tuple[np.ndarray, float, bool]]:
-        def move(job: tuple[int, Any]) -> tuple[np.ndarray, float, bool]:
-            reward, done = self.games[job[0]].step(job[1])
-            return self.games[job[0]].observe(), reward, done
-
-        return list(self._pool.map(move, commands))
-
-    def each(self, jobs: Sequence[Callable[[Any], Any]]) -> list[Any]:
-        idle: SimpleQueue[Game] = SimpleQueue()
-        for game in self.games:
-            idle.put(game)
-
-        def work(job: Callable[[Any], Any]) -> Any:
-            game = idle.get()
-            try:
-                return job(game)
-            finally:
-                idle.put(game)
-
-        return list(self._pool.map(work, jobs))
 
 
 def random_episode(game: TakeCover, seed: int, longest_hold: int) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ from ha2018 import env, pictures, racing
 from ha2018.agent import Agent
 from ha2018.config import PRESETS, TASKS, Config
 from ha2018.dream import rollout_returns
-from ha2018.env import Worlds
+from ha2018.processes import Worlds
 from ha2018.rollout import open_worlds, real_returns
 
 PUBLISHED_STEPS = 64 * 16 * 1000  # of the environment per published generation of CarRacing

@@ -1,4 +1,4 @@
-"""`Worlds` for games that are Python code, as CarRacing is: processes hold some games each.
+"""Real games side by side: processes hold some of them each.
 
 Commands and observations travel through one pipe per process. A process that dies is noticed and named.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from ha2018.env import Game
 
 
-class ProcessWorlds:
+class Worlds:
     """`count` games in `parallel` processes, which start with the first request. Use as a context."""
 
     def __init__(self, make: Callable[[], Game], count: int, parallel: int) -> None:
@@ -27,7 +27,7 @@ class ProcessWorlds:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._pipes: list[Connection] = []
 
-    def __enter__(self) -> "ProcessWorlds":
+    def __enter__(self) -> "Worlds":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -42,12 +42,15 @@ class ProcessWorlds:
         self._pipes, self._processes = [], []
 
     def reset(self, seeds: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        """Start episode `seed` in game `index` for each (index, seed); the observations in that order."""
         return self._spread([(index, _start, seed) for index, seed in seeds])
 
     def step(self, commands: Sequence[tuple[int, Any]]) -> list[tuple[np.ndarray, float, bool]]:
+        """One step in game `index` with `command` for each (index, command): (observation, reward, done), in order."""
         return self._spread([(index, _move, command) for index, command in commands])
 
     def each(self, jobs: Sequence[Callable[[Any], Any]]) -> list[Any]:
+        """Whole episodes: run the jobs, `parallel` at a time, each with a game; the answers in their order."""
         if not jobs:
             return []
         self._open()

@@ -17,9 +17,9 @@ from common.run import progress_bar
 from ha2018 import data
 from ha2018.config import Config
 from ha2018.controller import Controller
-from ha2018.env import TakeCover, ThreadedWorlds, Worlds, button
+from ha2018.env import TakeCover, button
 from ha2018.memory import MDNRNN, State
-from ha2018.processes import ProcessWorlds
+from ha2018.processes import Worlds
 from ha2018.racing import CarRacing
 from ha2018.vision import VAE, sample_z
 
@@ -27,9 +27,8 @@ from ha2018.vision import VAE, sample_z
 def open_worlds(config: Config, games: int, max_steps: int | None = None) -> Worlds:
     """`games` real games of the task, whose episodes end after `max_steps` (default: those of the config)."""
     steps = config.max_steps if max_steps is None else max_steps
-    if config.task == "doom":
-        return ThreadedWorlds(partial(TakeCover, steps), games)
-    return ProcessWorlds(partial(CarRacing, steps), games, config.workers)
+    game = TakeCover if config.task == "doom" else CarRacing
+    return Worlds(partial(game, steps), games, config.workers)
 
 
 def command(action: np.ndarray) -> Any:

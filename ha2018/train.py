@@ -33,9 +33,9 @@ from ha2018.config import PRESETS, TASKS, Config
 from ha2018.controller import Controller
 from ha2018.data import Batch, Frames, Latents
 from ha2018.dream import FirstFrames, rollout_returns
-from ha2018.env import Worlds
 from ha2018.memory import MDNRNN, State
 from ha2018.memory_fast import losses, unroll_teacher_forced
+from ha2018.processes import Worlds
 from ha2018.rollout import open_worlds, real_returns
 from ha2018.vision import VAE, kl_loss, reconstruction_loss
 

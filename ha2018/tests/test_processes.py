@@ -8,14 +8,14 @@ from functools import partial
 import numpy as np
 import pytest
 
-from ha2018.processes import ProcessWorlds
+from ha2018.processes import Worlds
 from ha2018.racing import CarRacing, random_episode, random_return
 
 GAS = np.array([0.1, 1, 0], np.float32)
 
 
 def worlds(count, parallel, max_steps=12):
-    return ProcessWorlds(partial(CarRacing, max_steps), count, parallel)
+    return Worlds(partial(CarRacing, max_steps), count, parallel)
 
 
 def rollout(world):
