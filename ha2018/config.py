@@ -15,7 +15,7 @@ class Config:
     task: str = setting("doom", "the world")
     seed: int = setting(0, "seed of everything", low=0, high=2**31 - 1)
     device: str = setting("cpu", "torch device of V, M and the dream, e.g. cpu, cuda")
-    workers: int = setting(2, "games played side by side while collecting; changes no number", low=1, high=256)
+    workers: int = setting(2, "processes that the real games run in; changes no number", low=1, high=256)
 
     # Random play (appendix A.1)
     longest_hold: int = setting(10, "longest hold of a random action, in tics", low=1, high=2100)
