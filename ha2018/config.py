@@ -15,7 +15,7 @@ class Config:
     task: str = setting("doom", "the world")
     seed: int = setting(0, "seed of everything", low=0, high=2**31 - 1)
     device: str = setting("cpu", "torch device of V, M and the dream, e.g. cpu, cuda")
-    workers: int = setting(2, "games played side by side while collecting; changes no number", low=1, high=256)
+    workers: int = setting(2, "processes that the real games run in; changes no number", low=1, high=256)
 
     # Random play (appendix A.1)
     longest_hold: int = setting(10, "longest hold of a random action, in tics", low=1, high=2100)
@@ -103,25 +103,73 @@ TASKS: dict[str, Mapping[str, Any]] = {
 PRESETS = {
     "paper": Preset("the paper's sizes and budget: 1092 +- 556 in the real game at tau = 1.15"),
     "gpu": Preset(
-        "the paper's data and sizes at 300 of 1,800 generations: the level and order of the temperature table",
+        "doom: the paper's data and sizes at 300 of 1,800 generations, the level and order of the temperature table; "
+        "car: the paper's sizes on a twentieth of its data, the published learning curve at equal environment steps",
         {"device": "cuda", "workers": 16, "generations": 300},
+        {
+            "car": {
+                "episodes": 500,
+                "memory_epochs": 200,
+                "first_frames": 500,
+                "rollouts": 4,
+                "games": 256,
+                "generations": 60,
+                "trial_every": 20,
+                "trial_seeds": 16,
+                "test_games": 100,
+            }
+        },
     ),
     "night": Preset(
-        "a controller trained only in the dream survives longer than random play, and tau decides whether it transfers",
+        "doom: a controller trained only in the dream survives longer than random play, and tau decides whether it "
+        "transfers; car: the learning curves of z, z and h, and z and untrained h beside the published one",
         {
-            "episodes": 1000,
+            "longest_hold": 60,  # as in cpu, and for the same reason
+            "episodes": 1500,
+            "holdout_episodes": 32,
+            "z_size": 32,
             "vision_epochs": 10,
-            "vision_updates": 6000,
+            "vision_updates": 8000,
+            "vision_batch": 32,
+            "vision_lr": 5e-4,
+            "kl_tolerance": 2.0,
             "memory_epochs": 1000,
-            "memory_updates": 1500,
+            "memory_updates": 4000,
             "memory_batch": 50,
             "memory_length": 200,
-            "first_frames": 500,
-            "generations": 200,
+            "memory_lr": 5e-3,
+            "memory_lr_end": 1e-4,
+            "memory_lr_decay": 0.999,
+            "restart_weight": 200.0,
+            "rollouts": 8,
+            "generations": 30,
+            "trial_every": 5,
+            "trial_seeds": 32,
+        },
+        {
+            "car": {
+                "episodes": 300,
+                "holdout_episodes": 12,
+                "vision_updates": 6000,
+                "kl_tolerance": 0.5,
+                "hidden_size": 256,
+                "memory_updates": 1000,
+                "memory_batch": 32,
+                "memory_length": 250,
+                "memory_lr_decay": 0.997,
+                "first_frames": 300,
+                "population": 32,
+                "rollouts": 2,
+                "generations": 60,
+                "trial_every": 10,
+                "trial_seeds": 16,
+                "test_games": 50,
+            }
         },
     ),
     "cpu": Preset(
-        "a controller trained only in the dream survives longer in the real game than uniform random play",
+        "doom: a controller trained only in the dream survives longer in the real game than uniform random play; "
+        "car: evolution in the real environment improves on random play",
         {
             # Few episodes must show M more of the game than the paper's many: long holds lead to walls and stillness.
             "longest_hold": 60,
@@ -148,6 +196,25 @@ PRESETS = {
             "generations": 16,
             "trial_every": 4,
             "trial_seeds": 16,
+        },
+        {
+            "car": {
+                "episodes": 100,
+                "holdout_episodes": 4,
+                "vision_updates": 2000,
+                "kl_tolerance": 0.5,
+                "memory_updates": 300,
+                "memory_length": 100,
+                "max_steps": 400,
+                "first_frames": 100,
+                "population": 16,
+                "rollouts": 2,
+                "games": 32,
+                "generations": 25,
+                "trial_every": 5,
+                "trial_seeds": 8,
+                "test_games": 50,
+            }
         },
     ),
     "smoke": Preset(
@@ -176,7 +243,6 @@ PRESETS = {
         },
         {
             "car": {
-                "min_frames": 1,
                 "memory_length": 30,
                 "max_steps": 60,
                 "population": 4,

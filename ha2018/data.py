@@ -9,12 +9,11 @@ Source: paper, appendix A; reference code: extract.py, vae_train.py, series.py, 
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -25,10 +24,9 @@ from torch import Tensor
 from common.run import Run, atomic_write
 from common.seeding import derive_seed
 from ha2018.processes import Worlds
+from ha2018.shards import Play, play_shard
 from ha2018.vision import VAE, sample_z
 
-SHARD_EPISODES = 8
-PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB]  # half the time, 6 % more
 ENCODE_BATCH = 256
 READ_THREADS = min(8, os.cpu_count() or 1)
 
@@ -46,10 +44,6 @@ def to_frames(images: Tensor) -> np.ndarray:
 # --- frames ---------------------------------------------------------------------------------------------------------
 
 
-Episode = tuple[np.ndarray, np.ndarray]  # frames [T, 64, 64, 3] and actions [T] or [T, A]
-Play = Callable[[Any, int], Episode]  # a game and the seed of an episode
-
-
 def collect(run: Run, folder: Path, worlds: Worlds, play: Play, episodes: int, min_frames: int, seed: int) -> None:
     """Play until `episodes` episodes with more than `min_frames` frames lie in shards below `folder`.
 
@@ -60,9 +54,10 @@ def collect(run: Run, folder: Path, worlds: Worlds, play: Play, episodes: int, m
     with run.progress(episodes, "collect", unit="episode") as bar:
         while kept < episodes:
             numbers = range(number, number + worlds.parallel)
-            work = partial(_collect_shard, folder=folder, play=play, min_frames=min_frames, seed=seed)
             missing = [n for n in numbers if not shard_path(folder, n).exists()]
-            worlds.each([partial(work, number=n) for n in missing])
+            jobs = [partial(play_shard, play=play, min_frames=min_frames, seed=seed, number=n) for n in missing]
+            for n, content in zip(missing, worlds.each(jobs), strict=True):
+                atomic_write(shard_path(folder, n), content)
             for n in numbers:
                 with safetensors.safe_open(shard_path(folder, n), "pt") as shard:
                     count = len(shard.get_tensor("length"))
@@ -73,36 +68,6 @@ def collect(run: Run, folder: Path, worlds: Worlds, play: Play, episodes: int, m
 
 def shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}.safetensors"
-
-
-def _collect_shard(game: Any, folder: Path, play: Play, min_frames: int, seed: int, number: int) -> None:
-    """Write one shard."""
-    frames, actions = [], []
-    for k in range(number * SHARD_EPISODES, (number + 1) * SHARD_EPISODES):
-        episode_frames, episode_actions = play(game, derive_seed(seed, "collect", k) % 2**31)
-        if len(episode_frames) > min_frames:
-            frames.append(episode_frames)
-            actions.append(episode_actions)
-    atomic_write(shard_path(folder, number), _shard_bytes(frames, actions))
-
-
-def _shard_bytes(frames: Sequence[np.ndarray], actions: Sequence[np.ndarray]) -> bytes:
-    pngs = [_encode_png(frame) for episode in frames for frame in episode]
-    offsets = np.cumsum([0, *(len(png) for png in pngs)])
-    tensors = {
-        "png": torch.from_numpy(np.concatenate(pngs) if pngs else np.zeros(0, np.uint8)),
-        "offset": torch.from_numpy(offsets),
-        "action": torch.from_numpy(np.concatenate(actions) if actions else np.zeros(0, np.float32)),
-        "length": torch.tensor([len(episode) for episode in frames], dtype=torch.int64),
-    }
-    return safetensors.torch.save(tensors)
-
-
-def _encode_png(frame: np.ndarray) -> np.ndarray:
-    ok, png = cv2.imencode(".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), PNG)
-    if not ok:
-        raise RuntimeError("OpenCV cannot encode PNG")
-    return png.reshape(-1)
 
 
 class Frames:
@@ -241,6 +206,8 @@ class MemoryEpoch:
 
     The episodes, shuffled by (seed, epoch), form one stream, cut to a whole number of batches, folded to `batch` rows
     and read in chunks of `length` frames: chunk k goes on where chunk k - 1 ended, so the state of M is carried.
+    CarRacing's episodes are all of one length: a chunk of that length is an episode, which begins with an empty state.
+    Deviation D12: there the official code draws random episodes for each update.
     """
 
     def __init__(self, latents: Latents, batch: int, length: int, seed: int, epoch: int, device: torch.device) -> None:

@@ -51,6 +51,7 @@ def film(agent: Agent, config: Config, seed: int, path: Path) -> None:
         seen, reconstructed = _real_episode(agent, game, seed, steps)
     finally:
         game.close()
+    # Deviation D13: the official dream of CarRacing, for pictures alone, ends after 1200 steps.
     z, _ = dream_episode(agent.memory, agent.bank, agent.controller, agent.params, seed, config.temperature, steps)
     with torch.no_grad():
         dreamt = data.to_frames(agent.vae.decode(z[:-1:FILM_EVERY]))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, NoReturn
 
@@ -130,12 +131,10 @@ def serve(descriptor: int) -> None:
     pipe = Connection(descriptor)
     make, count = pipe.recv()
     games = [make() for _ in range(count)]
-    while True:
-        try:
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # nobody is there any more
+        while True:
             message = pipe.recv()
-        except (EOFError, ConnectionResetError):
-            break
-        pipe.send([act(games[index], argument) for index, act, argument in message])
+            pipe.send([act(games[index], argument) for index, act, argument in message])
     for game in games:
         game.close()
 

@@ -69,6 +69,7 @@ class CarRacing:
     """CarRacing-v3 as one episode at a time: reward -0.1 a step and 1000 / tiles for each new tile, -100 off the field.
 
     Deviation D9: the camera turns with the hull; that of 2018 turned with the velocity, which differs in a slide.
+    Deviation D10: edges are smooth, as gymnasium's are today; those of 2018 were painted at 96 x 96 without averaging.
     `reset(seed)` makes an episode deterministic given its actions.
     """
 
@@ -111,9 +112,10 @@ class CarRacing:
 def collection_actions(seed: int) -> Iterator[np.ndarray]:
     """The official collection policy: a random controller on latents that are noise, with its gas near one half.
 
-    Yields actions [3]. V and M of that policy are random too, but their parameters are divided by 10,000, so that z is
-    standard normal noise and h zero. Source: reference code, carracing/extract.py.
+    Yields actions [3]. Source: reference code, carracing/extract.py.
     """
+    # Deviation D11: V and M of that policy are random too, but their parameters are divided by 10,000: what they answer
+    # is standard normal noise for z and zero for h, and that is what stands here.
     _, params = random_car_controller(seed, ACTIONS * (Z_SIZE + HIDDEN_SIZE + 1))
     bias, weight = params[:ACTIONS], params[ACTIONS:].reshape(-1, ACTIONS)[:Z_SIZE]
     rng = np.random.RandomState(derive_seed(seed, "noise") % 2**32)

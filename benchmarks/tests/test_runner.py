@@ -64,6 +64,39 @@ def test_rows_that_share_a_run_start_it_once():
     assert len(runner.jobs(ha2018.SUITE, rows, [5])) == 3
 
 
+def test_rows_with_settings_share_the_world_of_the_row_without_them():
+    rows = [row for row in ha2018.SUITE.rows if row.suite == "night" and row.task == "car"]
+    base, *others = runner.jobs(ha2018.SUITE, rows, [2], ["episodes=50"])
+    assert base.name == "car-night-seed2-episodes=50"
+    assert [job.name for job in others] == [
+        "car-night-real-z-seed2-episodes=50",
+        "car-night-real-z-hidden40-seed2-episodes=50",
+        "car-night-real-zh-untrained-seed2-episodes=50",
+    ]
+    assert "--world-from" not in base.commands()[0]
+    for job in others:
+        command = job.commands()[0]
+        assert command[command.index("--world-from") + 1] == "runs/ha2018/car-night-seed2-episodes=50"
+        assert "episodes=50" in command
+    assert "controller_inputs=z" in others[0].commands()[0]
+
+
+def test_records_of_rows_with_settings_have_names_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    monkeypatch.setattr(records, "FOLDER", tmp_path / "results")
+    rows = [row for row in ha2018.SUITE.rows if row.suite == "night" and row.task == "doom"]
+    places = []
+    for job in runner.jobs(ha2018.SUITE, rows, [0]):
+        claim = job.part or "dream-transfer"
+        data = dict(record([1.0]).data) | {"suite": "night", "preset": "night", "claim": claim}
+        (tmp_path / job.folder).mkdir(parents=True)
+        (tmp_path / job.folder / "record.json").write_text(json.dumps(data))
+        places.append(runner.collect(job).name)
+    assert places[:2] == ["doom-seed0.json", "doom-dream-transfer-tau0.10-seed0.json"]
+    assert len(records.load(tmp_path / "results").records) == len(set(places)) == 6
+    assert len(records.load_runs(tmp_path / "runs")) == 6
+
+
 def test_commands_name_no_folder_of_this_machine():
     for job in runner.jobs(ha2018.SUITE, ha2018.SUITE.rows, None, ["epochs=1"]):
         for command in job.commands():

@@ -15,6 +15,7 @@ from ha2018.config import Config
 from ha2018.data import Frames, Latents, MemoryEpoch, memory_batches_per_epoch, shard_path, vision_batches
 from ha2018.env import TakeCover, random_episode
 from ha2018.processes import Worlds
+from ha2018.shards import SHARD_EPISODES
 from ha2018.vision import VAE
 
 CPU = torch.device("cpu")
@@ -79,7 +80,7 @@ def contents(folder):
 def test_frames_survive_the_disk_exactly(folder):
     """In the order of play, dropped episodes left out."""
     expected, actions = [], []
-    for k in range(len(contents(folder)) * data.SHARD_EPISODES):
+    for k in range(len(contents(folder)) * SHARD_EPISODES):
         seed = derive_seed(4, "collect", k) % 2**31
         episode, moves = random_episode(FakeGame(), seed, 10)
         if len(episode) > MIN_FRAMES:
@@ -88,7 +89,7 @@ def test_frames_survive_the_disk_exactly(folder):
     frames = Frames(folder, EPISODES)
     assert frames.lengths == [len(episode) for episode in expected[:EPISODES]]
     assert min(frames.lengths) > MIN_FRAMES
-    assert len(expected) < len(contents(folder)) * data.SHARD_EPISODES  # some were dropped
+    assert len(expected) < len(contents(folder)) * SHARD_EPISODES  # some were dropped
     np.testing.assert_array_equal(frames.read(np.arange(len(frames))), np.concatenate(expected[:EPISODES]))
     np.testing.assert_array_equal(frames.actions, np.concatenate(actions[:EPISODES]))
 

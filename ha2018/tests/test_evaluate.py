@@ -10,7 +10,7 @@ import torch
 
 from common.run import RECORD_KEYS
 from ha2018 import env, evaluate, rollout
-from ha2018.config import Config
+from ha2018.config import TASKS, Config
 from ha2018.controller import Controller
 from ha2018.env import RANDOM_POLICIES
 from ha2018.evaluate import fresh_seeds, play, random_returns
@@ -157,3 +157,29 @@ def test_a_run_that_is_not_there_or_not_ended_is_named_in_one_line(trained, tmp_
         assert reason in error
     assert not (tmp_path / "none").exists()
     assert not (unfinished / "record.json").exists()
+
+
+def test_claims_tell_apart_what_c_sees_and_dreams():
+    """The words by which the rows of the report find their records."""
+    car = {**TASKS["car"], "task": "car"}
+    claims = {
+        "dream-transfer": Config(),
+        "dream-transfer-tau0.10": Config(temperature=0.1),
+        "dream-transfer-tau1.00": Config(temperature=1.0),
+        "dream-transfer-untrained": Config(memory_updates=0),
+        "real-zh": Config(**car),
+        "real-zh-untrained": Config(**car, memory_updates=0),
+        "real-z": Config(**{**car, "controller_inputs": "z"}),
+        "real-z-hidden40": Config(**{**car, "controller_inputs": "z"}, controller_hidden=40),
+    }
+    for claim, config in claims.items():
+        assert evaluate.claim(config) == claim
+        assert evaluate.protocol(config) == ("doom-100" if config.task == "doom" else "carracing-100")
+
+
+def test_the_population_is_shown_at_what_the_published_run_had_spent():
+    """Generations of 400,000 steps: the second published generation ends within our sixth, so the fifth counts."""
+    lines = [{"stage": "controller", "env_frames": 400_000, "pop_mean": float(k)} for k in range(6)]
+    curve = evaluate.population_at_equal_steps([*lines, {"stage": "controller trial", "env_frames": 10**9}])
+    assert curve == {"x": [1, 2], "y": [1.0, 4.0], "x_unit": "generation", "y_unit": "return"}
+    assert evaluate.population_at_equal_steps(lines[:2])["x"] == []
