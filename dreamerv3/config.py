@@ -198,4 +198,20 @@ TASKS: dict[str, Mapping[str, Any]] = {
 
 PRESETS = {
     "paper": Preset("the paper's sizes, budget and protocol, in the edition chosen"),
+    "smoke": Preset(
+        "none: every line of the path runs, the numbers mean nothing",
+        {
+            "size": "1m",
+            "env_frames": 400,
+            "train_ratio": 8,
+            "envs": 2,
+            "batch_size": 4,
+            "batch_length": 16,
+            "first_windows": 16,
+            "imagination_length": 4,
+            "warmup": 10,
+            "test_episodes": 2,
+            "checkpoint_seconds": 0.5,
+        },
+    ),
 }

@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from dreamerv3.spaces import ActionSpace, ObsSpaces, Sizes
 
-Rows = dict[str, NDArray[np.generic]]
+Rows = dict[str, NDArray[Any]]
 Picks = NDArray[np.int64]
 
 # Rows beyond the capacity, which may be written between the older of two kept checkpoints and a kill.
@@ -92,7 +93,7 @@ class Replay:
         self.slots = -(-capacity // envs) + self.length + MARGIN
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        layout: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
+        layout: dict[str, tuple[tuple[int, ...], type[Any]]] = {
             f"obs/{name}": (space.shape, _DTYPES[space.kind]) for name, space in spaces.items()
         }
         layout["action"] = ((), np.int32) if actions.is_discrete else ((actions.size,), np.float32)
@@ -106,7 +107,7 @@ class Replay:
         self._touched = np.ones(self.slots * envs, np.bool_)
         self._saved_count = 0
 
-    def _file(self, name: str, shape: tuple[int, ...], kind: type[np.generic]) -> NDArray[np.generic]:
+    def _file(self, name: str, shape: tuple[int, ...], kind: type[Any]) -> NDArray[Any]:
         """A sparse file of [slots, W, ...]; only rows that were written take space."""
         path, full = self.folder / f"{name.replace('/', '-')}.bin", (self.slots, self.envs, *shape)
         size = int(np.prod(full)) * np.dtype(kind).itemsize
@@ -117,7 +118,7 @@ class Replay:
 
     # --- what goes in -------------------------------------------------------------------------------------------------
 
-    def add(self, rows: Mapping[str, NDArray[np.generic]]) -> None:
+    def add(self, rows: Mapping[str, NDArray[Any]]) -> None:
         """One step of all environments: [W, ...] for every array; its windows still have to be admitted."""
         if rows.keys() != self.arrays.keys():
             raise ValueError(f"replay: expected {sorted(self.arrays)}, got {sorted(rows)}")
@@ -232,7 +233,7 @@ class Replay:
         self._touched[:] = False
         self._saved_count = self.count
         for path in self.folder.glob("undo-*.bin"):
-            if int(path.stem[5:]) not in kept:
+            if int(path.stem[5:]) < min(kept, default=step):
                 path.unlink()
 
     def restore(self, step: int, state: Mapping[str, int]) -> None:
@@ -249,14 +250,14 @@ class Replay:
             if path != self._journal_path(step):
                 path.unlink()
         self.flush()
-        self.saved(step, [int(path.stem[5:]) for path in self.folder.glob("undo-*.bin")])
+        self.saved(step, [0])
 
     def _journal_path(self, step: int) -> Path:
         return self.folder / f"undo-{step:09d}.bin"
 
-    def episode(self, env: int) -> list[NDArray[np.generic]]:
+    def episode(self, env: int) -> list[NDArray[Any]]:
         """The actions of the current episode of one environment so far, the first first."""
-        found: list[NDArray[np.generic]] = []
+        found: list[NDArray[Any]] = []
         for row in range(self.count - 1, max(-1, self.count - 1 - self.slots), -1):
             found.append(self.arrays["action"][row % self.slots, env])
             if self.arrays["is_first"][row % self.slots, env]:

@@ -15,12 +15,12 @@ from dreamerv3.actor_critic import BoundedNormal, Categorical, Imagined, ReturnN
 from dreamerv3.agent import Agent, Noise
 from dreamerv3.config import EDITIONS, Config
 from dreamerv3.data import Batch, Ratio, Replay
+from dreamerv3.learner import scales, weighted_sum
 from dreamerv3.networks import BlockLinear, Conv, Decoder, Encoder, RMSNorm, UpConv
 from dreamerv3.optimizer import LaProp
 from dreamerv3.rssm import RSSM, State
 from dreamerv3.spaces import ActionSpace, ObsSpace, Sizes
 from dreamerv3.tests import official
-from dreamerv3.train import scales, weighted_sum
 
 GOLDEN = Path(__file__).parent / "golden"
 Case = dict[str, np.ndarray]
