@@ -97,27 +97,26 @@ class Actor(nn.Module):
 
 @dataclass(frozen=True)
 class Imagined:
-    """A rollout inside the model, without gradient: states [H + 1, N, ...] and actions [H + 1, N] or [H + 1, N, A].
+    """A rollout inside the model, without gradient: feature [H + 1, N, D + S * K], actions [H + 1, N] or [H + 1, N, A].
 
     The last action is drawn and used by no loss, as in the reference code.
     """
 
-    states: State
+    feature: Tensor
     actions: Tensor
 
 
 @torch.no_grad()
 def imagine(rssm: RSSM, actor: Actor, start: State, action_noise: Tensor, uniform: Tensor) -> Imagined:
     """Roll the prior out under the actor from start [N, ...]: action_noise [H + 1, N, .], uniform [H, N, S]."""
-    state, states, actions = start, [start], []
+    state, features, actions = start, [start.feature], []
     for noise, u in zip(action_noise[:-1], uniform, strict=True):
-        policy = actor(state.feature)
+        policy = actor(features[-1])
         actions.append(policy.sample(noise))
         state = rssm.imagine_step(state, policy.vector(actions[-1]), u)
-        states.append(state)
-    actions.append(actor(state.feature).sample(action_noise[-1]))
-    h, z = torch.stack([s.h for s in states]), torch.stack([s.z for s in states])
-    return Imagined(State(h, z), torch.stack(actions))
+        features.append(state.feature)
+    actions.append(actor(features[-1]).sample(action_noise[-1]))
+    return Imagined(torch.stack(features), torch.stack(actions))
 
 
 def lambda_return(reward: Tensor, cont: Tensor, is_last: Tensor, boot: Tensor, lam: float) -> Tensor:

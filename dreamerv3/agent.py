@@ -7,12 +7,15 @@ Source: paper, Methods; reference code: agent.py.
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from common import dist
+from dreamerv3 import imagination_fast
 from dreamerv3.actor_critic import (
     CRITIC_LAYERS,
     Actor,
@@ -23,7 +26,7 @@ from dreamerv3.actor_critic import (
     lambda_return,
     move_slow_critic,
 )
-from dreamerv3.config import Config
+from dreamerv3.config import EDITIONS, SIZES, Config
 from dreamerv3.data import Batch
 from dreamerv3.rssm import State
 from dreamerv3.spaces import ActionSpace, Edition, ObsSpaces, Sizes
@@ -74,6 +77,7 @@ class Agent(nn.Module):
             unimix=config.unimix,
             free_nats=config.free_nats,
             horizon=config.horizon,
+            use_fast=config.use_fast,
         )
         self.actor = Actor(sizes, actions, config.actor_unimix)
         self.critic = TwoHotHead(sizes, CRITIC_LAYERS, config.bins, edition.has_even_outputs)
@@ -109,6 +113,12 @@ class Agent(nn.Module):
             draw(horizon + 1, starts, self.actor.noise_size, generator=generator, device=device),
         )
 
+    def draw_act_noise(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Fresh numbers for `act` on N = `count` worlds: uniform [N, S] and what the policy takes [N, .]."""
+        draw = torch.rand if self.actions.is_discrete else torch.randn
+        uniform = torch.rand(count, self.world.rssm.sizes.stoch, generator=generator)
+        return uniform, draw(count, self.actor.noise_size, generator=generator)
+
     @torch.no_grad()
     def act(
         self,
@@ -135,17 +145,24 @@ class Agent(nn.Module):
         observed = self.world.observe(batch, noise.posterior)
         losses = self.world.losses(batch, observed)
         starts = State(observed.states.h.detach().flatten(0, 1), observed.states.z.detach().flatten(0, 1))
-        imagined = imagine(self.world.rssm, self.actor, starts, noise.action, noise.prior)
+        imagined = self.imagine(starts, noise)
         behaviour, returns, metrics = self.behaviour_losses(imagined, batch, ranks)
         losses |= {name: value.mean(0).view(batch.reward.shape) for name, value in behaviour.items()}
         losses["replay_critic"] = self.replay_critic_loss(batch, observed, returns[0].view(batch.reward.shape))
         return Outcome(losses, observed.states.detach(), metrics)
 
+    def imagine(self, starts: State, noise: Noise) -> Imagined:
+        """A rollout of the actor in the model from starts [N, ...]."""
+        inputs = (self.world.rssm, self.actor, starts, noise.action, noise.prior)
+        if self.config.use_fast:
+            return imagination_fast.imagine(*inputs, compute_dtype(self.config.precision, starts.h.device))
+        return imagine(*inputs)
+
     def behaviour_losses(
         self, imagined: Imagined, batch: Batch, ranks: dist.Ranks
     ) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
         """Actor and critic losses [H, N] on imagined states, the λ-returns [H, N], and numbers for the log."""
-        feature = imagined.states.feature
+        feature = imagined.feature
         with torch.no_grad():
             reward, cont = self.world.predict(feature)
             if self.edition.starts_from_true_continue:
@@ -188,6 +205,25 @@ class Agent(nn.Module):
     def after_update(self) -> None:
         """Let the slow critic follow."""
         move_slow_critic(self.slow_critic, self.critic, self.config.slow_rate, self.updates)
+
+
+def new_agent(spaces: ObsSpaces, actions: ActionSpace, config: Config) -> Agent:
+    """An agent for a world, at the edition and size of the config."""
+    return Agent(spaces, actions, SIZES[config.plan.size], EDITIONS[config.edition], config)
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """bfloat16 or float32; "auto" is bfloat16, the paper's, wherever the device multiplies in it."""
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" or _processor_has_bfloat16() else torch.float32
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+@functools.cache
+def _processor_has_bfloat16() -> bool:
+    """Whether this processor has products of bfloat16; without, they are slower than those of float32."""
+    flags = Path("/proc/cpuinfo")
+    return flags.exists() and any(name in flags.read_text() for name in ("avx512_bf16", "amx_bf16"))
 
 
 def gathered(returns: Tensor, ranks: dist.Ranks) -> Tensor:

@@ -163,7 +163,9 @@ class Config:
 
     # Housekeeping
     precision: str = setting(
-        "auto", "of the networks; auto: bfloat16 on CUDA as in the paper", choices=("auto", "float32", "bfloat16")
+        "auto",
+        "of products; auto: bfloat16, the paper's, where the device has it",
+        choices=("auto", "float32", "bfloat16"),
     )
     use_fast: bool = setting(True, "the update written for speed; without: the readable reference")
     checkpoint_seconds: float = setting(60.0, "seconds between checkpoints", low=0)
@@ -198,6 +200,19 @@ TASKS: dict[str, Mapping[str, Any]] = {
 
 PRESETS = {
     "paper": Preset("the paper's sizes, budget and protocol, in the edition chosen"),
+    "cpu": Preset(
+        "the agent learns: a return above twice that of uniform random play within minutes",
+        {
+            "size": "1m",
+            "env_frames": 24_000,
+            "envs": 4,
+            "train_ratio": 64,
+            "batch_size": 8,
+            "batch_length": 32,
+            "lr": 3e-4,
+            "warmup": 100,
+        },
+    ),
     "smoke": Preset(
         "none: every line of the path runs, the numbers mean nothing",
         {

@@ -51,9 +51,8 @@ def two_hot_loss(logits: Tensor, target: Tensor, bins: Tensor) -> Tensor:
     Source: paper, Eq. 9 and 10.
     """
     below, above, weight = two_hot(target.detach(), bins)
-    log_probs = torch.log_softmax(logits, -1)
-    pair = log_probs.gather(-1, torch.stack([below, above], -1))
-    return -((1 - weight) * pair[..., 0] + weight * pair[..., 1])
+    pair = logits.gather(-1, torch.stack([below, above], -1))
+    return torch.logsumexp(logits, -1) - torch.lerp(pair[..., 0], pair[..., 1], weight)
 
 
 def two_hot_mean(logits: Tensor, bins: Tensor) -> Tensor:

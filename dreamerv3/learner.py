@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common import dist
-from dreamerv3.agent import Agent, Noise
+from dreamerv3.agent import Agent, Noise, compute_dtype
 from dreamerv3.config import Config
 from dreamerv3.data import Batch
 from dreamerv3.optimizer import LaProp
@@ -34,7 +34,10 @@ def train_step(
     agent: Agent, optimizer: LaProp, batch: Batch, noise: Noise, config: Config, ranks: dist.Ranks
 ) -> tuple[dict[str, Tensor], State]:
     """One update in place. Returns its losses with numbers for the log, and the posterior states [B, T, ...]."""
-    outcome = agent.losses(batch, noise, ranks)
+    device = batch.reward.device.type
+    dtype = compute_dtype(config.precision, batch.reward.device)
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        outcome = agent.losses(batch, noise, ranks)
     total = weighted_sum(outcome.losses, scales(config))
     optimizer.zero_grad(set_to_none=True)
     total.backward()

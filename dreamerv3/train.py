@@ -20,18 +20,13 @@ from common.config import parse, user_error
 from common.run import Run, run_folder, seed_everything, usable_device
 from common.seeding import derive_seed
 from common.stage import LOG_EVERY, Stage
-from dreamerv3.agent import Agent, Noise
-from dreamerv3.config import EDITIONS, PRESETS, SIZES, TASKS, Config
+from dreamerv3.agent import Agent, Noise, new_agent
+from dreamerv3.config import PRESETS, TASKS, Config
 from dreamerv3.data import Picks, Ratio, Replay
-from dreamerv3.env import World, WorldError, Worlds, make_world
+from dreamerv3.env import WorldError, Worlds, make_world
 from dreamerv3.learner import Learner
 from dreamerv3.optimizer import LaProp
 from dreamerv3.rssm import State
-
-
-def new_agent(worlds: Worlds | World, config: Config) -> Agent:
-    """An agent for what these worlds show and take, at the edition and size of the config."""
-    return Agent(worlds.spaces, worlds.actions, SIZES[config.plan.size], EDITIONS[config.edition], config)
 
 
 def new_optimizer(agent: Agent, config: Config) -> LaProp:
@@ -64,9 +59,7 @@ class Actor:
         device, envs = self.ranks.device, self.config.plan.envs
         obs = {name.removeprefix("obs/"): torch.from_numpy(rows[name]).to(device) for name in rows if "obs/" in name}
         generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "act", number))
-        uniform = torch.rand(envs, self.state.z.shape[1], generator=generator)[self.mine]
-        draw = torch.rand if self.worlds.actions.is_discrete else torch.randn
-        noise = draw(envs, self.agent.actor.noise_size, generator=generator)[self.mine]
+        uniform, noise = (part[self.mine] for part in self.agent.draw_act_noise(envs, generator))
         is_first = torch.from_numpy(rows["is_first"]).to(device)
         self.state, action = self.agent.act(
             self.state, self.action.to(device), obs, is_first, uniform.to(device), noise.to(device)
@@ -179,7 +172,7 @@ def restore(stage: Stage, actor: Actor, trainer: Trainer) -> None:
 def train(run: Run, config: Config, ranks: dist.Ranks, worlds: Worlds) -> None:
     """The whole run, from where it stopped."""
     plan = config.plan
-    agent = new_agent(worlds, config).to(ranks.device)
+    agent = new_agent(worlds.spaces, worlds.actions, config).to(ranks.device)
     for parameter in agent.parameters():
         dist.broadcast(parameter.data)
     actor, trainer = Actor(agent, worlds, config, ranks), Trainer(run, agent, worlds, config, ranks)
@@ -216,9 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         except WorldError as error:
             user_error(str(error))
         with worlds:
-            new_agent(
-                worlds, config
-            )  # an image size or block count that does not fit must end before there is a folder
+            new_agent(worlds.spaces, worlds.actions, config)  # what does not fit must end before there is a folder
             run = Run.open("dreamerv3", config, options.preset, run_folder("dreamerv3", config, options))
             dist.barrier()
             seed_everything(config.seed, str(device))

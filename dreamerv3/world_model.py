@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dreamerv3 import rssm_fast
 from dreamerv3.data import Batch
 from dreamerv3.distributions import kl_balance, mixed_probs, symexp_bins, two_hot_loss, two_hot_mean
 from dreamerv3.networks import MLP, Decoder, Encoder
@@ -64,8 +65,10 @@ class WorldModel(nn.Module):
         unimix: float,
         free_nats: float,
         horizon: float,
+        use_fast: bool,
     ) -> None:
         super().__init__()
+        self.use_fast = use_fast
         self.actions, self.unimix, self.free_nats, self.discount = actions, unimix, free_nats, 1 - 1 / horizon
         self.encoder = Encoder(spaces, sizes, edition)
         self.rssm = RSSM(sizes, actions.size, self.encoder.outputs, unimix)
@@ -90,7 +93,8 @@ class WorldModel(nn.Module):
         """Posterior states of a batch, uniform [B, T, S]."""
         tokens = self.encoder(batch.obs)
         actions = self.action_vector(batch.prev_action)
-        return Observed(*self.rssm.observe(self.start_state(batch), actions, tokens, batch.is_first, uniform))
+        inputs = (self.start_state(batch), actions, tokens, batch.is_first, uniform)
+        return Observed(*(rssm_fast.observe(self.rssm, *inputs) if self.use_fast else self.rssm.observe(*inputs)))
 
     def losses(self, batch: Batch, observed: Observed) -> dict[str, Tensor]:
         """Every term of the loss, unscaled, [B, T] each: rec/<observation>, reward, cont, dyn, rep.

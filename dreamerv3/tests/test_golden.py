@@ -388,10 +388,10 @@ def behaviour(
     monkeypatch.setattr(agent.world, "predict", lambda feature: (reward, cont))
     monkeypatch.setattr(agent.actor, "forward", lambda feature: policy)
     length, starts = cont.shape
-    state = State(torch.zeros(length, starts, 16), torch.zeros(length, starts, 4, 4))
+    feature = torch.zeros(length, starts, 32)
     flags = torch.zeros(1, starts, dtype=torch.bool)
     batch = Batch({}, flags, flags, flags, flags, is_terminal, flags, flags)
-    return agent.behaviour_losses(Imagined(state, action), batch, dist.setup())
+    return agent.behaviour_losses(Imagined(feature, action), batch, dist.setup())
 
 
 @pytest.mark.parametrize("name", ["actor_critic_disc", "actor_critic_cont"])
