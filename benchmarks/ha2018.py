@@ -1,16 +1,97 @@
-"""Rows of World Models (Ha & Schmidhuber 2018, arXiv 1803.10122): Doom Take Cover."""
+"""Rows of World Models (Ha & Schmidhuber 2018, arXiv 1803.10122): Doom Take Cover and CarRacing."""
 
 from __future__ import annotations
+
+from functools import partial
 
 from benchmarks.rows import Row, Suite
 
 TRANSFER = "dream-transfer"
+HIDDEN = "controller_hidden=40"
 SEEDS = (0, 1, 2)
+
+TEMPERATURES = ("1.15", "0.10", "0.50", "1.00", "1.30")  # the run that the others share comes first
+UNTRAINED = "C on z and h of an M as it was initialised (control)"
+CONTROLLERS = (
+    ("real-zh", "C on z and h", "carracing-vm", ()),
+    ("real-z", "C on z alone", "carracing-v", ("controller_inputs=z",)),
+    ("real-z-hidden40", "C on z, 40 hidden units", "carracing-v-hidden", ("controller_inputs=z", HIDDEN)),
+    ("real-zh-untrained", UNTRAINED, "carracing-vm", ("memory_updates=0",)),
+)
+DOOM_NIGHT, CAR_NIGHT, GPU = 40, 60, 25
+
+
+def temperature_table(suite: str, seeds: tuple[int, ...], minutes: float) -> tuple[Row, ...]:
+    """Both columns of the paper's table 2 and the control; all of them share one V and M, the control its V."""
+    row = partial(Row, kind="number", suite=suite, task="doom", seeds=seeds, minutes=minutes)
+    rows = []
+    for tau in TEMPERATURES:
+        is_base = tau == TEMPERATURES[0]
+        of_tau = partial(
+            row,
+            claim=TRANSFER if is_base else f"{TRANSFER}-tau{tau}",
+            settings=() if is_base else (f"temperature={float(tau)}",),
+            shares_world=not is_base,
+        )
+        dream = of_tau(
+            id=f"{suite}-dream-tau{tau}",
+            title=f"Take Cover: score inside the dream at temperature {tau}",
+            published=f"doom-dream-tau{tau}",
+            quantity="measurements/dream return",
+        )
+        real = of_tau(
+            id=f"{suite}-real-tau{tau}",
+            title=f"Take Cover: score in the real game after training in the dream at temperature {tau}",
+            published=f"doom-real-tau{tau}",
+        )
+        rows += [dream, real]
+    control = row(
+        id=f"{suite}-real-untrained",
+        title="Take Cover: score in the real game at temperature 1.15 with M as it was initialised (control)",
+        claim=f"{TRANSFER}-untrained",
+        published="doom-real-tau1.15",
+        settings=("memory_updates=0",),
+        shares_world=True,
+    )
+    return (*rows, control)
+
+
+def car_table(suite: str, seeds: tuple[int, ...], minutes: float) -> tuple[Row, ...]:
+    """The paper's table 1 and the control, each with its learning curve; all of them share one V."""
+    rows = []
+    for claim, words, published, settings in CONTROLLERS:
+        row = partial(
+            Row,
+            suite=suite,
+            task="car",
+            seeds=seeds,
+            claim=claim,
+            minutes=minutes,
+            settings=settings,
+            shares_world=bool(settings),
+        )
+        score = row(
+            id=f"{suite}-{claim}",
+            title=f"CarRacing: return over 100 random tracks, {words}",
+            kind="number",
+            published=published,
+            fraction_of="env_frames" if published == "carracing-vm" else "episodes_collected",
+        )
+        curve = row(
+            id=f"{suite}-{claim}-curve",
+            title=f"CarRacing: mean return of the CMA-ES population at equal environment steps, {words}",
+            kind="curve",
+            published="carracing-population",
+            quantity="population mean at equal steps",
+        )
+        rows += [score, curve]
+    return tuple(rows)
+
 
 SUITE = Suite(
     paper="ha2018",
     title="World Models",
-    tasks=("doom",),
+    tasks=("doom", "car"),
     rows=(
         Row(
             id="transfer",
@@ -86,16 +167,9 @@ SUITE = Suite(
             evaluate=("--random", "held", "--test-episodes", "400"),
             is_trained=False,
         ),
-        Row(
-            id="score-gpu",
-            title="Take Cover: score in the real game after training in the dream at temperature 1.15",
-            kind="number",
-            suite="gpu",
-            task="doom",
-            seeds=SEEDS,
-            claim=TRANSFER,
-            published="doom-real-tau1.15",
-            minutes=25,
-        ),
+        *temperature_table("night", (0,), DOOM_NIGHT),
+        *car_table("night", (0,), CAR_NIGHT),
+        *temperature_table("gpu", SEEDS, GPU),
+        *car_table("gpu", SEEDS, GPU),
     ),
 )

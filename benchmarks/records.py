@@ -99,7 +99,8 @@ def load_runs(folder: Path) -> tuple[Record, ...]:
     for path in sorted(folder.glob("*/*/record.json")):
         data = read(path, check_record)
         # A run in a folder of another name was made with other settings: it is no run of a row.
-        if path.parent.name in (f"{data['task']}-{data[key]}-seed{data['seed']}" for key in ("preset", "claim")):
+        words = data["preset"], data["claim"], f"{data['preset']}-{data['claim']}"
+        if path.parent.name in (f"{data['task']}-{word}-seed{data['seed']}" for word in words):
             media = tuple(file for file in sorted(path.parent.iterdir()) if file.suffix in (".webm", ".png"))
             found.append(Record(path, data, media))
     return tuple(found)

@@ -23,6 +23,8 @@ class Row:
     fraction_of is the budget column that gives the x of "reduced (x %)".
     evaluate holds further words for the evaluate command; is_trained is False if there is nothing to train.
     minutes is the expected time of one seed on the hardware that the preset is for.
+    settings are field=value words of the train command that make this run another one than that of the preset.
+    shares_world: V and M come from the run of the same preset and seed without settings, which stands before.
     """
 
     id: str
@@ -39,6 +41,8 @@ class Row:
     fraction_of: str = "env_frames"
     evaluate: tuple[str, ...] = ()
     is_trained: bool = True
+    settings: tuple[str, ...] = ()
+    shares_world: bool = False
 
     @property
     def needs_gpu(self) -> bool:

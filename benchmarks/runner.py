@@ -32,7 +32,10 @@ CALIBRATION = "calibration"
 
 @dataclass(frozen=True)
 class Job:
-    """One run folder: what to train, if anything, and how to evaluate it. `name` is that of the folder."""
+    """One run folder: what to train, if anything, and how to evaluate it. `name` is that of the folder.
+
+    `world` is the name of the run folder that V and M are taken from; `part` tells apart the records of one preset.
+    """
 
     paper: str
     task: str
@@ -42,6 +45,8 @@ class Job:
     evaluate: tuple[str, ...]
     is_trained: bool
     overrides: tuple[str, ...] = ()
+    world: str = ""
+    part: str = ""
 
     @property
     def folder(self) -> Path:
@@ -55,6 +60,8 @@ class Job:
         if not self.is_trained:
             return [[*python, f"{self.paper}.evaluate", *chosen, *self.evaluate, *place]]
         changed = ["--set", *self.overrides] if self.overrides else []
+        if self.world:
+            changed += ["--world-from", (RUNS / self.paper / self.world).as_posix()]
         return [
             [*python, f"{self.paper}.train", *chosen, "--preset", self.preset, *changed, *place],
             [*python, f"{self.paper}.evaluate", *self.evaluate, *place],
@@ -84,10 +91,13 @@ def jobs(suite: Suite, rows: Sequence[Row], seeds: Sequence[int] | None, overrid
     found = []
     for row in rows:
         for seed in row.seeds if seeds is None or not row.is_trained else seeds:
-            label = row.suite if row.is_trained else row.claim
-            changed = tuple(overrides) if row.is_trained else ()
-            name = "-".join((f"{row.task}-{label}-seed{seed}", *sorted(changed)))
-            found.append(Job(suite.paper, row.task, row.suite, seed, name, row.evaluate, row.is_trained, changed))
+            part = row.claim if row.settings else ""
+            label = "-".join(word for word in (row.suite, part) if word) if row.is_trained else row.claim
+            common = tuple(overrides) if row.is_trained else ()
+            base, name = ("-".join((f"{row.task}-{word}-seed{seed}", *sorted(common))) for word in (row.suite, label))
+            changed, world = common + row.settings, base if row.shares_world else ""
+            job = Job(suite.paper, row.task, row.suite, seed, name, row.evaluate, row.is_trained, changed, world, part)
+            found.append(job)
     return list(dict.fromkeys(found))
 
 
@@ -110,7 +120,7 @@ def collect(job: Job) -> Path:
     """Copy the record of a job and its media to benchmarks/results. Returns the place of the record."""
     source = ROOT / job.folder
     data = records.read(source / "record.json", records.check_record)
-    middle = "" if job.is_trained else f"-{data['claim']}"
+    middle = "" if job.is_trained and not job.part else f"-{data['claim']}"
     stem = f"{data['task']}{middle}-seed{data['seed']}"
     target: Path = records.FOLDER / data["paper"] / data["suite"]
     target.mkdir(parents=True, exist_ok=True)

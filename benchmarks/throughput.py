@@ -15,10 +15,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.envs.box2d.car_racing import CarRacing as GymnasiumCarRacing
 
 from benchmarks import records
 from benchmarks.rows import PAPERS
@@ -34,8 +36,10 @@ from ha2018.config import Config
 from ha2018.data import Batch
 from ha2018.dream import FirstFrames, rollout_returns
 from ha2018.dream_fast import FastDream
-from ha2018.env import Worlds, random_episode
+from ha2018.env import TakeCover, random_episode
 from ha2018.memory import MDNRNN
+from ha2018.processes import Worlds
+from ha2018.racing import CarRacing
 from ha2018.train import memory_step, vision_step
 from ha2018.vision import VAE
 
@@ -130,7 +134,7 @@ def ha2018(device: torch.device) -> list[dict[str, Any]]:
             note="900 steps: the published population mean at the end",
         )
     )
-    found += [_vision(config, device), _memory(config, device), _game()]
+    found += [_vision(config, device), _memory(config, device), _game(), *_racing()]
     return found
 
 
@@ -200,17 +204,45 @@ def _memory(config: Config, device: torch.device) -> dict[str, Any]:
 def _game() -> dict[str, Any]:
     """Random play with the official preprocessing, as in data collection."""
     games = multiprocessing.cpu_count()
-    with Worlds(games, 2100) as worlds:
-        lengths: list[int] = []
-
-        def play(seed: int) -> Callable[[Any], int]:
-            return lambda game: len(random_episode(game, seed, 10)[0])
-
-        def episodes() -> None:
-            lengths[:] = worlds.each([play(seed) for seed in range(4 * games)])
-
-        timing = timed(episodes, torch.device("cpu"), repeats=3)
+    with Worlds(TakeCover, games, games) as worlds:
+        jobs = [partial(_length, seed=seed) for seed in range(4 * games)]
+        lengths = worlds.each(jobs)
+        timing = timed(lambda: worlds.each(jobs), torch.device("cpu"), repeats=3, warmup=0)
     return figure(f"Take Cover at 160 x 120, {games} games side by side", "steps/s", timing, sum(lengths))
+
+
+def _length(game: TakeCover, seed: int) -> int:
+    return len(random_episode(game, seed, 10)[0])
+
+
+def _racing() -> list[dict[str, Any]]:
+    """CarRacing on one core with the frames as gymnasium shows them, and with what V sees of them."""
+    seed, steps = 0, 250
+    # Half throttle and slow bends, as in the data collection.
+    actions = np.array([(0.1 * np.sin(t / 20), 0.5, 0) for t in range(steps)], np.float32)
+    theirs, ours = GymnasiumCarRacing(), CarRacing()
+
+    def gymnasium() -> None:
+        theirs.reset(seed=seed)
+        for action in actions:
+            theirs.step(action)
+
+    def play(look: Callable[[], object]) -> None:
+        ours.reset(seed)
+        for action in actions:
+            ours.step(action)
+            look()
+
+    cpu = torch.device("cpu")
+    peer = timed(gymnasium, cpu, repeats=3)
+    rate = steps / peer.median
+    found = []
+    for name, look in (("frames of 96 x 96", lambda: ours.frame), ("what V sees", ours.observe)):
+        timing = timed(partial(play, look), cpu)
+        words = f"gymnasium's own frames, {rate:,.0f} steps/s"
+        ratio = round(steps / timing.median / rate, 1)
+        found.append(figure(f"CarRacing with {name}, one core", "steps/s", timing, steps, peer=words, ratio=ratio))
+    return found
 
 
 SUITES = {"ha2018": ha2018}

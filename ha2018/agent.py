@@ -11,14 +11,17 @@ import torch
 from common import checkpoint
 from common.config import user_error
 from ha2018.config import Config
+from ha2018.controller import CAR_ACTIONS, Controller
 from ha2018.dream import FirstFrames
 from ha2018.memory import MDNRNN
 from ha2018.vision import VAE
 
 
 def new_memory(config: Config) -> MDNRNN:
-    """M for Doom: the scalar action and the restart flag beside the latent."""
-    return MDNRNN(config.z_size, 1, config.hidden_size, config.mixtures, predicts_restart=True)
+    """M for Doom predicts restarts and takes a scalar action; for CarRacing it does not and takes three numbers."""
+    if config.task == "doom":
+        return MDNRNN(config.z_size, 1, config.hidden_size, config.mixtures, predicts_restart=True)
+    return MDNRNN(config.z_size, CAR_ACTIONS, config.hidden_size, config.mixtures, predicts_restart=False)
 
 
 class Agent:
@@ -37,6 +40,7 @@ class Agent:
                 user_error(f"{folder}: stage {stage} has no checkpoint; remove the folder and train again")
             checkpoint.load_module(name, module, found.tensors)
         controller = safetensors.torch.load_file(folder / "controller.safetensors", str(device))
+        self.controller = Controller(config.controller_inputs, config.controller_hidden)
         self.params = controller["params"].float()
         self.bank = FirstFrames(controller["bank_mu"], controller["bank_logvar"])
         self.frames = int(controller["frames"])

@@ -1,10 +1,11 @@
-"""All settings of World Models. Defaults are the paper's for Doom Take Cover; TASKS holds what differs elsewhere."""
+"""All settings of World Models. Defaults are the paper's for Doom; TASKS holds what differs for CarRacing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from common.config import Preset, setting
+from ha2018.controller import Controller
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Config:
     hidden_size: int = setting(512, "H, LSTM units", low=1)
     mixtures: int = setting(5, "K, Gaussians per latent dimension", low=1)
     memory_epochs: int = setting(20, "passes over all episodes", low=1)
-    memory_updates: int | None = setting(None, "stop M after so many updates (none: whole epochs)", low=1)
+    memory_updates: int | None = setting(None, "stop M after so many updates (none: whole epochs; 0: untrained)", low=0)
     memory_batch: int = setting(100, "streams side by side per update of M", low=1)
     memory_length: int = setting(500, "frames per update and stream; the last is only a target", low=2)
     memory_lr: float = setting(1e-3, "learning rate of Adam for M at the start", low=0)
@@ -52,12 +53,15 @@ class Config:
     max_steps: int = setting(2100, "longest episode in tics, dream and game", low=1)
 
     # C (appendix A.3, A.4)
+    controller_inputs: str = setting("zch", "what C sees: zch for doom; zh or z for car", choices=("zch", "zh", "z"))
+    controller_hidden: int = setting(0, "units of a hidden tanh layer of C, for car (0: none)", low=0)
     population: int = setting(64, "N, members of a generation; even, halves share their seeds", low=4)
-    rollouts: int = setting(16, "R, dream episodes per member", low=1)
+    rollouts: int = setting(16, "R, episodes per member, in the dream (doom) or the game (car)", low=1)
+    games: int = setting(64, "games stepped as one batch while C evolves in them (car)", low=1, high=4096)
     sigma0: float = setting(0.1, "initial standard deviation of CMA-ES", low=0)
     generations: int = setting(1800, "generations of CMA-ES", low=1)
     trial_every: int = setting(25, "generations between trials of the CMA mean", low=1)
-    trial_seeds: int = setting(64, "fixed seeds of such a trial, `rollouts` dream episodes each", low=1)
+    trial_seeds: int = setting(64, "fixed seeds of such a trial, `rollouts` episodes each", low=1)
 
     # Test (table 2)
     test_episodes: int = setting(100, "fresh episodes of the real game", low=1)
@@ -69,16 +73,32 @@ class Config:
     def __post_init__(self) -> None:
         if self.population % 2:
             raise ValueError(f"population must be even, not {self.population}")
+        if (self.task == "doom") != (self.controller_inputs == "zch"):
+            raise ValueError(f"controller_inputs {self.controller_inputs} is not for task {self.task}")
+        if self.task == "doom" and self.controller_hidden:
+            raise ValueError("controller_hidden is for task car alone")
         if self.memory_lr_end > self.memory_lr:
             raise ValueError(f"memory_lr_end ({self.memory_lr_end}) must not exceed memory_lr ({self.memory_lr})")
 
     @property
     def controller_params(self) -> int:
-        """P, weights of C on [z, c, h], without bias."""
-        return self.z_size + 2 * self.hidden_size
+        """P, parameters of C."""
+        return Controller(self.controller_inputs, self.controller_hidden).params(self.z_size, self.hidden_size)
 
 
-TASKS: dict[str, Mapping[str, Any]] = {"doom": {}}
+TASKS: dict[str, Mapping[str, Any]] = {
+    "doom": {},
+    "car": {
+        "min_frames": 1,
+        "z_size": 32,
+        "hidden_size": 256,
+        "memory_length": 1000,
+        "memory_lr_decay": 1.0,
+        "temperature": 0.7,
+        "max_steps": 1000,
+        "controller_inputs": "zh",
+    },
+}
 
 PRESETS = {
     "paper": Preset("the paper's sizes and budget: 1092 +- 556 in the real game at tau = 1.15"),
@@ -105,28 +125,28 @@ PRESETS = {
         {
             # Few episodes must show M more of the game than the paper's many: long holds lead to walls and stillness.
             "longest_hold": 60,
-            "episodes": 400,
+            "episodes": 360,
             "holdout_episodes": 16,
             "z_size": 32,
             "vision_epochs": 10,
-            "vision_updates": 3000,
+            "vision_updates": 1700,
             "vision_batch": 16,
-            "vision_lr": 5e-4,
+            "vision_lr": 1e-3,
             "kl_tolerance": 2.0,
             "hidden_size": 256,
             "memory_epochs": 1000,
-            "memory_updates": 1000,
-            "memory_batch": 32,
-            "memory_length": 128,
+            "memory_updates": 750,
+            "memory_batch": 16,
+            "memory_length": 256,
             "memory_lr": 5e-3,
             "memory_lr_end": 1e-4,
-            "memory_lr_decay": 0.997,
+            "memory_lr_decay": 0.996,
             "restart_weight": 200.0,
-            "first_frames": 400,
+            "first_frames": 360,
             "population": 32,
             "rollouts": 8,
-            "generations": 16,
-            "trial_every": 4,
+            "generations": 10,
+            "trial_every": 5,
             "trial_seeds": 16,
         },
     ),
@@ -153,6 +173,17 @@ PRESETS = {
             "test_episodes": 4,
             "test_games": 4,
             "checkpoint_seconds": 0.0,
+        },
+        {
+            "car": {
+                "min_frames": 1,
+                "memory_length": 30,
+                "max_steps": 60,
+                "population": 4,
+                "rollouts": 1,
+                "games": 4,
+                "trial_seeds": 2,
+            }
         },
     ),
 }

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ha2018.controller import doom_action
+from ha2018.controller import Controller
 from ha2018.dream_fast import FastDream
 from ha2018.memory import MDNRNN, sample_next_z
 from ha2018.vision import sample_z
@@ -57,19 +57,20 @@ class Dream:
 
     @torch.no_grad()
     def step(self, action: Tensor, uniform: Tensor, normal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Act: action [B] in (-1, 1); uniform, normal [B, Z] are the random numbers of the step.
+        """Act: action [B] or [B, A]; uniform, normal [B, Z] are the random numbers of the step.
 
         Returns obs [B, Z + 2H], reward [B] (1) and done [B] bool: the restart logit is positive (neither tempered nor
-        sampled) or `max_steps` are over.
+        sampled; CarRacing's M has none) or `max_steps` are over.
         """
-        self.state = self.memory.step(self.z, action[:, None], self.restart, self.state)
+        self.state = self.memory.step(self.z, action.reshape(len(self.z), -1), self.restart, self.state)
         prediction = self.memory.predict(self.state.h)
-        assert prediction.restart_logit is not None
         self.z, _ = sample_next_z(prediction, self.temperature, uniform, normal)
         self.restart, self.steps = torch.zeros_like(self.restart), self.steps + 1
+        done = torch.full_like(self.restart, self.steps >= self.max_steps).bool()
         self.restart_logit = prediction.restart_logit
-        done = (self.restart_logit > 0) | (self.steps >= self.max_steps)
-        return self.obs(), torch.ones_like(action), done
+        if self.restart_logit is not None:
+            done |= self.restart_logit > 0
+        return self.obs(), torch.ones_like(self.restart), done
 
 
 class Noise:
@@ -158,21 +159,27 @@ def _compact(dream: FastDream, running: Tensor, alive: Tensor) -> tuple[Tensor, 
 
 
 @torch.no_grad()
-def doom_dream_episode(
-    memory: MDNRNN, bank: FirstFrames, params: Tensor, seed: int, temperature: float, max_steps: int
+def dream_episode(
+    memory: MDNRNN,
+    bank: FirstFrames,
+    controller: Controller,
+    params: Tensor,
+    seed: int,
+    temperature: float,
+    max_steps: int,
 ) -> tuple[Tensor, Tensor]:
-    """One dream episode step by step, for watching. params [P]. Returns z [T + 1, Z] and actions [T]."""
+    """One dream episode step by step, for watching. params [P]. Returns z [T + 1, Z] and actions [T, A]."""
     noise = Noise([seed], 1, memory.z_size, memory.bias.device)
     dream = Dream(memory, temperature, max_steps)
-    obs, zs, actions = dream.reset(noise.start(bank)), [], []
-    done = False
+    zs, actions, done = [], [], False
+    dream.reset(noise.start(bank))
     while not done:
         if dream.steps % NOISE_CHUNK == 0:
             uniform, normal = noise.chunk()
         t = dream.steps % NOISE_CHUNK
-        action = doom_action(params.to(obs), obs)
+        action = controller.action(params.to(dream.z), dream.z, dream.state)
         zs.append(dream.z)
         actions.append(action)
-        obs, _, finished = dream.step(action, uniform[t], normal[t])
+        _, _, finished = dream.step(action, uniform[t], normal[t])
         done = bool(finished)
     return torch.cat([*zs, dream.z]), torch.cat(actions)

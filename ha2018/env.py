@@ -7,12 +7,11 @@ Source: paper, section 4 and appendix; reference code: doomreal.py, carracing/en
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
+import cv2
 import gymnasium
 import numpy as np
 import vizdoom
@@ -42,7 +41,7 @@ def stretch_and_resize(frame: np.ndarray, rows: int) -> np.ndarray:
     values = np.arange(256) / 255.0
     scale = 255.0 / (values[high] - values[low] if high > low else 1.0)
     table = np.clip(np.floor((values - values[low]) * scale + 0.5), 0, 255).astype(np.uint8)
-    stretched = table[pixels]
+    stretched = cv2.LUT(pixels, table)
     return np.asarray(Image.fromarray(stretched).resize((OBS_SIZE, OBS_SIZE), Image.Resampling.BILINEAR))
 
 
@@ -169,53 +168,13 @@ class TakeCover:
             raise RuntimeError(f"the Take Cover game process died: {error}") from error
 
 
-class Worlds:
-    """A set of real games stepped side by side by threads; each game is a process of its own. Use as a context."""
+class Game(Protocol):
+    """One episode of a real world at a time. A command is a button of Take Cover or an action [3] of CarRacing."""
 
-    def __init__(self, count: int, max_steps: int) -> None:
-        self.games = [TakeCover(max_steps) for _ in range(count)]
-        self._pool = ThreadPoolExecutor(count)
-
-    def __enter__(self) -> "Worlds":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
-        for game in self.games:
-            game.close()
-
-    def reset(self, seeds: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-        """Start episode `seed` in game `index` for each (index, seed); the observations in that order."""
-
-        def start(job: tuple[int, int]) -> np.ndarray:
-            self.games[job[0]].reset(job[1])
-            return self.games[job[0]].observe()
-
-        return list(self._pool.map(start, seeds))
-
-    def step(self, buttons: Sequence[tuple[int, int]]) -> list[tuple[np.ndarray, float, bool]]:
-        """One tic in game `index` with `button` for each (index, button): (observation, reward, done), in order."""
-
-        def move(job: tuple[int, int]) -> tuple[np.ndarray, float, bool]:
-            reward, done = self.games[job[0]].step(job[1])
-            return self.games[job[0]].observe(), reward, done
-
-        return list(self._pool.map(move, buttons))
-
-    def each(self, jobs: Sequence[Callable[[TakeCover], Any]]) -> list[Any]:
-        """Whole episodes: run the jobs, as many at a time as there are games; the answers in their order."""
-        idle: SimpleQueue[TakeCover] = SimpleQueue()
-        for game in self.games:
-            idle.put(game)
-
-        def work(job: Callable[[TakeCover], Any]) -> Any:
-            game = idle.get()
-            try:
-                return job(game)
-            finally:
-                idle.put(game)
-
-        return list(self._pool.map(work, jobs))
+    def reset(self, seed: int) -> None: ...
+    def step(self, command: Any) -> tuple[float, bool]: ...
+    def observe(self) -> np.ndarray: ...
+    def close(self) -> None: ...
 
 
 def random_episode(game: TakeCover, seed: int, longest_hold: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,10 +1,10 @@
-"""The paper's test: the controller that was evolved in the dream plays fresh episodes of the real game.
+"""The paper's test: the controller plays fresh episodes of the real game; Doom's has only dreamt of it before.
 
     python -m ha2018.evaluate --preset cpu --seed 0            the run of that preset and seed
     python -m ha2018.evaluate --random uniform                 a random policy, without any run
 
 Writes record.json, curves.png and video.webm into the run folder.
-Source: paper, section 4, table 2; reference code: model.py (doomrnn).
+Source: paper, tables 1 and 2; reference code: model.py of each task.
 """
 
 import argparse
@@ -15,68 +15,31 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from common import run as runs
 from common.config import from_dict, parse, to_dict, user_error
 from common.seeding import derive_seed
-from ha2018 import data, pictures
+from ha2018 import env, pictures, racing
 from ha2018.agent import Agent
 from ha2018.config import PRESETS, TASKS, Config
-from ha2018.controller import doom_action
 from ha2018.dream import rollout_returns
-from ha2018.env import RANDOM_POLICIES, Worlds, button, random_return
-from ha2018.memory import State
-from ha2018.vision import sample_z
+from ha2018.processes import Worlds
+from ha2018.rollout import open_worlds, real_returns
+
+PUBLISHED_STEPS = 64 * 16 * 1000  # of the environment per published generation of CarRacing
 
 
-@torch.no_grad()
-def play(agent: Agent, seeds: Sequence[int], max_steps: int, games: int) -> list[float]:
-    """Returns of the agent in the real game, one episode a seed, `games` of them side by side.
-
-    C acts on [z_t, c, h] with the state from before z_t; M is advanced with [z_t, a_t, restart_t]; then the game moves.
-    z is sampled, from a stream of its own for each seed.
-    """
-    returns = np.zeros(len(seeds))
-    waiting = list(range(len(seeds)))[::-1]
-    bar = runs.progress_bar(len(seeds), "real game", unit="episode")
-    with Worlds(min(games, len(seeds)), max_steps) as worlds, bar:
-        episode = [waiting.pop() for _ in worlds.games]  # what each game is playing
-        obs = worlds.reset([(k, seeds[e]) for k, e in enumerate(episode)])
-        noise = {e: torch.Generator().manual_seed(seeds[e]) for e in episode}
-        active = list(range(len(worlds.games)))
-        state, restart = agent.memory.initial_state(len(active)), torch.ones(len(active), device=agent.device)
-        while active:
-            mu, logvar = agent.vae.encode(data.to_images(np.stack(obs), agent.device))
-            draws = [torch.randn(mu.shape[1], generator=noise[episode[k]]) for k in active]
-            z = sample_z(mu, logvar, torch.stack(draws).to(agent.device))
-            action = doom_action(agent.params, torch.cat([z, state.c, state.h], dim=1))
-            state = agent.memory.step(z, action[:, None], restart, state)
-            answers = worlds.step([(k, button(a)) for k, a in zip(active, action.tolist(), strict=True)])
-            restart = torch.zeros_like(restart)
-            obs, keep = [], []
-            for row, (k, (frame, reward, done)) in enumerate(zip(active, answers, strict=True)):
-                returns[episode[k]] += reward
-                if done:
-                    bar.update()
-                    if not waiting:
-                        continue
-                    episode[k] = e = waiting.pop()
-                    noise[e] = torch.Generator().manual_seed(seeds[e])
-                    frame, restart[row] = worlds.reset([(k, seeds[e])])[0], 1
-                    state.c[row], state.h[row] = 0, 0  # C acts before M has dropped them
-                obs.append(frame)
-                keep.append(row)
-            if len(keep) < len(active):
-                active = [active[row] for row in keep]
-                state, restart = State(state.c[keep], state.h[keep]), restart[keep]
+def play(agent: Agent, seeds: Sequence[int], worlds: Worlds) -> list[float]:
+    """Returns of the agent in the real game, one episode a seed."""
+    parts = agent.vae, agent.memory, agent.controller, agent.params
+    returns, _ = real_returns(*parts, seeds, worlds, title="real game")
     return returns.tolist()
 
 
-def random_returns(policy: str, seeds: Sequence[int], max_steps: int, games: int) -> list[float]:
+def random_returns(policy: str, seeds: Sequence[int], worlds: Worlds, task: str) -> list[float]:
     """Returns of a random policy in the real game, one episode a seed."""
-    with Worlds(min(games, len(seeds)), max_steps) as worlds:
-        return worlds.each([partial(random_return, policy=policy, seed=seed) for seed in seeds])
+    one = env.random_return if task == "doom" else racing.random_return
+    return worlds.each([partial(one, policy=policy, seed=seed) for seed in seeds])
 
 
 def fresh_seeds(seed: int, episodes: int) -> list[int]:
@@ -94,8 +57,35 @@ def dream_test(agent: Agent, config: Config) -> list[float]:
 
 
 def protocol(config: Config) -> str:
-    """The name of the test; the published one is doom-100, with at most 2100 tics."""
-    return f"doom-{config.test_episodes}" + ("" if config.max_steps == 2100 else f"-cap{config.max_steps}")
+    """The name of the test; the published ones are doom-100, at most 2100 tics, and carracing-100, at most 1000."""
+    cap = 2100 if config.task == "doom" else racing.MAX_STEPS
+    shorter = "" if config.max_steps == cap else f"-cap{config.max_steps}"
+    return f"{protocol_name(config)}-{config.test_episodes}{shorter}"
+
+
+def claim(config: Config) -> str:
+    """The word that tells apart the records of one task: what C sees and dreams, and whether M was trained."""
+    if config.task == "doom":
+        word = "dream-transfer" + ("" if config.temperature == 1.15 else f"-tau{config.temperature:.2f}")
+    else:
+        hidden = f"-hidden{config.controller_hidden}" if config.controller_hidden else ""
+        word = f"real-{config.controller_inputs}{hidden}"
+    return word + ("-untrained" if config.memory_updates == 0 else "")
+
+
+def protocol_name(config: Config) -> str:
+    """The word that protocols of this task begin with."""
+    return "doom" if config.task == "doom" else "carracing"
+
+
+def unit(config: Config) -> str:
+    """What a return counts."""
+    return "tics survived" if config.task == "doom" else "return"
+
+
+def random_policies(task: str) -> list[str]:
+    """The names of the random policies of a task."""
+    return [*(env.RANDOM_POLICIES if task == "doom" else racing.RANDOM_POLICIES)]
 
 
 def sample(values: Sequence[float], name: str) -> dict[str, Any]:
@@ -112,58 +102,86 @@ def record_of_run(info: dict[str, Any], agent: Agent, config: Config) -> dict[st
     """The test of a finished run with its controls, as record.json."""
     seeds = fresh_seeds(config.seed, config.test_episodes)
     start = time.monotonic()
-    returns = play(agent, seeds, config.max_steps, config.test_games)
-    controls = {
-        f"{name} random": sample(random_returns(name, seeds, config.max_steps, config.test_games), protocol(config))
-        for name in ("uniform", "held")
-    }
-    dream = sample(dream_test(agent, config), "doom-dream")
+    with open_worlds(config, min(config.test_games, len(seeds))) as worlds:
+        returns = play(agent, seeds, worlds)
+        controls = {
+            f"{name} random": sample(random_returns(name, seeds, worlds, config.task), protocol(config))
+            for name in random_policies(config.task)
+            if name != "none"
+        }
+    dream = {"dream return": sample(dream_test(agent, config), "doom-dream")} if config.task == "doom" else {}
     info["stage_seconds"]["test"] = time.monotonic() - start
     info["wall_seconds"] += info["stage_seconds"]["test"]
     metrics = runs.read_metrics(info["folder"])
     last = {line["stage"]: line for line in metrics}
     holdout = {
-        f"{stage} {name}": sample([line[name]], "doom-holdout")
+        f"{stage} {name}": sample([line[name]], f"{protocol_name(config)}-holdout")
         for stage, line in last.items()
         if stage.endswith("holdout")
         for name in line.keys() - {"stage", "step", "wall"}
     }
+    memory_updates = last["memory"]["step"] if "memory" in last else 0
     budget = {
-        "env_frames": agent.frames,
-        "updates": last["vision"]["step"] + last["memory"]["step"],
+        "env_frames": agent.frames + sum(line.get("env_frames", 0) for line in metrics),
+        "updates": last["vision"]["step"] + memory_updates,
         "vision_updates": last["vision"]["step"],
-        "memory_updates": last["memory"]["step"],
+        "memory_updates": memory_updates,
         "generations": last["controller"]["step"],
         "rollouts": last["controller"]["step"] * config.population * config.rollouts,
         "episodes_collected": config.episodes,
     }
     return runs.record_template(info) | {
         "suite": info["meta"]["preset"],
-        "claim": "dream-transfer",
+        "claim": claim(config),
         **sample(returns, protocol(config)),
         "metric": "return",
-        "unit": "tics survived",
-        "policy": "CMA mean of the best dream trial, z sampled",
+        "unit": unit(config),
+        "policy": f"CMA mean of the best {'dream' if config.task == 'doom' else 'real'} trial, z sampled",
         "budget": budget,
         "controls": controls,
-        "measurements": {"dream return": dream, **dict(sorted(holdout.items()))},
-        "curves": {
-            "dream population mean": _curve(metrics, "controller", "pop_mean", "generation", "tics"),
-            "dream trial": _curve(metrics, "controller trial", "dream_return", "generation", "tics"),
-            "V reconstruction": _curve(metrics, "vision", "reconstruction", "update", "squared error per image"),
-            "M z nll": _curve(metrics, "memory", "z_nll", "update", "nats per latent dimension"),
-            "M restart loss": _curve(metrics, "memory", "restart", "update", "nats"),
-        },
+        "measurements": {**dream, **dict(sorted(holdout.items()))},
+        "curves": _curves(metrics, config),
         "parameters": agent.parameters(),
         "finished": True,
     }
+
+
+def _curves(metrics: Sequence[dict[str, Any]], config: Config) -> dict[str, Any]:
+    """What was learnt, against updates and generations."""
+    where, short = ("dream", "tics") if config.task == "doom" else ("real", "return")
+    curves = {
+        f"{where} population mean": _curve(metrics, "controller", "pop_mean", "generation", short),
+        f"{where} trial": _curve(metrics, "controller trial", f"{where}_return", "generation", short),
+        "V reconstruction": _curve(metrics, "vision", "reconstruction", "update", "squared error per image"),
+    }
+    if config.task == "car":
+        curves |= {"population mean at equal steps": population_at_equal_steps(metrics)}
+    if config.memory_updates != 0:
+        curves |= {"M z nll": _curve(metrics, "memory", "z_nll", "update", "nats per latent dimension")}
+    if config.memory_updates != 0 and config.task == "doom":
+        curves |= {"M restart loss": _curve(metrics, "memory", "restart", "update", "nats")}
+    return {name: curve for name, curve in curves.items() if curve["x"]}
+
+
+def population_at_equal_steps(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The population mean over what the published run spent: x generations of PUBLISHED_STEPS environment steps each.
+
+    y is that of the last generation which had ended by then.
+    """
+    lines = [line for line in metrics if line["stage"] == "controller"]
+    spent = np.cumsum([line["env_frames"] for line in lines])
+    x = np.arange(1, spent[-1] // PUBLISHED_STEPS + 1)
+    last = np.searchsorted(spent, x * PUBLISHED_STEPS, side="right") - 1
+    points = [(int(k), lines[n]["pop_mean"]) for k, n in zip(x, last, strict=True) if n >= 0]
+    return {"x": [k for k, _ in points], "y": [y for _, y in points], "x_unit": "generation", "y_unit": "return"}
 
 
 def record_of_random(policy: str, config: Config) -> dict[str, Any]:
     """A random policy in the real game, as record.json: the calibration of the world against the published numbers."""
     start = time.monotonic()
     seeds = fresh_seeds(config.seed, config.test_episodes)
-    returns = random_returns(policy, seeds, config.max_steps, config.test_games)
+    with open_worlds(config, min(config.test_games, len(seeds))) as worlds:
+        returns = random_returns(policy, seeds, worlds, config.task)
     kept = [value for value in returns if value > config.min_frames]
     return {
         "schema": 1,
@@ -175,11 +193,11 @@ def record_of_random(policy: str, config: Config) -> dict[str, Any]:
         "seed": config.seed,
         **sample(returns, protocol(config)),
         "metric": "return",
-        "unit": "tics survived",
+        "unit": unit(config),
         "policy": f"{policy} random",
         "budget": {"env_frames": 0, "updates": 0},
         "controls": {},
-        "measurements": {"kept length": sample(kept, "doom-collect")} if kept else {},
+        "measurements": {"kept length": sample(kept, "doom-collect")} if kept and config.task == "doom" else {},
         "curves": {},
         "wall_seconds": round(time.monotonic() - start, 1),
         "stage_seconds": {},
@@ -207,14 +225,16 @@ def _curve(metrics: Sequence[dict[str, Any]], stage: str, name: str, x_unit: str
 
 def _with_test_settings(config: Config, changed: Mapping[str, Any]) -> Config:
     """The config of a run with what the command line says of the test; what belongs to training is refused."""
-    wrong = sorted(set(changed) - {"device", "test_episodes", "test_games"})
+    free = ("device", "test_episodes", "test_games", "workers")
+    wrong = sorted(set(changed) - set(free))
     if wrong:
-        user_error(f"{', '.join(wrong)}: fixed by the run in --run; a test takes device, test_episodes, test_games")
+        user_error(f"{', '.join(wrong)}: fixed by the run in --run; a test takes {', '.join(free)}")
     return replace(config, **changed)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--random", choices=sorted(RANDOM_POLICIES), help="test this random policy instead of a run")
+    names = sorted({*env.RANDOM_POLICIES, *racing.RANDOM_POLICIES})
+    parser.add_argument("--random", choices=names, help="test this random policy instead of a run")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -228,6 +248,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         extra=_options,
     )
     if options.random:
+        if options.random not in random_policies(config.task):
+            allowed = ", ".join(random_policies(config.task))
+            user_error(f"--random {options.random}: task {config.task} has {allowed}")
         options.preset = f"random-{options.random}"
         folder = runs.run_folder("ha2018", config, options)
         if (folder / "config.json").exists():

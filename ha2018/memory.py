@@ -81,12 +81,15 @@ class MDNRNN(nn.Module):
         return State(c, torch.tanh(c) * torch.sigmoid(o))
 
     def step(self, z: Tensor, action: Tensor, restart: Tensor | None, state: State) -> State:
-        """Advance by one step: z [B, Z], action [B, A], restart [B]. Where restart is 1 the state is zeroed first."""
+        """Advance by one step: z [B, Z], action [B, A], restart [B]. Where restart is 1 the state is zeroed first.
+
+        The flag itself is an input only where M predicts it.
+        """
         c, h = state.c, state.h
         if restart is not None:
             keep = (restart < 0.5).to(c.dtype)[:, None]
             c, h = c * keep, h * keep
-        x = torch.cat([self.inputs(z, action, restart), h], dim=1)
+        x = torch.cat([self.inputs(z, action, restart if self.predicts_restart else None), h], dim=1)
         return self.cell(torch.addmm(self.bias, x, self.kernel), c)
 
     def unroll_teacher_forced(
@@ -95,7 +98,8 @@ class MDNRNN(nn.Module):
         """Feed recorded steps: z [B, T, Z], action [B, T, A], restart [B, T]. Returns h [B, T, H], last state."""
         n = self.input_size
         # The inputs of all steps meet their part of the kernel in one product; only h is sequential.
-        x = torch.matmul(self.inputs(z, action, restart), self.kernel[:n]) + self.bias  # [B, T, 4H]
+        inputs = self.inputs(z, action, restart if self.predicts_restart else None)
+        x = torch.matmul(inputs, self.kernel[:n]) + self.bias  # [B, T, 4H]
         recurrent, c, h = self.kernel[n:], state.c, state.h
         keep = None if restart is None else (restart < 0.5).to(z.dtype)[..., None]  # [B, T, 1]
         hs = []

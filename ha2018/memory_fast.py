@@ -28,7 +28,7 @@ def unroll_teacher_forced(
     Mind that h is time-major here. No gradient flows into `state`, nor from the last state.
     """
     n = memory.input_size
-    inputs = memory.inputs(z, action, restart).transpose(0, 1)  # [T, B, I]
+    inputs = memory.inputs(z, action, restart if memory.predicts_restart else None).transpose(0, 1)  # [T, B, I]
     forget = torch.zeros_like(memory.bias)
     forget[2 * memory.hidden_size : 3 * memory.hidden_size] = 1
     x = torch.matmul(inputs, memory.kernel[:n]) + (memory.bias + forget)
@@ -40,13 +40,17 @@ def unroll_teacher_forced(
 def losses(
     memory: MDNRNN, h: Tensor, target: Tensor, restart: Tensor, restart_weight: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The z NLL and the restart loss of h [N, H] for target [N, Z] and restart [N].
+    """The z NLL of h [N, H] for target [N, Z], and the restart loss for restart [N] where M predicts it.
 
     Returns their sum, which alone has a gradient, and both by name.
     """
     z, k = memory.z_size, memory.mixtures
     # Columns as (logit | mean | logstd, K, Z), restart last: every operation runs along contiguous memory.
-    order = torch.arange(1, 1 + z * 3 * k, device=h.device).reshape(z, 3 * k).t().reshape(-1)
+    first = int(memory.predicts_restart)
+    order = torch.arange(first, first + z * 3 * k, device=h.device).reshape(z, 3 * k).t().reshape(-1)
+    if not memory.predicts_restart:
+        total, z_nll, _ = _Losses.apply(h, memory.output_w[:, order], memory.output_b[order], target, None, k, 0.0)
+        return total, {"z_nll": z_nll}
     order = torch.cat([order, order.new_zeros(1)])
     total, z_nll, restart_loss = _Losses.apply(
         h, memory.output_w[:, order], memory.output_b[order], target, restart, k, restart_weight
@@ -123,7 +127,7 @@ class _Losses(torch.autograd.Function):
         w: Tensor,
         b: Tensor,
         target: Tensor,
-        restart: Tensor,
+        restart: Tensor | None,
         mixtures: int,
         weight: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,12 +137,14 @@ class _Losses(torch.autograd.Function):
         for start in range(0, count, ROWS):
             part = slice(start, start + ROWS)
             out = torch.addmm(b, h[part], w)
-            logit, positive = out[:, -1].clone(), restart[part]
-            factor = 1 + positive * (weight - 1)
-            r_sum += (F.binary_cross_entropy_with_logits(logit, positive, reduction="none") * factor).sum()
-            out[:, -1] = (torch.sigmoid(logit) - positive) * factor / count
+            if restart is not None:
+                logit, positive = out[:, -1].clone(), restart[part]
+                factor = 1 + positive * (weight - 1)
+                r_sum += (F.binary_cross_entropy_with_logits(logit, positive, reduction="none") * factor).sum()
+                out[:, -1] = (torch.sigmoid(logit) - positive) * factor / count
 
-            logits, mean, s = out[:, :-1].unflatten(1, (3 * mixtures, z_size)).split(mixtures, dim=1)  # [n, K, Z]
+            rows = out[:, : 3 * mixtures * z_size].unflatten(1, (3 * mixtures, z_size))
+            logits, mean, s = rows.split(mixtures, dim=1)  # [n, K, Z]
             inverse = torch.exp(-s)
             deviation = (target[part, None] - mean).mul_(inverse)
             joint = (deviation * deviation).mul_(-0.5).sub_(s).add_(logits)

@@ -13,17 +13,18 @@ from common.video import label, side_by_side, write_video
 from ha2018 import data
 from ha2018.agent import Agent
 from ha2018.config import Config
-from ha2018.controller import doom_action
-from ha2018.dream import doom_dream_episode
-from ha2018.env import TakeCover, button
+from ha2018.dream import dream_episode
+from ha2018.env import Game, TakeCover
+from ha2018.racing import CarRacing
+from ha2018.rollout import command
 from ha2018.vision import sample_z
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-FILM_TICS = 420  # 12 seconds of the game
-FILM_EVERY = 2  # tics per frame of the film
-TICS_PER_SECOND = 35
+FILM_SECONDS = 12
+FILM_EVERY = 2  # steps per frame of the film
+STEPS_PER_SECOND = {"doom": 35, "car": 50}
 PANEL = 112
 
 
@@ -43,24 +44,25 @@ def draw_curves(record: Mapping[str, Any], path: Path) -> None:
 
 def film(agent: Agent, config: Config, seed: int, path: Path) -> None:
     """The same controller in the real game, in the game as V sees it, and in the dream, for at most 12 seconds."""
-    steps = min(config.max_steps, FILM_TICS)
-    game = TakeCover(config.max_steps)
+    per_second = STEPS_PER_SECOND[config.task]
+    steps = min(config.max_steps, FILM_SECONDS * per_second)
+    game: Game = TakeCover(config.max_steps) if config.task == "doom" else CarRacing(config.max_steps)
     try:
         seen, reconstructed = _real_episode(agent, game, seed, steps)
     finally:
         game.close()
-    z, _ = doom_dream_episode(agent.memory, agent.bank, agent.params, seed, config.temperature, steps)
+    z, _ = dream_episode(agent.memory, agent.bank, agent.controller, agent.params, seed, config.temperature, steps)
     with torch.no_grad():
         dreamt = data.to_frames(agent.vae.decode(z[:-1:FILM_EVERY]))
     panels = [
         _panel(frames, title, ended=len(frames) < -(-steps // FILM_EVERY))
         for frames, title in ((seen, "real game"), (reconstructed, "what V keeps"), (dreamt, "dream of M"))
     ]
-    write_video(path, side_by_side(panels), TICS_PER_SECOND / FILM_EVERY)
+    write_video(path, side_by_side(panels), per_second / FILM_EVERY)
 
 
 @torch.no_grad()
-def _real_episode(agent: Agent, game: TakeCover, seed: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def _real_episode(agent: Agent, game: Game, seed: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Every FILM_EVERY-th frame of an episode, and its reconstruction from the sampled z."""
     game.reset(seed)
     state, restart = agent.memory.initial_state(1), torch.ones(1, device=agent.device)
@@ -73,10 +75,10 @@ def _real_episode(agent: Agent, game: TakeCover, seed: int, steps: int) -> tuple
         if t % FILM_EVERY == 0:
             seen.append(obs)
             zs.append(z)
-        action = doom_action(agent.params, torch.cat([z, state.c, state.h], dim=1))
-        state = agent.memory.step(z, action[:, None], restart, state)
+        action = agent.controller.action(agent.params, z, state)
+        state = agent.memory.step(z, action, restart, state)
         restart = torch.zeros_like(restart)
-        _, done = game.step(button(float(action)))
+        _, done = game.step(command(action[0].cpu().numpy()))
         if done:
             break
     return np.stack(seen), data.to_frames(agent.vae.decode(torch.cat(zs)))
@@ -89,5 +91,5 @@ def _panel(frames: np.ndarray, title: str, ended: bool) -> np.ndarray:
     """
     frames = frames + np.uint8(1)
     large = [cv2.resize(frame, (PANEL, PANEL), interpolation=cv2.INTER_CUBIC) for frame in frames]
-    titles = [title] * (len(large) - 1) + [f"{title}: dead" if ended else title]
+    titles = [title] * (len(large) - 1) + [f"{title}: over" if ended else title]
     return np.stack([label(frame, text) for frame, text in zip(large, titles, strict=True)])

@@ -1,14 +1,20 @@
-"""Train V, M and C in that order: random play, the VAE, the MDN-RNN, then evolution inside the dream.
+"""Train V, M and C in that order: random play, the VAE, the MDN-RNN, then evolution of C.
+
+C evolves inside the dream of M for Doom and in the real environment for CarRacing.
 
     python -m ha2018.train --preset cpu --seed 0
 
-The same command continues an interrupted run. `--stage` ends after one of the stages.
-Source: paper, section 4; reference code: doomrnn (extract.py, vae_train.py, rnn_train.py, train.py).
+The same command continues an interrupted run. `--stage` ends after one of the stages. `--world-from RUN` takes the
+frames, V and M of another run, so that many controllers share one world.
+Source: paper, sections 3 and 4; reference code: extract.py, vae_train.py, rnn_train.py, train.py of each task.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -20,16 +26,22 @@ from common.config import parse, user_error
 from common.run import Run, atomic_write, run_folder, seed_everything, usable_device
 from common.seeding import derive_seed
 from common.stage import Stage
-from ha2018 import data
+from ha2018 import data, env, racing, world
 from ha2018.agent import new_memory
 from ha2018.cma_es import Evolution, as_received_from_workers, as_sent_to_workers, cost, rollout_seeds
 from ha2018.config import PRESETS, TASKS, Config
+from ha2018.controller import Controller
 from ha2018.data import Batch, Frames, Latents
 from ha2018.dream import FirstFrames, rollout_returns
 from ha2018.memory import MDNRNN, State
 from ha2018.memory_fast import losses, unroll_teacher_forced
+from ha2018.processes import Worlds
+from ha2018.rollout import open_worlds, real_returns
 from ha2018.vision import VAE, kl_loss, reconstruction_loss
 
+DOOM_STEPS = 2100  # the timeout of the game
+# params [N, P], seeds [N] -> returns [N, R] and the environment steps they took
+Rollouts = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, int]]
 STAGES = ("collect", "vision", "memory", "controller")
 
 
@@ -101,8 +113,12 @@ def train_memory(run: Run, config: Config, ranks: dist.Ranks, latents: Latents, 
     optimizer = torch.optim.Adam(memory.parameters(), lr=config.memory_lr, fused=True)
     batch_size, length = config.memory_batch, config.memory_length
     per_epoch = data.memory_batches_per_epoch(latents, batch_size, length)
-    total = min(config.memory_epochs * per_epoch, config.memory_updates or sys.maxsize)
+    total = config.memory_epochs * per_epoch
+    total = total if config.memory_updates is None else min(total, config.memory_updates)
     stage = Stage(run, "memory", total, config.checkpoint_seconds, ranks, {"M": memory}, optimizer)
+    if total == 0:
+        stage.save(-1)  # the control of an M as it was initialised
+        return memory.eval()
     mine = dist.share(batch_size, ranks)
     for update in stage.updates():
         epoch, k = divmod(update, per_epoch)
@@ -128,11 +144,12 @@ def memory_lr(update: int, config: Config) -> float:
     return (config.memory_lr - config.memory_lr_end) * config.memory_lr_decay**update + config.memory_lr_end
 
 
-def train_controller(run: Run, config: Config, ranks: dist.Ranks, memory: MDNRNN, bank: FirstFrames) -> np.ndarray:
-    """C inside the dream alone: CMA-ES on the mean dream return, every rank rolling out its part of the population.
+def train_controller(run: Run, config: Config, ranks: dist.Ranks, rollouts: Rollouts) -> np.ndarray:
+    """CMA-ES on the mean return of the `rollouts`, every rank rolling out its part of the population.
 
     Returns the parameters [P] of the CMA mean with the best trial.
     """
+    where = "dream" if config.task == "doom" else "real"
     stage = Stage(run, "controller", config.generations, config.checkpoint_seconds, ranks)
     told = list(stage.extra["costs"].cpu().numpy()) if stage.first else []
     evolution = Evolution(config.controller_params, config.population, config.sigma0, config.seed, told)
@@ -142,20 +159,15 @@ def train_controller(run: Run, config: Config, ranks: dist.Ranks, memory: MDNRNN
     best, best_trial = stage.extra.get("best"), stage.state.get("best_trial", -np.inf)
     for generation in stage.updates():
         solutions, seeds = evolution.ask(), rollout_seeds(rng, config.population)
-        returns = dream_returns(memory, bank, as_sent_to_workers(solutions), seeds, config, ranks).mean(1)
+        returns, env_frames = rollouts(as_sent_to_workers(solutions), seeds)
+        returns = returns.mean(1)
         evolution.tell(solutions, cost(as_received_from_workers(returns), solutions))
-        stage.log(generation, _generation_metrics(returns, evolution), every=1)
+        stage.log(generation, _generation_metrics(returns, env_frames, evolution), every=1)
         if (generation + 1) % config.trial_every == 0 or generation + 1 == config.generations:
             mean = evolution.mean
-            trial = dream_returns(
-                memory,
-                bank,
-                np.tile(mean, (config.trial_seeds, 1)),
-                np.arange(config.trial_seeds),
-                config,
-                ranks,
-            )
-            run.log("controller trial", generation + 1, dream_return=trial.mean(), dream_std=trial.std())
+            trial, env_frames = rollouts(np.tile(mean, (config.trial_seeds, 1)), np.arange(config.trial_seeds))
+            numbers = {f"{where}_return": trial.mean(), f"{where}_std": trial.std()}
+            run.log("controller trial", generation + 1, **numbers, **_spent(env_frames))
             if trial.mean() > best_trial:
                 best, best_trial = torch.from_numpy(mean), float(trial.mean())
         if stage.due(generation):
@@ -166,14 +178,12 @@ def train_controller(run: Run, config: Config, ranks: dist.Ranks, memory: MDNRNN
 
 
 def dream_returns(
-    memory: MDNRNN,
-    bank: FirstFrames,
-    params: np.ndarray,
-    seeds: np.ndarray,
-    config: Config,
-    ranks: dist.Ranks,
-) -> np.ndarray:
-    """Dream returns [N, R] of the controllers params [N, P]; the members are divided over the ranks."""
+    params: np.ndarray, seeds: np.ndarray, memory: MDNRNN, bank: FirstFrames, config: Config, ranks: dist.Ranks
+) -> tuple[np.ndarray, int]:
+    """Dream returns [N, R] of the controllers params [N, P], and no environment steps.
+
+    The members are divided over the ranks.
+    """
     mine = dist.share(len(params), ranks)
     returns = rollout_returns(
         memory,
@@ -184,13 +194,44 @@ def dream_returns(
         config.temperature,
         config.max_steps,
     )
-    return dist.gather_rows(returns.to(ranks.device), len(params), ranks).cpu().numpy().astype(np.float64)
+    return dist.gather_rows(returns.to(ranks.device), len(params), ranks).cpu().numpy().astype(np.float64), 0
 
 
-def _generation_metrics(returns: np.ndarray, evolution: Evolution) -> dict[str, float]:
+def environment_returns(
+    params: np.ndarray,
+    seeds: np.ndarray,
+    vae: VAE,
+    memory: MDNRNN,
+    worlds: Worlds,
+    config: Config,
+    ranks: dist.Ranks,
+) -> tuple[np.ndarray, int]:
+    """Real returns [N, R] of the controllers params [N, P], and how many environment steps they took.
+
+    Rollout r of a member has a track by the member's seed and r. The members are divided over the ranks.
+    """
+    mine = dist.share(len(params), ranks)
+    tracks = [derive_seed(int(seed), "rollout", r) % 2**31 for seed in seeds[mine] for r in range(config.rollouts)]
+    each = torch.from_numpy(params[mine]).repeat_interleave(config.rollouts, dim=0)
+    controller = Controller(config.controller_inputs, config.controller_hidden)
+    found = np.stack(real_returns(vae, memory, controller, each, tracks, worlds), axis=-1)  # [E, (return, length)]
+    rows = torch.from_numpy(found).reshape(-1, config.rollouts, 2).to(ranks.device)
+    every = dist.gather_rows(rows, len(params), ranks).cpu().numpy()
+    return every[..., 0], int(every[..., 1].sum())
+
+
+def _spent(env_frames: int) -> dict[str, float]:
+    """Environment steps where there were any; dreams take none."""
+    return {"env_frames": env_frames} if env_frames else {}
+
+
+def _generation_metrics(returns: np.ndarray, env_frames: int, evolution: Evolution) -> dict[str, float]:
     """What the published history holds of a generation: returns [N] are means over the rollouts of a member."""
     population = {"mean": returns.mean(), "min": returns.min(), "max": returns.max(), "std": returns.std()}
-    return {f"pop_{name}": float(value) for name, value in population.items()} | {"sigma_rms": evolution.sigma_rms}
+    return {f"pop_{name}": float(value) for name, value in population.items()} | {
+        "sigma_rms": evolution.sigma_rms,
+        **_spent(env_frames),
+    }
 
 
 @torch.no_grad()
@@ -227,15 +268,22 @@ def first_frames(latents: Latents, config: Config, device: torch.device) -> Firs
     return FirstFrames.of(latents.mu[rows].to(device), latents.logvar[rows].to(device))
 
 
+def longest_collected(config: Config) -> int:
+    """Steps after which an episode of the collection ends: Doom's are whole, CarRacing's all of one length."""
+    return DOOM_STEPS if config.task == "doom" else config.max_steps
+
+
 def train(run: Run, config: Config, ranks: dist.Ranks, last: str) -> None:
     """All stages up to `last`, each from where it stopped."""
     folder = run.folder.resolve()
     if dist.is_main(ranks):
         with run.timed("collect"):
             needed = config.episodes + config.holdout_episodes
-            data.collect(
-                run, folder / "frames", config.longest_hold, needed, config.min_frames, config.seed, config.workers
-            )
+            play: Any = racing.random_episode
+            if config.task == "doom":
+                play = partial(env.random_episode, longest_hold=config.longest_hold)
+            with open_worlds(config, config.workers, longest_collected(config)) as worlds:
+                data.collect(run, folder / "frames", worlds, play, needed, config.min_frames, config.seed)
     dist.barrier()
     if last == "collect":
         return
@@ -257,7 +305,13 @@ def train(run: Run, config: Config, ranks: dist.Ranks, last: str) -> None:
     if last == "memory":
         return
     bank = first_frames(latents, config, ranks.device)
-    params = train_controller(run, config, ranks, memory, bank)
+    if config.task == "doom":
+        dream = partial(dream_returns, memory=memory, bank=bank, config=config, ranks=ranks)
+        params = train_controller(run, config, ranks, dream)
+    else:
+        with open_worlds(config, config.games) as worlds:
+            real = partial(environment_returns, vae=vae, memory=memory, worlds=worlds, config=config, ranks=ranks)
+            params = train_controller(run, config, ranks, real)
     if dist.is_main(ranks):
         tensors = {
             "params": torch.from_numpy(params),
@@ -270,6 +324,9 @@ def train(run: Run, config: Config, ranks: dist.Ranks, last: str) -> None:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", choices=STAGES, default=STAGES[-1], help="end after this stage (default: the last)")
+    parser.add_argument(
+        "--world-from", type=Path, metavar="FOLDER", help="take V, and M if of these settings, from a run"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -282,7 +339,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name in ("vision_batch", "memory_batch"):
             if getattr(config, name) % ranks.world_size:  # the mean of the ranks' gradients must be that of the batch
                 user_error(f"{name} {getattr(config, name)} does not divide over {ranks.world_size} processes")
+        if options.world_from is not None:
+            world.check(options.world_from, config)
         run = Run.open("ha2018", config, options.preset, run_folder("ha2018", config, options))
+        if options.world_from is not None and dist.is_main(ranks):
+            world.adopt(run, options.world_from, config)
         dist.barrier()
         seed_everything(config.seed, config.device)
         train(run, config, ranks, options.stage)

@@ -52,19 +52,19 @@ class VAE(nn.Module):
         if images.ndim != 4 or images.shape[1:] != (3, 64, 64):
             raise ValueError(f"images: expected [B, 3, 64, 64], got {list(images.shape)}")
         x = images.contiguous(memory_format=torch.channels_last)
-        x = F.relu(self.enc_conv1(x))
-        x = F.relu(self.enc_conv2(x))
-        x = F.relu(self.enc_conv3(x))
-        x = F.relu(self.enc_conv4(x))
+        x = F.relu_(self.enc_conv1(x))
+        x = F.relu_(self.enc_conv2(x))
+        x = F.relu_(self.enc_conv3(x))
+        x = F.relu_(self.enc_conv4(x))
         x = x.permute(0, 2, 3, 1).flatten(1)  # [B, 256, 2, 2] -> [B, 1024] in (row, column, channel) order
         return self.enc_mu(x), self.enc_logvar(x)
 
     def decode(self, z: Tensor) -> Tensor:
         """z [B, Z] -> images [B, 3, 64, 64] in (0, 1). No activation follows the linear layer."""
         x = self.dec_fc(z)[:, :, None, None]
-        x = F.relu(self.dec_deconv1(x)).contiguous(memory_format=torch.channels_last)
-        x = F.relu(self.dec_deconv2(x))
-        x = F.relu(self.dec_deconv3(x))
+        x = F.relu_(self.dec_deconv1(x)).contiguous(memory_format=torch.channels_last)
+        x = F.relu_(self.dec_deconv2(x))
+        x = F.relu_(self.dec_deconv3(x))
         return torch.sigmoid(self.dec_deconv4(x))
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """What test_train.py lets one process and two ranks calculate: python -m ha2018.tests.calculation FOLDER."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import safetensors.torch
@@ -45,7 +46,8 @@ def calculate(folder: Path) -> None:
         memory.output_b[0] = -0.1
     run = Run.open("ha2018", CONFIG, "smoke", folder / "run")
     dist.barrier()
-    params = train.train_controller(run, CONFIG, ranks, memory, bank)
+    dream = partial(train.dream_returns, memory=memory, bank=bank, config=CONFIG, ranks=ranks)
+    params = train.train_controller(run, CONFIG, ranks, dream)
 
     mine = dist.share(6, ranks)
     train.vision_step(vae, torch.optim.SGD(vae.parameters(), 0.0), images[mine], noise[mine], CONFIG)

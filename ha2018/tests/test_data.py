@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from ha2018 import data
 from ha2018.config import Config
 from ha2018.data import Frames, Latents, MemoryEpoch, memory_batches_per_epoch, shard_path, vision_batches
 from ha2018.env import TakeCover, random_episode
+from ha2018.processes import Worlds
 from ha2018.vision import VAE
 
 CPU = torch.device("cpu")
@@ -40,17 +42,26 @@ class FakeGame(TakeCover):
         pass
 
 
+class FakeWorlds(Worlds):
+    """All games one after another."""
+
+    def __init__(self, parallel):
+        super().__init__(FakeGame, parallel, parallel)
+
+    def each(self, jobs):
+        return [job(FakeGame()) for job in jobs]
+
+
 @pytest.fixture
 def run(tmp_path):
     return Run.open("ha2018", Config(), "smoke", tmp_path / "run")
 
 
 @pytest.fixture
-def collect(run, monkeypatch):
-    monkeypatch.setattr(data, "TakeCover", FakeGame)
-
+def collect(run):
     def collect(folder, workers=2, episodes=EPISODES):
-        data.collect(run, folder, 10, episodes, MIN_FRAMES, 4, workers)
+        play = partial(random_episode, longest_hold=10)
+        data.collect(run, folder, FakeWorlds(workers), play, episodes, MIN_FRAMES, 4)
         return folder
 
     return collect

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ha2018.controller import doom_action
-from ha2018.dream import NOISE_CHUNK, Dream, FirstFrames, Noise, doom_dream_episode, rollout_returns
+from ha2018.controller import Controller, doom_action
+from ha2018.dream import NOISE_CHUNK, Dream, FirstFrames, Noise, dream_episode, rollout_returns
 from ha2018.dream_fast import FastDream
 from ha2018.memory import MDNRNN
 
@@ -168,6 +168,6 @@ def test_the_episode_for_watching_is_the_one_that_is_scored():
     memory, bank = make()
     for seed in range(4):
         params = controllers(1, memory, seed=seed)
-        z, actions = doom_dream_episode(memory, bank, params[0], seed, TAU, CAP)
+        z, actions = dream_episode(memory, bank, Controller("zch"), params[0], seed, TAU, CAP)
         assert len(z) == len(actions) + 1
         assert len(actions) == int(rollout_returns(memory, bank, params, [seed], 1, TAU, CAP))

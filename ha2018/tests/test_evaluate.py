@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from common.run import RECORD_KEYS
-from ha2018 import env, evaluate
+from ha2018 import env, evaluate, rollout
+from ha2018.config import Config
+from ha2018.controller import Controller
 from ha2018.env import RANDOM_POLICIES
 from ha2018.evaluate import fresh_seeds, play, random_returns
 from ha2018.memory import MDNRNN
+from ha2018.rollout import open_worlds
 from ha2018.vision import VAE
 
 SEEDS = [3, 1, 4, 1, 5]
@@ -23,7 +26,18 @@ def agent():
     """Never trained, but its actions depend on z and on the state."""
     torch.manual_seed(0)
     memory = MDNRNN(4, 1, 6, 5, predicts_restart=True)
-    return SimpleNamespace(vae=VAE(4).eval(), memory=memory, params=torch.randn(16), device=torch.device("cpu"))
+    parts = {"vae": VAE(4).eval(), "memory": memory, "controller": Controller("zch"), "params": torch.randn(16)}
+    return SimpleNamespace(**parts, device=torch.device("cpu"))
+
+
+def returns_of(agent, seeds, max_steps, games):
+    with open_worlds(Config(), min(games, len(seeds)), max_steps) as worlds:
+        return play(agent, seeds, worlds)
+
+
+def random_ones(policy, seeds, max_steps, games):
+    with open_worlds(Config(), games, max_steps) as worlds:
+        return random_returns(policy, seeds, worlds, "doom")
 
 
 @pytest.fixture
@@ -35,44 +49,44 @@ def actions(monkeypatch):
         taken.append(action)
         return env.button(action)
 
-    monkeypatch.setattr(evaluate, "button", button)
+    monkeypatch.setattr(rollout, "button", button)
     return taken
 
 
 def test_random_returns_depend_on_the_seed_alone():
     for policy in RANDOM_POLICIES:
-        returns = random_returns(policy, SEEDS, 110, 3)
-        assert returns == random_returns(policy, SEEDS, 110, 1)
+        returns = random_ones(policy, SEEDS, 110, 3)
+        assert returns == random_ones(policy, SEEDS, 110, 1)
         assert returns[1] == returns[3]
         assert max(returns) <= 110
-    assert len(set(random_returns("uniform", [0, 1, 2, 3, 4, 5], 600, 2))) > 2
+    assert len(set(random_ones("uniform", [0, 1, 2, 3, 4, 5], 600, 2))) > 2
 
 
 def test_play_is_deterministic(agent, actions):
-    first = play(agent, SEEDS, 110, 2)
+    first = returns_of(agent, SEEDS, 110, 2)
     taken = actions.copy()
     actions.clear()
-    assert play(agent, SEEDS, 110, 2) == first
+    assert returns_of(agent, SEEDS, 110, 2) == first
     assert actions == taken
     assert len(taken) == sum(first)
     assert first[1] == first[3]
 
 
 def test_an_episode_does_not_begin_with_the_state_of_the_one_before(agent, actions):
-    play(agent, [7], 25, 1)
+    returns_of(agent, [7], 25, 1)
     alone = actions.copy()
     actions.clear()
-    play(agent, [2, 7], 25, 1)
+    returns_of(agent, [2, 7], 25, 1)
     assert actions[25:] == pytest.approx(alone, abs=1e-5)
 
 
 def test_games_side_by_side_do_not_mix(agent, actions):
     alone = []
     for seed in (6, 7, 8):
-        play(agent, [seed], 25, 1)
+        returns_of(agent, [seed], 25, 1)
         alone.append(actions.copy())
         actions.clear()
-    assert play(agent, [6, 7, 8], 25, 3) == [25, 25, 25]
+    assert returns_of(agent, [6, 7, 8], 25, 3) == [25, 25, 25]
     for k in range(3):
         assert actions[k::3] == pytest.approx(alone[k], abs=1e-5)
     assert alone[0] != alone[1]
@@ -125,7 +139,7 @@ def test_a_random_policy_is_recorded_without_a_run(tmp_path, capsys):
     record = json.loads((folder / "record.json").read_text())
     assert set(record) == RECORD_KEYS
     assert record["claim"] == "random-none"
-    assert record["values"] == random_returns("none", fresh_seeds(0, 4), 200, 2)
+    assert record["values"] == random_ones("none", fresh_seeds(0, 4), 200, 2)
     assert record["protocol"] == "doom-4-cap200"
     assert str(folder / "record.json") in capsys.readouterr().out
 

@@ -226,6 +226,7 @@ def test_dream_episode(parity: Parity) -> None:
         parity.check("dream: closed loop", action[0], case["out_action"][t], atol=1e-9)
         obs, reward, done = dream.step(action, tensor(case["uniform"][t])[None], tensor(case["normal"][t])[None])
         parity.check("dream: closed loop", dream.z[0], case["out_z"][t], atol=1e-9)
+        assert dream.restart_logit is not None
         parity.check("dream: closed loop", dream.restart_logit[0], case["out_logit"][t], atol=1e-9)
         parity.check("dream: done", done.long()[0], case["out_done"][t], atol=0)
         score += float(reward)

@@ -3,8 +3,8 @@
 import itertools
 import json
 import random
+import shutil
 import time
-from typing import Any
 
 import pytest
 import safetensors.torch
@@ -180,24 +180,22 @@ def test_the_log_tells_every_stage(trained):
     assert torch.equal(best, (best * 10_000).round() / 10_000)
 
 
-def test_the_controller_kept_is_the_mean_with_the_best_trial(tmp_path, monkeypatch):
+def test_the_controller_kept_is_the_mean_with_the_best_trial(tmp_path):
     """Trials of 3, 9 and 5 tics: the second mean is the answer, also when the third trial comes after a resume."""
     config = Config(z_size=2, hidden_size=3, population=4, generations=3, trial_every=1, checkpoint_seconds=0)
     scores, means = iter([3.0, 9.0, 5.0]), []
 
-    def dream_returns(memory, bank, params, seeds, config, ranks):
+    def returns(params, seeds):
         if len(params) == config.trial_seeds:
             means.append(torch.from_numpy(params[0]))
             score = next(scores)
             if score == 5 and len(means) == 3 and not (tmp_path / "killed").exists():
                 (tmp_path / "killed").touch()
                 raise KeyboardInterrupt
-            return params[:, :1] * 0 + score
-        return (params**2).sum(1, keepdims=True)
+            return params[:, :1] * 0 + score, 0
+        return (params**2).sum(1, keepdims=True), 0
 
-    monkeypatch.setattr(train, "dream_returns", dream_returns)
-    unused: Any = None
-    arguments = config, dist.setup(), unused, unused
+    arguments = config, dist.setup(), returns
     run = Run.open("ha2018", config, "smoke", tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
         train.train_controller(run, *arguments)
@@ -206,3 +204,34 @@ def test_the_controller_kept_is_the_mean_with_the_best_trial(tmp_path, monkeypat
     best = train.train_controller(run, *arguments)
     assert torch.equal(torch.from_numpy(best), means[1])
     assert not torch.equal(means[1], means[3])
+
+
+def test_carracing_killed_and_resumed_equals_one_go(start, tmp_path):
+    """Killed while C evolves in the game, whose processes end with it."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    words = ("ha2018.train", "--task", "car", "--preset", "smoke", "--workers", "1", "--run")
+    process = start(*words, str(two), "--stage", "memory")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    shutil.copytree(two, one)
+    process = start(*words, str(one))
+    process.communicate()
+    assert process.returncode == 0
+    process = start(*words, str(two))
+    while not list((two / "controller").glob("step-*")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    found = checkpoint.load_latest(two / "controller")
+    assert found is not None
+    assert found.step < 4, "killed too late to show anything"
+    process = start(*words, str(two))
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert lines(one) == lines(two)
+    assert (one / "controller.safetensors").read_bytes() == (two / "controller.safetensors").read_bytes()
+    generations = [line for line in lines(one) if line["stage"] == "controller"]
+    assert [line["env_frames"] for line in generations] == [4 * 60] * 4
+    trials = [line for line in lines(one) if line["stage"] == "controller trial"]
+    assert [(line["step"], line["env_frames"]) for line in trials] == [(2, 120), (4, 120)]

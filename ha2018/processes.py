@@ -1,0 +1,154 @@
+"""Real games side by side: processes hold some of them each.
+
+Commands and observations travel through one pipe per process. A process that dies is noticed and named.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, Pipe, wait
+from typing import Any, NoReturn
+
+import cv2
+import numpy as np
+
+from ha2018.env import Game
+
+
+class Worlds:
+    """`count` games in `parallel` processes, which start with the first request. Use as a context."""
+
+    def __init__(self, make: Callable[[], Game], count: int, parallel: int) -> None:
+        """`make` is called in the processes, so it must be picklable."""
+        self.count, self.parallel = count, min(count, parallel)
+        self._make = make
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._pipes: list[Connection] = []
+
+    def __enter__(self) -> "Worlds":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pipe in self._pipes:
+            pipe.close()  # the process ends when it finds its pipe closed
+        for process in self._processes:
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:  # in the middle of a long job
+                process.kill()
+                process.wait()
+        self._pipes, self._processes = [], []
+
+    def reset(self, seeds: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        """Start episode `seed` in game `index` for each (index, seed); the observations in that order."""
+        return self._spread([(index, _start, seed) for index, seed in seeds])
+
+    def step(self, commands: Sequence[tuple[int, Any]]) -> list[tuple[np.ndarray, float, bool]]:
+        """One step in game `index` with `command` for each (index, command): (observation, reward, done), in order."""
+        return self._spread([(index, _move, command) for index, command in commands])
+
+    def each(self, jobs: Sequence[Callable[[Any], Any]]) -> list[Any]:
+        """Whole episodes: run the jobs, `parallel` at a time, each with a game; the answers in their order."""
+        if not jobs:
+            return []
+        self._open()
+        answers: list[Any] = [None] * len(jobs)
+        waiting = iter(enumerate(jobs))
+        busy: dict[Connection, int] = {}
+
+        def send(pipe: Connection) -> None:
+            for number, job in waiting:
+                self._send(pipe, [(0, _whole, job)])
+                busy[pipe] = number
+                return
+
+        for pipe in self._pipes:
+            send(pipe)
+        while busy:
+            ready = wait(list(busy))
+            for pipe in [pipe for pipe in self._pipes if pipe in ready]:
+                answers[busy.pop(pipe)] = self._receive(pipe)[0]
+                send(pipe)
+        return answers
+
+    def _spread(self, requests: Sequence[tuple[int, Callable[[Game, Any], Any], Any]]) -> list[Any]:
+        """Ask each process once for all of its games; the answers in the order of the requests."""
+        self._open()
+        mine: list[list[int]] = [[] for _ in self._pipes]
+        for position, (index, _, _) in enumerate(requests):
+            mine[index % self.parallel].append(position)
+        asked = [(pipe, positions) for pipe, positions in zip(self._pipes, mine, strict=True) if positions]
+        for pipe, positions in asked:
+            parts = (requests[position] for position in positions)
+            self._send(pipe, [(index // self.parallel, act, argument) for index, act, argument in parts])
+        answers: list[Any] = [None] * len(requests)
+        for pipe, positions in asked:
+            for position, answer in zip(positions, self._receive(pipe), strict=True):
+                answers[position] = answer
+        return answers
+
+    def _open(self) -> None:
+        if self._pipes:
+            return
+        # Not multiprocessing's own start, which imports the whole program, torch included, in each process.
+        path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
+        for k in range(self.parallel):
+            ours, theirs = Pipe()
+            code = f"from ha2018.processes import serve; serve({theirs.fileno()})"
+            words, environment = [sys.executable, "-c", code], os.environ | {"PYTHONPATH": path}
+            process = subprocess.Popen(words, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+            self._send(ours, (self._make, len(range(k, self.count, self.parallel))))
+
+    def _send(self, pipe: Connection, message: Any) -> None:
+        try:
+            pipe.send(message)
+        except OSError:
+            self._name_the_dead(pipe)
+
+    def _receive(self, pipe: Connection) -> list[Any]:
+        try:
+            answer: list[Any] = pipe.recv()
+        except (EOFError, OSError):
+            self._name_the_dead(pipe)
+        return answer
+
+    def _name_the_dead(self, pipe: Connection) -> NoReturn:
+        number = self._pipes.index(pipe)
+        process = self._processes[number]
+        raise RuntimeError(f"game process {number} of {self.parallel} died with exit code {process.wait()}")
+
+
+def serve(descriptor: int) -> None:
+    """The life of a process: [(game, function, argument), …] comes through the pipe, the list of answers goes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end of the pipe is the end
+    cv2.setNumThreads(1)
+    pipe = Connection(descriptor)
+    make, count = pipe.recv()
+    games = [make() for _ in range(count)]
+    while True:
+        try:
+            message = pipe.recv()
+        except (EOFError, ConnectionResetError):
+            break
+        pipe.send([act(games[index], argument) for index, act, argument in message])
+    for game in games:
+        game.close()
+
+
+def _start(game: Game, seed: int) -> np.ndarray:
+    game.reset(seed)
+    return game.observe()
+
+
+def _move(game: Game, command: Any) -> tuple[np.ndarray, float, bool]:
+    reward, done = game.step(command)
+    return game.observe(), reward, done
+
+
+def _whole(game: Game, job: Callable[[Game], Any]) -> Any:
+    return job(game)
