@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamerv3 import distributions
-from dreamerv3.networks import Layer, Linear
+from dreamerv3.networks import Layers, Linear
 from dreamerv3.rssm import RSSM, State
 from dreamerv3.spaces import ActionSpace, Sizes
 
@@ -76,18 +77,22 @@ class Actor(nn.Module):
     def __init__(self, sizes: Sizes, actions: ActionSpace, unimix: float) -> None:
         super().__init__()
         self.actions, self.unimix = actions, unimix
-        layers = (Layer(sizes.units if k else sizes.feature, sizes.units) for k in range(ACTOR_LAYERS))
-        self.layers = nn.Sequential(*layers)
+        self.layers = Layers(sizes.feature, sizes.units, ACTOR_LAYERS)
         names = ("logits",) if actions.is_discrete else ("mean", "std")
         self.outs = nn.ModuleDict({name: Linear(sizes.units, actions.size, ACTOR_SCALE) for name in names})
 
     def forward(self, feature: Tensor) -> Categorical | BoundedNormal:
         """[..., D + S * K] -> the policy there."""
         x = self.layers(feature)
-        raw = [out(x).float() for out in self.outs.values()]
+        raw = [out(x).float() for out in self.heads]
         if self.actions.is_discrete:
             return Categorical(distributions.mixed_probs(raw[0], self.unimix))
         return BoundedNormal(*distributions.bounded_normal(*raw))
+
+    @property
+    def heads(self) -> list[Linear]:
+        """The output layers: the logits, or mean and std."""
+        return [cast(Linear, out) for out in self.outs.values()]
 
     @property
     def noise_size(self) -> int:

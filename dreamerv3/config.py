@@ -200,6 +200,15 @@ TASKS: dict[str, Mapping[str, Any]] = {
 
 PRESETS = {
     "paper": Preset("the paper's sizes, budget and protocol, in the edition chosen"),
+    "gpu": Preset(
+        "the paper's algorithm, size and train ratio on the published learning curve, as far as 25 minutes go",
+        {"device": "cuda", "env_frames": 200_000},
+        {"atari100k_boxing": {"size": "12m", "env_frames": 100_000}},
+    ),
+    "night": Preset(
+        "the published learning curve at the paper's train ratio and batch, with a network a tenth of the size",
+        {"size": "1m", "env_frames": 40_000, "envs": 4},
+    ),
     "cpu": Preset(
         "the agent learns: a return above twice that of uniform random play within minutes",
         {

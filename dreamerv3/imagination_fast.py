@@ -30,6 +30,11 @@ def imagine(
         return _Imagination(rssm, actor, dtype).roll_out(start, action_noise, uniform)
 
 
+def draw_by_class(probs: Tensor, uniform: Tensor) -> Tensor:
+    """`distributions.draw` where classes lie in the second axis: probs [N, K, S], uniform [N, S] -> int64 [N, S]."""
+    return (probs[:, :-1].cumsum(1) <= uniform[:, None]).sum(1)
+
+
 class _Imagination:
     """The weights of the dynamics and of the actor, laid out and cast once per update."""
 
@@ -45,14 +50,14 @@ class _Imagination:
         inputs = (rssm.in_deter, rssm.in_stoch, rssm.in_action)
         self.inputs = [self._linear(layer.linear) for layer in inputs]
         self.s_inputs = torch.stack([layer.norm.scale for layer in inputs])
-        self.prior = [self._layer(layer) for layer in rssm.prior[:2]]
-        weight, bias = self._linear(rssm.prior[2])
+        self.prior = [self._layer(layer) for layer in rssm.prior]
+        weight, bias = self._linear(rssm.prior_out)
         by_class = (sizes.stoch, sizes.classes)  # rows from [S, K] to [K, S]
         self.w_logits = weight.unflatten(0, by_class).transpose(0, 1).flatten(0, 1).contiguous()
         self.b_logits = bias.unflatten(0, by_class).t().flatten().contiguous()
         self.classes = torch.arange(sizes.classes, device=bias.device)
         self.policy_layers = [self._layer(layer) for layer in actor.layers]
-        self.policy_outs = [self._linear(out) for out in actor.outs.values()]
+        self.policy_outs = [self._linear(out) for out in actor.heads]
 
     def _linear(self, layer: Linear) -> tuple[Tensor, Tensor]:
         return layer.weight.to(self.dtype), layer.bias.to(self.dtype)
@@ -111,6 +116,6 @@ class _Imagination:
             x = self.layer(x, *layer)
         logits = F.linear(x, self.w_logits, self.b_logits).float().view(starts, self.sizes.classes, -1)
         probs = torch.softmax(logits, 1).mul_(1 - self.unimix).add_(self.unimix / self.sizes.classes)
-        index = (probs[:, :-1].cumsum(1) <= uniform[:, None]).sum(1)
+        index = draw_by_class(probs, uniform)
         following[:, deter:].unflatten(1, (-1, self.sizes.classes)).copy_(index[..., None] == self.classes)
         return after

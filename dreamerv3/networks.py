@@ -6,7 +6,8 @@ Source: paper, Methods and "Implementation"; reference code: rssm.py, nets.py (2
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +88,22 @@ class Layer(nn.Module):
         return F.silu(self.norm(self.linear(x)))
 
 
+class Layers(nn.Module):
+    """`count` Layers of `units` one after another."""
+
+    def __init__(self, inputs: int, units: int, count: int) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(Layer(units if k else inputs, units) for k in range(count))
+
+    def __iter__(self) -> Iterator[Layer]:
+        return (cast(Layer, part) for part in self.parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
 class MLP(nn.Module):
     """`layers` Layers of `units`, then one Linear of `outputs` numbers at initial scale `scale`.
 
@@ -97,7 +114,7 @@ class MLP(nn.Module):
         self, inputs: int, units: int, layers: int, outputs: int, *, scale: float, is_even: bool = False
     ) -> None:
         super().__init__()
-        self.layers = nn.Sequential(*(Layer(inputs if k == 0 else units, units) for k in range(layers)))
+        self.layers = Layers(inputs, units, layers)
         self.outputs = outputs
         self.out = Linear(units, outputs + (outputs % 2 if is_even else 0), scale)
 
@@ -236,8 +253,7 @@ class Encoder(nn.Module):
         self.outputs = 0
         if self.vectors:
             width = sum(spaces[name].size for name in self.vectors)
-            layers = (Layer(sizes.units if k else width, sizes.units) for k in range(VECTOR_LAYERS))
-            self.vector_layers = nn.Sequential(*layers)
+            self.vector_layers = Layers(width, sizes.units, VECTOR_LAYERS)
             self.outputs += sizes.units
         if self.images:
             height, width = spaces[self.images[0]].shape[:2]
@@ -276,8 +292,7 @@ class Decoder(nn.Module):
         self.vectors = keys_of(spaces, edition, "float", "discrete")
         self.images = keys_of(spaces, edition, "image")
         if self.vectors:
-            layers = (Layer(sizes.units if k else sizes.feature, sizes.units) for k in range(VECTOR_LAYERS))
-            self.vector_layers = nn.Sequential(*layers)
+            self.vector_layers = Layers(sizes.feature, sizes.units, VECTOR_LAYERS)
             self.outs = nn.ModuleDict()
             for name in self.vectors:
                 space = spaces[name]

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamerv3.distributions import draw, mixed_probs, straight_through
-from dreamerv3.networks import BlockLinear, Layer, Linear, RMSNorm
+from dreamerv3.networks import BlockLinear, Layer, Layers, Linear, RMSNorm
 from dreamerv3.spaces import Sizes
+
+PRIOR_LAYERS = 2
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,10 @@ class RSSM(nn.Module):
         self.hidden = BlockLinear(deter + 3 * sizes.blocks * hidden, deter, sizes.blocks)
         self.hidden_norm = RMSNorm(deter)
         self.gates = BlockLinear(deter, 3 * deter, sizes.blocks)
-        self.posterior = nn.Sequential(Layer(deter + token_size, hidden), Linear(hidden, stoch))
-        self.prior = nn.Sequential(Layer(deter, hidden), Layer(hidden, hidden), Linear(hidden, stoch))
+        self.posterior = Layer(deter + token_size, hidden)
+        self.posterior_out = Linear(hidden, stoch)
+        self.prior = Layers(deter, hidden, PRIOR_LAYERS)
+        self.prior_out = Linear(hidden, stoch)
 
     def initial_state(self, batch: int) -> State:
         """All zeros, not learned."""
@@ -76,11 +80,11 @@ class RSSM(nn.Module):
 
     def posterior_logits(self, h: Tensor, token: Tensor) -> Tensor:
         """h [..., D], token [..., E] -> raw logits [..., S, K] in float32."""
-        return self._logits(self.posterior(torch.cat([h, token], -1)))
+        return self._logits(self.posterior_out(self.posterior(torch.cat([h, token], -1))))
 
     def prior_logits(self, h: Tensor) -> Tensor:
         """h [..., D] -> raw logits [..., S, K] in float32."""
-        return self._logits(self.prior(h))
+        return self._logits(self.prior_out(self.prior(h)))
 
     def _logits(self, flat: Tensor) -> Tensor:
         return flat.float().unflatten(-1, (self.sizes.stoch, self.sizes.classes))

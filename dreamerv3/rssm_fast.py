@@ -28,7 +28,7 @@ def observe(
     with torch.autocast(tokens.device.type, enabled=False):
         keep = (~is_first).float().t()[..., None].contiguous()  # [T, B, 1]
         action = rssm.in_action(squash_action(actions.float()).transpose(0, 1) * keep)
-        layer, logits = rssm.posterior[0], rssm.posterior[1]
+        layer, logits = rssm.posterior, rssm.posterior_out
         from_h, from_token = layer.linear.weight.split([sizes.deter, tokens.shape[-1]], 1)
         token = F.linear(tokens.float().transpose(0, 1), from_token, layer.linear.bias)
         h, z, out = _Scan.apply(

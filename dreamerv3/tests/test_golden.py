@@ -1,5 +1,6 @@
 """Numbers of the authors' code against the shipped functions, in float32, at the tolerances of golden/README.md."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from common import dist
 from common.golden import Parity, load
-from dreamerv3 import actor_critic, distributions, rssm
+from dreamerv3 import actor_critic, distributions, imagination_fast, rssm, rssm_fast
 from dreamerv3.actor_critic import BoundedNormal, Categorical, Imagined, ReturnNorm, lambda_return, move_slow_critic
 from dreamerv3.agent import Agent, Noise
 from dreamerv3.config import EDITIONS, Config
@@ -35,8 +36,9 @@ def tensor(array: Any, dtype: torch.dtype | None = None) -> Tensor:
 def forced(monkeypatch) -> None:
     """Where random numbers go in, the golden draws go in: a class instead of a uniform number, an action instead of
     a normal one."""
-    for module in (distributions, rssm):
-        monkeypatch.setattr(module, "draw", lambda probs, index: index.long())
+    for module, name in ((distributions, "draw"), (rssm, "draw"), (rssm_fast, "draw")):
+        monkeypatch.setattr(module, name, lambda probs, index: index.long())
+    monkeypatch.setattr(imagination_fast, "draw_by_class", lambda probs, index: index.long())
     monkeypatch.setattr(BoundedNormal, "sample", lambda self, action: action)
 
 
@@ -91,6 +93,8 @@ def test_kl_balance(parity: Parity, name: str) -> None:
     parity.check("KL: gradient", post.grad, case["grad_post"], **near)
     parity.check("KL: gradient", prior.grad, case["grad_prior"], **near)
     if name.endswith("smallkl"):
+        assert post.grad is not None
+        assert prior.grad is not None
         assert not post.grad.any()
         assert not prior.grad.any()
 
@@ -187,8 +191,8 @@ class World(torch.nn.Module):
     def __init__(self, spaces, sizes, edition) -> None:
         super().__init__()
         self.world = torch.nn.Module()
-        self.world.encoder = Encoder(spaces, sizes, edition)
-        self.world.decoder = Decoder(spaces, sizes, edition)
+        self.world.encoder = self.encoder = Encoder(spaces, sizes, edition)
+        self.world.decoder = self.decoder = Decoder(spaces, sizes, edition)
 
 
 @pytest.mark.parametrize(
@@ -207,9 +211,9 @@ def test_encoder_and_decoder(parity: Parity, name, edition, spaces, depth, units
     official.load(module, case, edition)
     obs = {key: tensor(case[f"obs/{key}"]) for key in spaces}
     h, z = tensor(case["deter"]).requires_grad_(), tensor(case["stoch"]).requires_grad_()
-    tokens = module.world.encoder(obs)
-    predictions = module.world.decoder(h, z)
-    losses = module.world.decoder.losses(predictions, obs)
+    tokens = module.encoder(obs)
+    predictions = module.decoder(h, z)
+    losses = module.decoder.losses(predictions, obs)
     near = {"atol": 1e-5, "rtol": 1e-4}
     parity.check(component, tokens, case["tokens"], **near)
     assert set(predictions) == set(spaces)
@@ -242,7 +246,7 @@ class Dynamics(torch.nn.Module):
         )
         sizes = Sizes(deter, hidden, stoch, classes, 1, 1, blocks)
         self.world = torch.nn.Module()
-        self.world.rssm = RSSM(sizes, actions, case["tokens"].shape[-1], 0.01)
+        self.world.rssm = self.rssm = RSSM(sizes, actions, case["tokens"].shape[-1], 0.01)
         official.load(self, case, "nature")
 
 
@@ -250,7 +254,7 @@ class Dynamics(torch.nn.Module):
 def test_rssm(parity: Parity, forced, name: str) -> None:
     case = load(GOLDEN / f"{name}.npz")
     module = Dynamics(case, case["prev_action_vec"].shape[-1])
-    model, near = module.world.rssm, {"atol": 1e-5, "rtol": 1e-4}
+    model, near = module.rssm, {"atol": 1e-5, "rtol": 1e-4}
     start = State(tensor(case["init_deter"]), tensor(case["init_stoch"]))
     actions = tensor(case["prev_action_vec"])
     parity.check("RSSM: core", model.core(start, actions[:, 0]), case["core_step_deter"], **near)
@@ -382,7 +386,7 @@ def behaviour(
     monkeypatch,
 ):
     """`Agent.behaviour_losses` with given network outputs, all time-major."""
-    agent.critic, agent.slow_critic = Readout(bins), Readout(bins)
+    agent.critic, agent.slow_critic = Readout(bins), Readout(bins)  # type: ignore[assignment]
     monkeypatch.setattr(agent.critic, "forward", lambda feature: value_logits)
     monkeypatch.setattr(agent.slow_critic, "forward", lambda feature: slow_logits[:-1])
     monkeypatch.setattr(agent.world, "predict", lambda feature: (reward, cont))
@@ -569,12 +573,14 @@ def batch_of(case: Case, spaces: dict[str, ObsSpace]) -> Batch:
         ),
     ],
 )
-def test_whole_update(parity: Parity, forced, name, edition, spaces, actions, mults) -> None:
+@pytest.mark.parametrize("use_fast", [False, True])
+def test_whole_update(parity: Parity, forced, name, edition, spaces, actions, mults, use_fast) -> None:
     case = load(GOLDEN / f"{name}.npz")
     horizon = case["img_deter"].shape[1]
     # The Nature cases are those of the authors' code, which drops the actor's unimix.
     unimix = 0.01 if edition == "arxiv_v2" else 0.0
-    config = Config(edition=edition, bins=41, imagination_length=horizon, actor_unimix=unimix, lr=1e-3, warmup=0)
+    config = Config(edition=edition, bins=41, imagination_length=horizon, actor_unimix=unimix)
+    config = replace(config, use_fast=use_fast, precision="float32")
     agent = Agent(spaces, actions, Sizes(16, 8, 4, 4, 2, 8, 4), official.edition(edition, mults), config)
     official.load(agent, case, edition)
     with torch.no_grad():
@@ -588,7 +594,7 @@ def test_whole_update(parity: Parity, forced, name, edition, spaces, actions, mu
         action[..., None] if actions.is_discrete else action,
     )
     outcome = agent.losses(batch, noise, dist.setup())
-    component = ("arXiv: " if edition == "arxiv_v2" else "") + "whole update"
+    component = ("arXiv: " if edition == "arxiv_v2" else "") + "whole update" + (", fast form" if use_fast else "")
     near = {"atol": 1e-3, "rtol": 5e-4}
     wanted = {key.removeprefix("loss/"): case[key] for key in case if key.startswith("loss/")}
     known = {"rew": "reward", "con": "cont", "policy": "actor", "value": "critic", "repval": "replay_critic"}
@@ -607,15 +613,15 @@ def test_whole_update(parity: Parity, forced, name, edition, spaces, actions, mu
     trained = {n for n, p in parameters.items() if p.requires_grad}
     gradients = official.ours(agent, case, "g/", edition)
     assert set(gradients) == trained
-    for key, theirs in gradients.items():
-        relative(parity, f"{component}: gradients", parameters[key].grad, theirs, 2e-3)
+    for key, gradient in gradients.items():
+        relative(parity, f"{component}: gradients", parameters[key].grad, gradient, 2e-3)
     before = {key: parameters[key].detach().double() for key in trained}
     optimizer = LaProp(agent.trained_parameters(), lr=1e-3, warmup=0, agc=0.3, pmin=1e-3, betas=(0.9, 0.999), eps=1e-20)
     optimizer.step()
     for official_name in (key.removeprefix("upnorm/") for key in case if key.startswith("upnorm/")):
         key = official.our_name(official_name, edition, agent)
-        norm = (parameters[key].detach().double() - before[key]).norm()
-        parity.check(f"{component}: update norms", norm, case[f"upnorm/{official_name}"], atol=1e-7, rtol=1e-3)
+        moved = (parameters[key].detach().double() - before[key]).norm()
+        parity.check(f"{component}: update norms", moved, case[f"upnorm/{official_name}"], atol=1e-7, rtol=1e-3)
 
 
 # --- replay ---------------------------------------------------------------------------------------------------------
