@@ -151,18 +151,19 @@ class ReturnNorm(nn.Module):
 
     low: Tensor
     high: Tensor
+    quantiles: Tensor
 
     def __init__(self, percentiles: Sequence[float], rate: float, limit: float) -> None:
         super().__init__()
-        self.percentiles, self.rate, self.limit = tuple(percentiles), rate, limit
+        self.rate, self.limit = rate, limit
+        self.register_buffer("quantiles", torch.tensor(percentiles) / 100, persistent=False)
         self.register_buffer("low", torch.zeros(()))
         self.register_buffer("high", torch.zeros(()))
 
     @torch.no_grad()
     def update(self, returns: Tensor) -> tuple[Tensor, Tensor]:
         """Take all returns of a batch in, then give offset and scale = max(limit, high - low)."""
-        q = torch.tensor(self.percentiles, device=returns.device) / 100
-        low, high = torch.quantile(returns.float().flatten(), q)
+        low, high = torch.quantile(returns.float().flatten(), self.quantiles)
         self.low.lerp_(low, self.rate)
         self.high.lerp_(high, self.rate)
         return self.low.clone(), (self.high - self.low).clamp(min=self.limit)

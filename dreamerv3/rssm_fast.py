@@ -9,6 +9,8 @@ Shapes: T time, B batch, D deter, S x K stoch, U hidden, g blocks, o = D / g; ev
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -77,6 +79,12 @@ def norm_silu_backward(grad: Tensor, x: Tensor, inverse: Tensor, scale: Tensor) 
     return d_x, d_n * normed
 
 
+@functools.cache
+def for_device(function: Callable[..., Any], device: str) -> Callable[..., Any]:
+    """The function, fused into one kernel by torch.compile on a GPU; a CPU gains nothing from it."""
+    return torch.compile(function, dynamic=False) if device == "cuda" else function
+
+
 class _Scan(torch.autograd.Function):
     """h, z (one-hot) and raw posterior logits, [T, B, ...] each."""
 
@@ -107,6 +115,7 @@ class _Scan(torch.autograd.Function):
         classes: int,
         unimix: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        norm = for_device(norm_silu, h.device.type)
         steps, batch, units = action.shape
         blocks, deter = w_hidden.shape[0], h.shape[1]
         width = deter // blocks
@@ -131,12 +140,12 @@ class _Scan(torch.autograd.Function):
             torch.mul(z, keep[t], out=z_in[t])
             pre_in[t, :, 0] = torch.addmm(b_deter, h_in[t], w_deter.t())
             pre_in[t, :, 1] = torch.addmm(b_stoch, z_in[t], w_stoch.t())
-            activated, inverse_in[t] = norm_silu(pre_in[t], scales)
+            activated, inverse_in[t] = norm(pre_in[t], scales)
             shared[t, :, : 2 * units] = activated.flatten(1)
             own = torch.bmm(h_in[t].view(batch, blocks, width).transpose(0, 1), w_own).transpose(0, 1)
             common = torch.addmm(b_hidden, shared[t], w_shared)
             torch.add(common, own.reshape(batch, deter), out=pre_hidden[t])
-            value[t], inverse_hidden[t] = norm_silu(pre_hidden[t], s_hidden)
+            value[t], inverse_hidden[t] = norm(pre_hidden[t], s_hidden)
             raw = torch.bmm(value[t].view(batch, blocks, width).transpose(0, 1), w_gates).transpose(0, 1)
             raw = raw + b_gates.view(blocks, 3 * width)
             reset, candidate, update = raw.unflatten(-1, (3, width)).unbind(-2)
@@ -146,7 +155,7 @@ class _Scan(torch.autograd.Function):
             u = torch.sigmoid(update - 1, out=gates[t, 2])
             h = torch.lerp(h_in[t], q.view(batch, deter), u.view(batch, deter), out=hs[t])
             torch.addmm(token[t], h, w_post.t(), out=pre_post[t])
-            post[t], inverse_post[t] = norm_silu(pre_post[t], s_post)
+            post[t], inverse_post[t] = norm(pre_post[t], s_post)
             torch.addmm(b_logits, post[t], w_logits.t(), out=logits[t])
             p = mixed_probs(logits[t].view(batch, -1, classes), unimix)
             probs[t] = p.flatten(1)
@@ -167,6 +176,7 @@ class _Scan(torch.autograd.Function):
             pre_post, inverse_post, post, probs, hs, scales, s_hidden, s_post,
             w_deter, w_stoch, w_own, w_shared, w_gates, w_post, w_logits,
         ) = ctx.saved_tensors  # fmt: skip
+        norm_backward = for_device(norm_silu_backward, hs.device.type)
         blocks, width, units = ctx.shape
         steps, batch, deter = hs.shape
         r, q, u = gates.unbind(1)
@@ -192,15 +202,15 @@ class _Scan(torch.autograd.Function):
             into = softmax[t] * (d_z - (plain[t] * d_z).sum(-1, keepdim=True))
             torch.add(grad_logits[t], into.flatten(1), out=d_logits[t])
             d_post = torch.mm(d_logits[t], w_logits)
-            d_pre_post[t], d_scale_post[t] = norm_silu_backward(d_post, pre_post[t], inverse_post[t], s_post)
+            d_pre_post[t], d_scale_post[t] = norm_backward(d_post, pre_post[t], inverse_post[t], s_post)
             d_h = torch.addmm(d_h + grad_h[t], d_pre_post[t], w_post)
             torch.mul(slopes[t], d_h.view(batch, blocks, 1, width), out=d_raw[t])
             d_value = torch.bmm(d_raw[t].flatten(2).transpose(0, 1), gates_t).transpose(0, 1).reshape(batch, deter)
-            d_hidden[t], d_scale_hidden[t] = norm_silu_backward(d_value, pre_hidden[t], inverse_hidden[t], s_hidden)
+            d_hidden[t], d_scale_hidden[t] = norm_backward(d_value, pre_hidden[t], inverse_hidden[t], s_hidden)
             d_own = torch.bmm(d_hidden[t].view(batch, blocks, width).transpose(0, 1), own_t).transpose(0, 1)
             torch.mm(d_hidden[t], shared_t, out=d_shared[t])
             d_in = d_shared[t, :, : 2 * units].view(batch, 2, units)
-            d_pre_in[t], d_scale_in[t] = norm_silu_backward(d_in, pre_in[t], inverse_in[t], scales)
+            d_pre_in[t], d_scale_in[t] = norm_backward(d_in, pre_in[t], inverse_in[t], scales)
             d_h = torch.addmm(d_h * pass_h[t] + d_own.reshape(batch, deter), d_pre_in[t, :, 0], w_deter) * keep[t]
             d_z = torch.mm(d_pre_in[t, :, 1], w_stoch) * keep[t]
 

@@ -1,6 +1,7 @@
 """One update: the fast form against the readable one, where gradients go, and that rows do not mix."""
 
 import copy
+import dataclasses
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,8 @@ from common import dist
 from dreamerv3 import imagination_fast, rssm_fast
 from dreamerv3.actor_critic import imagine, lambda_return
 from dreamerv3.config import Config
-from dreamerv3.learner import scales, train_step, weighted_sum
+from dreamerv3.data import Batch
+from dreamerv3.learner import Learner, cloned, scales, tensors_of, train_step, weighted_sum
 from dreamerv3.rssm import State
 from dreamerv3.tests.conftest import tiny_agent, tiny_batch
 from dreamerv3.train import new_optimizer
@@ -173,3 +175,36 @@ def test_lambda_return_by_hand():
     assert lambda_return(reward, cont, last, value, 1.0).flatten().tolist() == [1 + 0.5 * 12, 12]
     with pytest.raises(ValueError, match="one shape"):
         lambda_return(reward, cont, last, value[1:], 1.0)
+
+
+def test_the_inputs_of_an_update_are_all_copied():
+    """What a CUDA graph would miss here, it would train on for ever."""
+    agent = tiny_agent()
+    batch = tiny_batch(agent)
+    noise = noise_for(agent, batch)
+    copies = cloned(batch, noise)
+    assert len(tensors_of(batch, noise)) == 3 + 7 + 3
+    for ours, theirs in zip(tensors_of(*copies), tensors_of(batch, noise), strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours.data_ptr() != theirs.data_ptr()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("is_discrete", [True, False])
+def test_the_captured_update_is_the_readable_one(is_discrete):
+    """Weights after eight updates in float32: three before the capture and five replays."""
+    weights = []
+    for use_fast in (True, False):
+        agent = tiny_agent(is_discrete=is_discrete, use_fast=use_fast, device="cuda", lr=1e-3, warmup=0).cuda()
+        ranks, batch = dist.setup("cuda"), tiny_batch(agent)
+        batch = Batch(
+            obs={name: value.cuda() for name, value in batch.obs.items()},
+            **{f.name: getattr(batch, f.name).cuda() for f in dataclasses.fields(batch) if f.name != "obs"},
+        )
+        found = Learner(agent, new_optimizer(agent, agent.config), agent.config, ranks)
+        for update in range(8):
+            generator = torch.Generator("cuda").manual_seed(update)
+            found.update(replace(batch, reward=batch.reward + update), agent.draw_noise(3, 6, generator))
+        assert (found.graph is not None) == use_fast
+        weights.append(torch.cat([p.detach().flatten() for p in agent.trained_parameters()]))
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=2e-4)
