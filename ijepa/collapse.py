@@ -1,0 +1,48 @@
+"""Is it still learning? A representation that has become a constant predicts itself perfectly: the loss cannot tell.
+
+Three numbers can. The spread of the features over images, the number of directions that this spread uses, and the
+predictor's error beside that of the best constant prediction: near 1 nothing is predicted that differs between places.
+"""
+
+import torch
+from torch import Tensor
+
+from ijepa.jepa import distance
+
+
+def feature_std(features: Tensor) -> Tensor:
+    """Spread over images relative to the size: features [B, D] -> sqrt(mean_d var_b / mean x^2), 0 to 1. Scalar.
+
+    0 if all images have one and the same feature vector.
+    """
+    return (features.var(0, correction=0).mean() / features.square().mean()).sqrt()
+
+
+def effective_rank(features: Tensor) -> Tensor:
+    """exp of the entropy, in nats, of the shares that the singular values of features [B, D] have in their sum.
+
+    The mean over images is removed first. 1 for a line, at most min(B - 1, D); 0 if all rows are the same. Scalar.
+    Source: Roy & Vetterli 2007.
+    """
+    values = torch.linalg.svdvals((features - features.mean(0)).float())
+    total = values.sum()
+    if total <= 1e-6 * features.abs().max():
+        return torch.zeros_like(total)
+    shares = values / total
+    return torch.special.entr(shares).sum().exp()
+
+
+def constant_error(target: Tensor) -> Tensor:
+    """The loss of predicting the mean over rows and patches for every target [rows, Kt, D]. Scalar."""
+    return distance(target.mean((0, 1)).expand_as(target), target)
+
+
+@torch.no_grad()
+def watch(features: Tensor, target: Tensor, loss: Tensor) -> dict[str, Tensor]:
+    """The three numbers of a micro-batch: full target tokens [B, N, D], the selected ones [rows, Kt, D], the loss."""
+    pooled = features.float().mean(1)
+    return {
+        "std": feature_std(pooled),
+        "rank": effective_rank(pooled),
+        "vs_constant": loss / constant_error(target.float()).clamp(min=1e-12),
+    }
