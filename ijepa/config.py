@@ -20,7 +20,7 @@ class Config:
     device: str = setting("cpu", "torch device, e.g. cpu, cuda")
     workers: int = setting(2, "processes that read and crop images; changes no number", low=0, high=256)
     data: str = setting("", "task imagenet: folder with train/ and val/ class folders, or .npz with images and labels")
-    init_from: str = setting("", "an official checkpoint to begin with")
+    init_from: str = setting("", "an official checkpoint, in place of the training; with updates: to go on from")
 
     # Images (appendix A.1)
     size: tuple[int, ...] = setting((224, 224), "height and width of what the encoder sees, in pixels", low=8)

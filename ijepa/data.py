@@ -256,7 +256,9 @@ class MicroBatches(Dataset[tuple[np.ndarray, ...]]):
 
     @property
     def updates(self) -> int:
-        """Of the whole training."""
+        """Of the whole training: none for an official checkpoint, unless a number is asked for."""
+        if self.config.updates is None and self.config.init_from:
+            return 0
         return self.config.updates or self.config.epochs * self.per_epoch
 
     def __getitem__(self, k: int) -> tuple[np.ndarray, ...]:

@@ -7,7 +7,6 @@ Source: paper, section 3; reference code: src/train.py.
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,9 +14,9 @@ from torch import Tensor
 from common import dist
 from common.config import parse, user_error
 from common.run import Run, run_folder, seed_everything, usable_device
-from common.seeding import derive_seed
 from common.stage import LOG_EVERY, Stage
-from ijepa import collapse, data, env, masks, official
+from ijepa import collapse, data, env, masks
+from ijepa.build import STAGE, build
 from ijepa.config import PRESETS, TASKS, Config
 from ijepa.data import Faults, Images, MicroBatches, micro_batches, to_input
 from ijepa.games import GAMES
@@ -25,7 +24,6 @@ from ijepa.jepa import (
     JEPA,
     Schedule,
     distance,
-    new_jepa,
     new_optimizer,
     normalise,
     pixel_targets,
@@ -36,8 +34,6 @@ from ijepa.jepa import (
     update_target,
 )
 from ijepa.masks import Masks
-from ijepa.predictor import Predictor
-from ijepa.vit import SIZES, VisionTransformer
 
 
 def full_targets(model: JEPA, images: Tensor, kind: str) -> Tensor:
@@ -91,31 +87,14 @@ def train_step(
     return {"loss": torch.stack(losses).mean(), **watched}
 
 
-def build(config: Config, channels: int) -> JEPA:
-    """The networks at their first weights: drawn from the seed, or those of an official checkpoint.
-
-    Raises ValueError if sizes do not fit.
-    """
-    height, width = config.size
-    encoder = VisionTransformer(height, width, channels, config.patch, SIZES[config.encoder])
-    size = encoder.size
-    output = channels * config.patch**2 if config.target == "pixels" else size.width
-    predictor = Predictor(encoder.grid, size.width, config.predictor_width, config.predictor_depth, size.heads, output)
-    generator = torch.Generator().manual_seed(derive_seed(config.seed, "initial weights"))
-    model = new_jepa(encoder, predictor, generator)
-    if config.init_from:
-        official.load(Path(config.init_from), model)
-    return model
-
-
-def train_encoder(run: Run, config: Config, ranks: dist.Ranks, model: JEPA, images: Images) -> JEPA:
-    """The loop. Faulty images are named as they are met."""
+def train_encoder(run: Run, config: Config, ranks: dist.Ranks, model: JEPA, images: Images) -> None:
+    """The loop. Images that cannot be read are named as they are met."""
     model.to(ranks.device)
     batches = MicroBatches(images, config, model.encoder.grid)
     schedule, total = config.schedule(batches.updates), batches.updates
     optimizer = new_optimizer(model)
     modules = {"encoder": model.encoder, "predictor": model.predictor, "target_encoder": model.target_encoder}
-    stage = Stage(run, "jepa", total, config.checkpoint_seconds, ranks, modules, optimizer)
+    stage = Stage(run, STAGE, total, config.checkpoint_seconds, ranks, modules, optimizer)
     faults = Faults(len(images))
     is_cuda = ranks.device.type == "cuda"
     # Lengths of masks change from update to update: one graph for all of them.
@@ -139,8 +118,9 @@ def train_encoder(run: Run, config: Config, ranks: dist.Ranks, model: JEPA, imag
         )
         stage.log(update, losses)
         if stage.due(update):
-            stage.save(update)
-    return model
+            stage.save(update, state={"is_finished": update + 1 == total})
+    if total == 0:
+        stage.save(-1, state={"is_finished": True})
 
 
 def pretraining_images(run: Run, config: Config, ranks: dist.Ranks) -> Images:
@@ -167,7 +147,7 @@ def check(config: Config, ranks: dist.Ranks) -> JEPA:
         MicroBatches(data.load_splits(config).pretrain, config, (2, 2))
     elif config.frames // env.PLAYERS < 1 or config.frames < config.batch:
         raise ValueError(f"a batch of {config.batch} images needs more than the {config.frames} frames to be played")
-    model = build(config, data.channels(config))
+    model = build(config, data.channels(config), config.init_from)
     masks.check(config.mask_config(model.encoder.grid))
     return model
 
