@@ -1,13 +1,12 @@
 """Is it still learning? A representation that has become a constant predicts itself perfectly: the loss cannot tell.
 
 Three numbers can. The spread of the features over images, the number of directions that this spread uses, and the
-predictor's error beside that of the best constant prediction: near 1 nothing is predicted that differs between places.
+predictor's error beside that of a constant for each place: from 1 up, nothing of an image is predicted.
 """
 
 import torch
 from torch import Tensor
-
-from ijepa.jepa import distance
+from torch.nn import functional as F
 
 
 def feature_std(features: Tensor) -> Tensor:
@@ -32,17 +31,21 @@ def effective_rank(features: Tensor) -> Tensor:
     return torch.special.entr(shares).sum().exp()
 
 
-def constant_error(target: Tensor) -> Tensor:
-    """The loss of predicting the mean over rows and patches for every target [rows, Kt, D]. Scalar."""
-    return distance(target.mean((0, 1)).expand_as(target), target)
+def constant_error(tokens: Tensor, targets: list[Tensor]) -> Tensor:
+    """The loss of predicting, for each place, the mean over images: tokens [B, N, D], M target masks [B, Kt]. Scalar.
+
+    It knows where a patch is and nothing of what its image shows.
+    """
+    error = F.smooth_l1_loss(tokens.mean(0).expand_as(tokens), tokens, reduction="none").mean((0, 2))
+    return error[torch.stack(targets)].mean()
 
 
 @torch.no_grad()
-def watch(features: Tensor, target: Tensor, loss: Tensor) -> dict[str, Tensor]:
-    """The three numbers of a micro-batch: full target tokens [B, N, D], the selected ones [rows, Kt, D], the loss."""
-    pooled = features.float().mean(1)
+def watch(tokens: Tensor, targets: list[Tensor], loss: Tensor) -> dict[str, Tensor]:
+    """The three numbers of a micro-batch: all target tokens [B, N, D], M target masks [B, Kt], and the loss."""
+    pooled = tokens.float().mean(1)
     return {
         "std": feature_std(pooled),
         "rank": effective_rank(pooled),
-        "vs_constant": loss / constant_error(target.float()).clamp(min=1e-12),
+        "vs_constant": loss / constant_error(tokens.float(), targets).clamp(min=1e-12),
     }

@@ -167,10 +167,11 @@ PRESETS = {
             "workers": 1,
             "images": 200,
             "frames": 640,
-            "probe_frames": 2400,
+            "probe_frames": 960,
             "probe_epochs": 2,
             "linear_epochs": 2,
             "checkpoint_seconds": 0.0,
         },
+        dict.fromkeys(games.GAMES, {"patch": 32, "min_keep": 2}),
     ),
 }

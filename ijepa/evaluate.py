@@ -51,7 +51,7 @@ class GameTest:
 
     def __init__(self, folder: Path, config: Config) -> None:
         """Plays the game first where that has not been done. Raises ValueError if it was played too little."""
-        self.config = config
+        self.config, self.folder = config, folder
         env.collect(folder, config.task, "probe", config.probe_frames, config.seed, config.workers)
         self.plays = env.load(folder, "probe")
         self.data = ram_probe.split(self.plays, games.variables(config.task))
@@ -77,7 +77,9 @@ class GameTest:
         Features: the last four blocks, averaged over patches, concatenated. Deviation D7: they are standardised by the
         training frames, the paper's "batch norm + linear"; AtariARI probes its 256 numbers as they are.
         """
-        found, _ = encode(partial(pooled_layers, encoder), data.Frames(self.plays), self.config, device, name)
+        statistics = data.frame_statistics(env.load(self.folder, "pretrain"), self.config)
+        frames = data.Frames(self.plays, statistics)
+        found, _ = encode(partial(pooled_layers, encoder), frames, self.config, device, name)
         x = found.flatten(1)
         train = x[torch.from_numpy(self.data.train.rows)]
         return self.probe((x - train.mean(0)) / train.std(0).clamp(min=1e-6), name)
@@ -235,7 +237,7 @@ def record_of_run(
     thin = metrics[:: -(-len(metrics) // 200)] if metrics else []
     names = {
         "loss": ("loss", "smooth L1"),
-        "loss beside a constant": ("vs_constant", "loss / loss of the best constant"),
+        "loss beside a constant": ("vs_constant", "loss / loss of a constant per place"),
         "feature spread": ("std", "std over images / size"),
         "effective rank": ("rank", "directions"),
     }

@@ -58,7 +58,7 @@ def encode(
         for batch, rows, names in loader:
             faults.note(names)
             if len(rows):
-                found.append(encode_batch(to_input(torch.from_numpy(batch), device)).float().cpu())
+                found.append(encode_batch(to_input(torch.from_numpy(batch), images.statistics, device)).float().cpu())
                 kept.append(rows)
             bar.update()
     return torch.cat(found), np.concatenate(kept)

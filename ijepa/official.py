@@ -97,8 +97,9 @@ def _state(path: Path, part: str, given: Mapping[str, Tensor], keys: list[str]) 
     """The tensors of a part under our names."""
     missing = [key for key in keys if PREFIX + key not in given]
     unknown = sorted(set(given) - {PREFIX + key for key in keys})
-    if missing or unknown:
-        words = [f"lacks {missing[0]} ({len(missing)} in all)"] * bool(missing)
-        words += [f"has {unknown[0]} ({len(unknown)} in all), which ours has not"] * bool(unknown)
-        raise ValueError(f"init_from: {path}: {part} {' and '.join(words)}; is it another model size?")
+    for word, names in (("lacks", missing), ("has the unknown", unknown)):
+        if names:
+            raise ValueError(
+                f"init_from: {path}: {part} {word} {names[0]} ({len(names)} in all); is it another model size?"
+            )
     return {key: given[PREFIX + key] for key in keys}

@@ -39,7 +39,7 @@ def draw(record: Mapping[str, Any], config: Config, folder: Path, model: JEPA, d
     rng = np.random.default_rng(derive_seed(config.seed, "pictures"))
     rows = rng.choice(len(images), min(BANK, len(images)), replace=False)
     pixels = np.stack([centred(images.read(int(row)), config) for row in rows])
-    inputs = to_input(torch.from_numpy(pixels), device)
+    inputs = to_input(torch.from_numpy(pixels), images.statistics, device)
     with torch.no_grad():
         draw_neighbours(pixels, pooled_layers(model.target_encoder, inputs)[:, -1], folder / "neighbours.png")
         tokens = targets(model.target_encoder, inputs)
@@ -52,7 +52,8 @@ def draw(record: Mapping[str, Any], config: Config, folder: Path, model: JEPA, d
 
 def _images(config: Config, folder: Path) -> Images:
     if config.task in GAMES:
-        return data.Frames(env.load(folder / "play", "probe"))
+        statistics = data.frame_statistics(env.load(folder / "play", "pretrain"), config)
+        return data.Frames(env.load(folder / "play", "probe"), statistics)
     return data.load_splits(config).test
 
 

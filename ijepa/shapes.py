@@ -6,6 +6,8 @@ An image is a function of the seed and its number; nothing is stored.
 import cv2
 import numpy as np
 
+from ijepa.statistics import IMAGENET
+
 COLOURS = np.array([(214, 62, 60), (238, 170, 44), (80, 176, 84), (64, 140, 214), (150, 88, 190), (236, 236, 236)])
 CLASSES = 5  # circle, triangle, square, star, cross
 MOST = 8
@@ -19,6 +21,7 @@ class Shapes:
     """
 
     channels = 3
+    statistics = IMAGENET[3]
     factors: tuple[str, ...] = ("class", "number", "colour", "distance")
 
     def __init__(self, side: int, count: int, seed: int) -> None:

@@ -46,11 +46,10 @@ def full_targets(model: JEPA, images: Tensor, kind: str) -> Tensor:
 
 
 def micro_step(model: JEPA, images: Tensor, context: list[Tensor], target: list[Tensor], kind: str) -> list[Tensor]:
-    """The loss of one micro-batch, with gradient; beside it all targets [m, N, D] and the selected [M*E*m, Kt, D]."""
+    """The loss of one micro-batch, with gradient, and the tokens [m, N, D] that its targets were taken from."""
     found = Masks(context, target)
-    features = full_targets(model, images, kind)
-    wanted = select(features, found)
-    return [distance(predict(model, images, found), wanted), features, wanted]
+    tokens = full_targets(model, images, kind)
+    return [distance(predict(model, images, found), select(tokens, found)), tokens]
 
 
 def train_step(
@@ -76,11 +75,11 @@ def train_step(
     for k, (images, found) in enumerate(batches):
         # Deviation D4: no gradient scaler; bfloat16 has the exponents of float32.
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
-            loss, features, wanted = step(model, images, found.context, found.target, kind)
+            loss, tokens = step(model, images, found.context, found.target, kind)
         (loss / len(batches)).backward()
         losses.append(loss.detach())
         if is_watched and k == 0:
-            watched = collapse.watch(features.detach(), wanted.detach(), losses[0])
+            watched = collapse.watch(tokens.detach(), found.target, losses[0])
     dist.average_gradients(model.parameters())
     optimizer.step()
     update_target(model.target_encoder, model.encoder, schedule.momentum_at(update))
@@ -103,7 +102,9 @@ def train_encoder(run: Run, config: Config, ranks: dist.Ranks, model: JEPA, imag
     for update, found in zip(stage.updates(), stream, strict=True):
         for batch in found:
             faults.note(batch.faults)
-        inputs = [(to_input(batch.images, ranks.device), batch.masks.to(ranks.device)) for batch in found]
+        inputs = [
+            (to_input(batch.images, images.statistics, ranks.device), batch.masks.to(ranks.device)) for batch in found
+        ]
         is_watched = update % LOG_EVERY == 0 or update + 1 == total
         losses = train_step(
             model,
@@ -133,7 +134,8 @@ def pretraining_images(run: Run, config: Config, ranks: dist.Ranks) -> Images:
             for purpose, steps in (("pretrain", config.frames), ("probe", config.probe_frames)):
                 env.collect(folder, config.task, purpose, steps, config.seed, config.workers)
     dist.barrier()
-    return data.Frames(env.load(folder, "pretrain"))
+    plays = env.load(folder, "pretrain")
+    return data.Frames(plays, data.frame_statistics(plays, config))
 
 
 def check(config: Config, ranks: dist.Ranks) -> JEPA:

@@ -13,6 +13,7 @@ from ijepa import data, features
 from ijepa.config import Config
 from ijepa.data import Arrays, DamagedImageError, Faults, ImageFolder, MicroBatches, micro_batches
 from ijepa.shapes import Shapes
+from ijepa.statistics import IMAGENET
 
 CONFIG = Config(
     task="shapes", size=(32, 32), patch=8, batch=12, micro_batch=4, images=100, min_keep=1, target_scale=(0.2, 0.3),
@@ -142,7 +143,7 @@ def test_the_whole_image_is_seen_without_crops_and_its_middle_with_them():
 
 def test_frames_are_padded_below():
     plays = [type("Play", (), {"frames": np.full((3, 210, 160), k, np.uint8)})() for k in (7, 9)]
-    frames = data.Frames(plays)
+    frames = data.Frames(plays, IMAGENET[1])
     assert len(frames) == 6
     assert [int(frames.read(k)[0, 0, 0]) for k in range(6)] == [7, 7, 7, 9, 9, 9]
     assert frames.read(0).shape == (224, 160, 1)

@@ -133,19 +133,23 @@ def test_the_watch_tells_a_collapsed_encoder_from_a_healthy_one():
     same = torch.ones(64, 24, 16) * torch.randn(16, generator=generator)
     line = torch.randn(64, 1, 1, generator=generator) * torch.ones(64, 24, 16)
     loss = torch.tensor(0.1)
-    found = collapse.watch(healthy, healthy[:, :4], loss)
+    places = [torch.arange(4).expand(64, -1), torch.arange(8, 12).expand(64, -1)]
+    found = collapse.watch(healthy, places, loss)
     assert found["rank"] > 12
     assert 0.5 < found["std"] <= 1
     assert found["vs_constant"] < 1
-    assert collapse.watch(line, line[:, :4], loss)["rank"] == pytest.approx(1.0, abs=1e-3)
-    collapsed = collapse.watch(same, same[:, :4], torch.tensor(0.0))
+    assert collapse.watch(line, places, loss)["rank"] == pytest.approx(1.0, abs=1e-3)
+    collapsed = collapse.watch(same, places, torch.tensor(0.0))
     assert collapsed["std"] < 1e-3
     assert collapsed["rank"] == 0
     assert all(math.isfinite(value) for value in collapsed.values())
 
 
-def test_a_constant_prediction_stands_at_one():
-    target = torch.randn(8, 5, 16, generator=torch.Generator().manual_seed(0))
-    constant = target.mean((0, 1)).expand_as(target)
-    found = collapse.watch(target, target, distance(constant, target))
-    assert found["vs_constant"] == pytest.approx(1.0)
+def test_a_constant_for_each_place_stands_at_one():
+    """However different the places are: who knows only them has predicted nothing of an image."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(8, 5, 16, generator=generator) + 9 * torch.randn(5, 16, generator=generator)
+    masks = [torch.tensor([[0, 1]] * 8), torch.tensor([[3, 4]] * 8)]
+    constant = tokens.mean(0).expand_as(tokens)
+    wanted, known = (torch.cat([part[:, mask[0]] for mask in masks]) for part in (tokens, constant))
+    assert collapse.watch(tokens, masks, distance(known, wanted))["vs_constant"] == pytest.approx(1.0)

@@ -106,7 +106,10 @@ def without(content, part, name):
     ("change", "words"),
     [
         (lambda c: without(c, "encoder", "module.norm.bias"), r"encoder lacks norm.bias \(1 in all\)"),
-        (lambda c: c | {"predictor": c["predictor"] | {"module.x": torch.ones(1)}}, r"predictor has module.x"),
+        (
+            lambda c: c | {"predictor": c["predictor"] | {"module.x": torch.ones(1)}},
+            r"predictor has the unknown module.x \(1 in all\)",
+        ),
         (lambda c: {k: v for k, v in c.items() if k != "target_encoder"}, "has no target_encoder"),
         (lambda c: [1, 2], "has no encoder, predictor, target_encoder"),
     ],

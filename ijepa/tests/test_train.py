@@ -105,9 +105,9 @@ def test_a_loss_that_is_not_finite_names_step_term_and_checkpoint(tmp_path, monk
     config = Config(**{**vars(CONFIG), "updates": 15})
     calls: list[int] = []
 
-    def to_input(images, device):
+    def to_input(images, statistics, device):
         calls.append(1)
-        return data.to_input(images, device) * (float("nan") if len(calls) > 2 * 5 else 1.0)
+        return data.to_input(images, statistics, device) * (float("nan") if len(calls) > 2 * 5 else 1.0)
 
     monkeypatch.setattr(train, "to_input", to_input)
     run = Run.open("ijepa", config, "smoke", tmp_path / "run")
