@@ -9,7 +9,7 @@ CONTROLS = (
     ("pong", "Pong"), ("boxing", "Boxing"), ("breakout", "Breakout"), ("seaquest", "Seaquest"),
     ("spaceinvaders", "Space Invaders"),
 )  # fmt: skip
-FULL_PLAY = ("--controls", "--probe-frames", "50000")
+FULL_PLAY = ("--controls", "--preset", "paper")
 
 
 def _control_rows(game: str, title: str) -> tuple[Row, Row]:

@@ -36,7 +36,7 @@ def test_the_split_follows_the_place_in_the_list_and_drops_short_episodes():
     assert found.validation.lengths.tolist() == [80]
     assert found.test.lengths.tolist() == [80, 80]
     assert found.train.rows[:100].tolist() == list(range(100))
-    assert found.test.rows[-1] == 299 + 7 * 80
+    assert found.test.rows[-1] == 299 + 7 * 80 - 1
     assert [v.name for v in found.variables] == ["player_x", "ball_x", "tile_color"]
     np.testing.assert_array_equal(found.train.labels[:, 1], np.concatenate([p.ram for p in plays])[found.train.rows, 5])
 
@@ -131,11 +131,11 @@ def test_probes_learn_what_is_linear_and_nothing_else():
     parts = {name: linear_task([200] * n, k) for k, (name, n) in enumerate((("a", 10), ("b", 2), ("c", 4)))}
     data = ram_probe.ProbeData(parts["a"][1], parts["b"][1], parts["c"][1], VARIABLES[:2])
     features = {id(part): x for x, part in parts.values()}
-    found = ram_probe.train_probes(lambda part: features[id(part)], data, 40, 0, lambda: None)
+    found = ram_probe.train_probes(lambda part: features[id(part)], data, 100, 0, lambda: None)
     f1 = ram_probe.weighted_f1(ram_probe.counts(found).sum(0))
     assert f1[0] > 0.85
     assert f1[1] < 0.45
-    again = ram_probe.train_probes(lambda part: features[id(part)], data, 40, 0, lambda: None)
+    again = ram_probe.train_probes(lambda part: features[id(part)], data, 100, 0, lambda: None)
     np.testing.assert_array_equal(found.predicted, again.predicted)
 
 
