@@ -71,6 +71,7 @@ class Config:
 
     # Probes (appendix A.2; AtariARI)
     probe_epochs: int = setting(100, "longest training of a probe on a game's memory", low=1)
+    linear_optimizer: str = setting("lars", "of a linear probe on labels", choices=("lars", "sgd"))
     linear_epochs: int = setting(50, "training of a linear probe on labels", low=1)
     linear_batch: int = setting(16_384, "images per update of a linear probe on labels", low=1)
 
@@ -148,7 +149,8 @@ _SHAPES: Mapping[str, Any] = {
     "epochs": 10,
     "batch": 128,
     "micro_batch": 128,
-    "linear_batch": 1024,
+    "linear_optimizer": "sgd",
+    "linear_batch": 256,
 }
 TASKS: dict[str, Mapping[str, Any]] = {"imagenet": {}, "shapes": _SHAPES} | dict.fromkeys(games.GAMES, _GAME)
 

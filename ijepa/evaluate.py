@@ -28,6 +28,7 @@ from ijepa.config import PRESETS, TASKS, Config
 from ijepa.features import encode, pooled_layers
 from ijepa.games import GAMES
 from ijepa.jepa import JEPA
+from ijepa.label_probe import Recipe
 from ijepa.nature_cnn import NatureCNN
 from ijepa.vit import VisionTransformer
 
@@ -174,6 +175,7 @@ def label_record(config: Config, model: JEPA, device: torch.device) -> dict[str,
         "untrained encoder": partial(pooled_layers, untrained),
         "pixels": _thumbnails,
     }
+    recipe = Recipe(config.linear_optimizer, config.linear_epochs, config.linear_batch)
     hits: dict[str, dict[str, np.ndarray]] = {}
     words = {}
     for name, encode_batch in encoders.items():
@@ -185,7 +187,7 @@ def label_record(config: Config, model: JEPA, device: torch.device) -> dict[str,
         found: dict[str, list[np.ndarray]] = {}
         for k, factor in enumerate(splits.train.factors):
             x = train, train_labels[:, k], test, test_labels[:, k]
-            probes = label_probe.linear_probe(*x, config.linear_epochs, config.linear_batch, config.seed)
+            probes = label_probe.linear_probe(*x, recipe, config.seed)
             parts = {kind: right for kind, (right, _) in probes.items()}
             words[name, factor] = probes["best"][1]
             if name == "I-JEPA":

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from common.seeding import derive_seed
 
-REFERENCE_LR = (0.01, 0.05, 0.001)  # for a batch of 256
+# Reference learning rates for a batch of 256. LARS: the paper's for ImageNet; its steps are too small for small data.
+REFERENCE_LR = {"lars": (0.01, 0.05, 0.001), "sgd": (0.01, 0.1, 1.0)}
 WEIGHT_DECAY = (0.0005, 0.0)
 LR_STEP, LR_FACTOR = 15, 0.1  # epochs
 MOMENTUM, TRUST = 0.9, 0.001
@@ -48,6 +49,15 @@ class LARS(torch.optim.Optimizer):
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """How a probe is trained: "lars" or "sgd", passes over the images, images per update."""
+
+    optimizer: str
+    epochs: int
+    batch: int
+
+
+@dataclass(frozen=True)
 class Choice:
     """One probe of the sweep."""
 
@@ -66,17 +76,22 @@ def inputs(features: Tensor, layers: int) -> Tensor:
     return features[:, -layers:].flatten(1)
 
 
-def train_probe(features: Tensor, labels: Tensor, choice: Choice, epochs: int, batch: int, seed: int) -> nn.Module:
+def train_probe(features: Tensor, labels: Tensor, choice: Choice, recipe: Recipe, seed: int) -> nn.Module:
     """One linear probe on features [T, D'] and labels [T]."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "label probe"))
     linear = nn.Linear(features.shape[1], int(labels.max()) + 1)
     nn.init.normal_(linear.weight, std=0.01, generator=generator)
     nn.init.zeros_(linear.bias)
     probe = nn.Sequential(nn.BatchNorm1d(features.shape[1]), linear) if choice.has_norm else linear
-    batch = min(batch, len(features))
-    optimizer = LARS(list(probe.parameters()), choice.lr * batch / 256, choice.weight_decay)
+    batch = min(recipe.batch, len(features))
+    lr, parameters = choice.lr * batch / 256, list(probe.parameters())
+    optimizer: torch.optim.Optimizer
+    if recipe.optimizer == "lars":
+        optimizer = LARS(parameters, lr, choice.weight_decay)
+    else:
+        optimizer = torch.optim.SGD(parameters, lr, MOMENTUM, weight_decay=choice.weight_decay)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, LR_STEP, LR_FACTOR)
-    for _ in range(epochs):
+    for _ in range(recipe.epochs):
         order = torch.randperm(len(features), generator=generator)
         for rows in order[: len(order) // batch * batch].split(batch):
             optimizer.zero_grad()
@@ -93,7 +108,7 @@ def correct(probe: nn.Module, features: Tensor, labels: Tensor) -> np.ndarray:
 
 
 def linear_probe(
-    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, epochs: int, batch: int, seed: int
+    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, recipe: Recipe, seed: int
 ) -> dict[str, tuple[np.ndarray, str]]:
     """Hits [T] on the test images of the best probe, and in words which: "last" layer, "last four", and "best".
 
@@ -105,12 +120,12 @@ def linear_probe(
     found: dict[str, tuple[np.ndarray, str]] = {}
     for layers, name in ((1, "last"), (train.shape[1], "last four")):
         x = inputs(train, layers)
-        sweep = [Choice(layers, *rest) for rest in product((False, True), REFERENCE_LR, WEIGHT_DECAY)]
+        sweep = [Choice(layers, *rest) for rest in product((False, True), REFERENCE_LR[recipe.optimizer], WEIGHT_DECAY)]
         for choice in sweep:
-            probe = train_probe(x[~chooses], train_labels[~chooses], choice, epochs, batch, seed)
+            probe = train_probe(x[~chooses], train_labels[~chooses], choice, recipe, seed)
             scores[choice] = float(correct(probe, x[chooses], train_labels[chooses]).mean())
         best = max(sweep, key=lambda choice: scores[choice])
-        probe = train_probe(x, train_labels, best, epochs, batch, seed)
+        probe = train_probe(x, train_labels, best, recipe, seed)
         found[name] = correct(probe, inputs(test, layers), test_labels), str(best)
     layers = max(scores, key=lambda choice: scores[choice]).layers
     found["best"] = found["last" if layers == 1 else "last four"]

@@ -33,8 +33,8 @@ def test_the_memory_says_where_the_paddle_is(pong):
             break
         column = pong.frame[34:194, 140:144].mean(1)
         rows = np.flatnonzero(np.abs(column - np.median(column)) > 20)
-        if len(rows) >= 8:  # whole on the screen
-            places.append((rows[0], pong.ram[index["player_y"]]))
+        if 18 <= len(rows) <= 20 and np.ptp(rows) < 20:  # whole on the screen, at rest, without the ball
+            places.append((rows.mean(), pong.ram[index["player_y"]]))
     seen, said = np.array(places, float).T
     assert len(seen) > 50
     assert np.corrcoef(seen, said)[0, 1] > 0.99

@@ -10,8 +10,7 @@ import torch
 
 from common.run import RECORD_KEYS
 from ijepa import env, evaluate, label_probe
-from ijepa.label_probe import LARS, linear_probe, low_shot, nearest_neighbours
-from ijepa.tests.conftest import SMOKE
+from ijepa.label_probe import LARS, Recipe, linear_probe, low_shot, nearest_neighbours
 
 
 def check_record(folder, task):
@@ -85,7 +84,7 @@ def test_controls_are_recorded_without_a_run(tmp_path, capsys, monkeypatch):
     ("words", "reason"),
     [
         (["--controls", "--task", "shapes", "--preset", "smoke"], "--controls is for games"),
-        (["--controls", "--task", "pong", "--preset", "smoke", "--probe-frames", "600"], "too few to split"),
+        (["--controls", "--task", "pong", "--preset", "smoke", "--probe-frames", "512"], "too few to split"),
         (["--run", "nowhere"], "is no run folder"),
     ],
 )
@@ -108,9 +107,8 @@ def test_an_unfinished_run_is_named(trained, tmp_path, capsys):
     assert end.value.code == 2
     assert "training has not ended" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        evaluate.main(["--run", str(folder), "--batch", "8"])
-    assert "batch: fixed by the run" in capsys.readouterr().err
-    assert SMOKE[1] == "smoke"
+        evaluate.main(["--run", str(folder), "--lr", "1"])
+    assert "lr: fixed by the run" in capsys.readouterr().err
 
 
 def clusters(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -126,13 +124,13 @@ def clusters(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_probes_find_what_is_there():
     (x, labels), (test_x, test_labels) = clusters(4000, 1), clusters(500, 2)
     data = x, labels, test_x, test_labels
-    found = linear_probe(*data, 20, 256, 0)
+    found = linear_probe(*data, Recipe("sgd", 20, 256), 0)
     assert found["last"][0].mean() > 0.9
     assert found["last four"][0].mean() > 0.9
     assert nearest_neighbours(*data).mean() > 0.9
     assert low_shot(*data, 0).mean() > 0.7
     noise = torch.randn(4500, 4, 16, generator=torch.Generator().manual_seed(3))
-    found = linear_probe(noise[:4000], labels, noise[4000:], test_labels, 5, 256, 0)
+    found = linear_probe(noise[:4000], labels, noise[4000:], test_labels, Recipe("sgd", 5, 256), 0)
     assert found["best"][0].mean() < 0.4
 
 

@@ -145,7 +145,7 @@ def test_an_official_file_takes_the_place_of_the_training(tmp_path):
         (["--init-from", "nowhere.pth.tar"], "there is no file nowhere.pth.tar"),
         (["--batch", "208"], "needs more than the 200 there are"),
         (["--task", "pong", "--frames", "8"], "frames"),
-        (["--predictor-width", "30"], "predictor"),
+        (["--predictor-width", "30"], "a width that 4 divides, not 30"),
         (["--device", "cuda:99"], "cuda:99"),
         (["--masking", "none"], "masking"),
     ],
