@@ -154,9 +154,41 @@ _SHAPES: Mapping[str, Any] = {
 }
 TASKS: dict[str, Mapping[str, Any]] = {"imagenet": {}, "shapes": _SHAPES} | dict.fromkeys(games.GAMES, _GAME)
 
+_SMALL: Mapping[str, Any] = {
+    "encoder": "nano",
+    "predictor_width": 64,
+    "predictor_depth": 2,
+    "lr": 1e-3,
+    "lr_start": 1e-4,
+    "lr_end": 1e-5,
+    "warmup_share": 0.1,
+    "weight_decay_end": 0.1,
+    "momentum": 0.99,
+}
+
 PRESETS = {
     "paper": Preset("ViT-H/14, 300 epochs of ImageNet-1K: 79.3 % top-1 with a linear probe"),
-    "cpu": Preset("x", {"task": "pong"}),
+    "gpu": Preset(
+        "AtariARI at its full size: probes on I-JEPA beside pixel prediction, CPC and ST-DIM on all 22 games",
+        {"task": "pong", "device": "cuda", "workers": 16, "batch": 256, "micro_batch": 256},
+    ),
+    "night": Preset(
+        "AtariARI with its full play and a small encoder: probes on I-JEPA beat those on a random network",
+        {"task": "pong", **_SMALL, "batch": 64, "micro_batch": 64, "updates": 10_000},
+    ),
+    "cpu": Preset(
+        "probes on I-JEPA beat those on a random convolutional network, AtariARI's control",
+        {
+            "task": "pong",
+            **_SMALL,
+            "batch": 32,
+            "micro_batch": 32,
+            "updates": 700,
+            "frames": 12_000,
+            "probe_frames": 12_000,
+            "probe_epochs": 60,
+        },
+    ),
     "smoke": Preset(
         "none: every line of the path runs, the numbers mean nothing",
         {
