@@ -45,7 +45,7 @@ from ijepa.jepa import JEPA, new_optimizer
 from ijepa.masks import Masks, sample_masks
 from ijepa.ram_probe import Probes
 from ijepa.train import micro_step, train_step
-from ijepa.vit import Attention
+from ijepa.vit import Attention, Block
 
 
 @dataclass(frozen=True)
@@ -286,6 +286,8 @@ def _jepa_update(
         for module in model.modules():
             if isinstance(module, Attention):
                 module.forward = partial(_written_out, module)  # type: ignore[method-assign]
+            elif isinstance(module, Block):
+                module.last = partial(_cut, module)  # type: ignore[method-assign]
     step = torch.compile(micro_step, dynamic=True) if is_cuda else micro_step
     batches = [(images, masks.to(device))]
 
@@ -293,6 +295,10 @@ def _jepa_update(
         train_step(model, optimizer, batches, schedule, 5, bfloat16=is_cuda and config.bfloat16, step=step)
 
     return update, _jepa_flops(model, config, masks)
+
+
+def _cut(block: Block, x: torch.Tensor, count: int) -> torch.Tensor:
+    return block(x)[:, -count:]
 
 
 def _written_out(attention: Attention, x: torch.Tensor) -> torch.Tensor:

@@ -45,9 +45,11 @@ class Predictor(nn.Module):
         asked = self.mask_token + gather_tokens(positions, target_masks)  # [M*B, Kt, Q]
         asked = repeat_chunks(asked, len(target_masks), len(context_masks))
         x = torch.cat([known.repeat(len(target_masks), 1, 1), asked], dim=1)  # [M*E*B, Kc + Kt, Q]
-        for block in self.predictor_blocks:
+        *blocks, final = self.predictor_blocks
+        assert isinstance(final, Block)
+        for block in blocks:
             x = block(x)
-        return self.predictor_proj(self.predictor_norm(x[:, known.shape[1] :]))
+        return self.predictor_proj(self.predictor_norm(final.last(x, asked.shape[1])))  # the context is done with
 
 
 def repeat_chunks(x: Tensor, chunks: int, times: int) -> Tensor:

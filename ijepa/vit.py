@@ -80,6 +80,13 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, N, D/heads]
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
+    def last(self, x: Tensor, count: int) -> Tensor:
+        """The last `count` tokens of forward(x), [B, count, D]: only they ask, all answer."""
+        (wq, wkv), (bq, bkv) = (part.split((x.shape[-1], 2 * x.shape[-1])) for part in (self.qkv.weight, self.qkv.bias))
+        q = F.linear(x[:, -count:], wq, bq).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = F.linear(x, wkv, bkv).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
 
 class MLP(nn.Module):
     """Two linear layers with the exact GELU between."""
@@ -107,6 +114,11 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [B, N, D] -> [B, N, D]."""
         x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+    def last(self, x: Tensor, count: int) -> Tensor:
+        """The last `count` tokens of forward(x), [B, count, D], for the price of those."""
+        x = x[:, -count:] + self.attn.last(self.norm1(x), count)
         return x + self.mlp(self.norm2(x))
 
 

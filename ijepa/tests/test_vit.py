@@ -82,6 +82,19 @@ def test_all_patches_as_mask_are_the_full_image():
     torch.testing.assert_close(encoder(batch, [torch.arange(24).expand(2, -1)]), encoder(batch))
 
 
+def test_the_last_tokens_alone_are_those_of_all():
+    block = model().encoder.blocks[0]
+    x = images(3, 10, 16).requires_grad_()
+    whole, part = block(x)[:, -4:], block.last(x, 4)
+    torch.testing.assert_close(part, whole)
+    for ours, theirs in zip(
+        torch.autograd.grad(part.square().sum(), [x, *block.parameters()]),
+        torch.autograd.grad(whole.square().sum(), [x, *block.parameters()]),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
 @torch.no_grad()
 def test_layers_end_with_the_output():
     encoder, batch = model().encoder, images(2, 3, 32, 48)
