@@ -48,7 +48,8 @@ class Config:
         "ema", "ema: moving average; online: encoder itself; attached: that with gradient; pixels", choices=TARGETS
     )
 
-    # Training (appendix A.1; where the released configs differ from the text, they win: deviation D2)
+    # Training (appendix A.1; where the released configs differ from the text, they win)
+    # Deviation D2: released configs and code instead of the text.
     epochs: int = setting(300, "passes over all images", low=1)
     updates: int | None = setting(None, "so many updates instead of whole epochs, schedules fitted to them", low=1)
     batch: int = setting(2048, "images per update, over all processes", low=1)

@@ -112,6 +112,7 @@ def collect(folder: Path, game: str, purpose: str, steps: int, seed: int, worker
     """Let eight players take `steps` steps in all of uniform random actions (never the first one, no-op).
 
     A player depends on (seed, purpose, player) alone and is not played again if its files are there.
+    Deviation D8: the authors play with seeds 42 to 49 and one stream of actions, alike for encoder and probes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [

@@ -66,7 +66,10 @@ def block_shapes(config: MaskConfig, counter: int) -> tuple[tuple[int, int], tup
 
 
 def check(config: MaskConfig) -> None:
-    """Raises ValueError if some block would have too few patches to be accepted, which no further try can change."""
+    """Raises ValueError if some block would have too few patches to be accepted, which no further try can change.
+
+    Deviation D1: the official sampler loops for ever then.
+    """
     if config.strategy != "multi-block":
         if config.rows < 2 or config.columns < 2:
             raise ValueError(f"a grid of {config.rows} x {config.columns} patches is too small to be divided")
@@ -87,7 +90,7 @@ def check(config: MaskConfig) -> None:
 def sample_masks(config: MaskConfig, batch: int, counter: int, generator: torch.Generator) -> Masks:
     """Masks for `batch` images. Sizes come from the number of the batch, places from `generator`.
 
-    Raises ValueError if the grid is too small for the blocks (the official sampler never returns then).
+    Raises ValueError if the grid is too small for the blocks.
     """
     if config.strategy != "multi-block":
         return _simple_masks(config, batch, generator)

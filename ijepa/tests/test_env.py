@@ -18,26 +18,59 @@ def test_every_game_has_annotated_bytes():
     assert all(0 <= v.index < 128 for game in GAMES for v in variables(game))
 
 
-@pytest.fixture
-def pong():
-    return Game("pong", 0, np.random.default_rng(0))
+def bright_paddle(frame):
+    """Pong's right paddle, where it is whole, at rest and without the ball."""
+    column = frame[34:194, 140:144].mean(1)
+    rows = np.flatnonzero(np.abs(column - np.median(column)) > 20)
+    return [rows.mean()] if 18 <= len(rows) <= 20 and np.ptp(rows) < 20 else None
 
 
-def test_the_memory_says_where_the_paddle_is(pong):
-    """Found by its colour on the right side of the screen: the byte is its place, up to a constant."""
-    index = {v.name: v.index for v in variables("pong")}
-    pong.reset()
-    rng, places = np.random.default_rng(1), []
-    for _ in range(300):
-        if pong.step(int(rng.integers(1, 6))):
-            break
-        column = pong.frame[34:194, 140:144].mean(1)
-        rows = np.flatnonzero(np.abs(column - np.median(column)) > 20)
-        if 18 <= len(rows) <= 20 and np.ptp(rows) < 20:  # whole on the screen, at rest, without the ball
-            places.append((rows.mean(), pong.ram[index["player_y"]]))
-    seen, said = np.array(places, float).T
+def two_boxers(frame):
+    ring = frame[36:176, 32:128]
+    return [np.median(places) for mask in (ring > 200, ring < 20) for places in np.nonzero(mask)[::-1]]
+
+
+def paddle(frame):
+    columns = np.nonzero(frame[189:193, 8:152] > 60)[1]
+    return [np.median(columns)] if len(columns) > 20 else None
+
+
+def submarine(frame):
+    rows, columns = np.nonzero(np.abs(frame[46:150].astype(int) - 170) < 12)
+    return [np.median(columns), np.median(rows)] if len(rows) > 20 else None
+
+
+def cannon(frame):
+    columns = np.nonzero(frame[185:195] == 98)[1]
+    return [np.median(columns)] if len(columns) > 20 else None
+
+
+@pytest.mark.parametrize(
+    ("name", "find", "bytes_of"),
+    [
+        ("pong", bright_paddle, ["player_y"]),
+        ("boxing", two_boxers, ["player_x", "player_y", "enemy_x", "enemy_y"]),
+        ("breakout", paddle, ["player_x"]),
+        ("seaquest", submarine, ["player_x", "player_y"]),
+        ("spaceinvaders", cannon, ["player_x"]),
+    ],
+)
+def test_the_memory_says_where_things_are_on_the_screen(name, find, bytes_of):
+    """Found by their colour: the byte is the place, up to a constant."""
+    game, index = Game(name, 0, np.random.default_rng(0)), {v.name: v.index for v in variables(name)}
+    game.reset()
+    rng, seen, said = np.random.default_rng(1), [], []
+    for _ in range(250):
+        if game.step(int(rng.integers(1, len(game.actions)))):
+            game.reset()
+            continue
+        place = find(game.frame)
+        if place is not None:
+            seen.append(place)
+            said.append([float(game.ram[index[variable]]) for variable in bytes_of])
     assert len(seen) > 50
-    assert np.corrcoef(seen, said)[0, 1] > 0.99
+    for ours, theirs in zip(np.array(seen).T, np.array(said).T, strict=True):
+        assert np.corrcoef(ours, theirs)[0, 1] > 0.99
 
 
 def test_a_lost_life_ends_an_episode_but_not_the_game():
