@@ -39,7 +39,7 @@ from ha2018.env import Worlds, random_episode
 from ha2018.memory import MDNRNN
 from ha2018.train import memory_step, vision_step
 from ha2018.vision import VAE
-from ijepa.build import build
+from ijepa.build import build, mask_config, schedule
 from ijepa.config import Config as IJEPAConfig
 from ijepa.jepa import JEPA, new_optimizer
 from ijepa.masks import Masks, sample_masks
@@ -264,7 +264,7 @@ def ijepa(device: torch.device) -> list[dict[str, Any]]:
                 ratio=round(flops / timing.median / 1e9 / gflops, 3),
             ),
         ]
-    masks = IJEPAConfig().mask_config((16, 16))
+    masks = mask_config(IJEPAConfig(), (16, 16))
     sampling = timed(lambda: sample_masks(masks, 128, 0, torch.Generator().manual_seed(0)), torch.device("cpu"))
     return [*found, figure("masks of 128 images, 16 x 16 patches", "ms", sampling), _ram_probes()]
 
@@ -277,9 +277,9 @@ def _jepa_update(
     is_written_out: attention as softmax(q k) v and AdamW tensor by tensor, as in the authors' code.
     """
     model = build(config, 3).to(device)
-    masks = sample_masks(config.mask_config(model.encoder.grid), config.batch, 0, torch.Generator().manual_seed(0))
+    masks = sample_masks(mask_config(config, model.encoder.grid), config.batch, 0, torch.Generator().manual_seed(0))
     images = torch.randn(config.batch, 3, *config.size, device=device)
-    schedule, optimizer, is_cuda = config.schedule(1000), new_optimizer(model), device.type == "cuda"
+    rates, optimizer, is_cuda = schedule(config, 1000), new_optimizer(model), device.type == "cuda"
     if is_written_out:
         groups = [{**group, "fused": False, "foreach": False} for group in optimizer.param_groups]
         optimizer = torch.optim.AdamW(groups, foreach=False)
@@ -292,7 +292,7 @@ def _jepa_update(
     batches = [(images, masks.to(device))]
 
     def update() -> None:
-        train_step(model, optimizer, batches, schedule, 5, bfloat16=is_cuda and config.bfloat16, step=step)
+        train_step(model, optimizer, batches, rates, 5, bfloat16=is_cuda and config.bfloat16, step=step)
 
     return update, _jepa_flops(model, config, masks)
 

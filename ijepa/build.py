@@ -1,4 +1,4 @@
-"""The networks of a config: at their first weights, or as a run left them."""
+"""What a config stands for: its masks, its schedules, its networks at their first weights or as a run left them."""
 
 from pathlib import Path
 
@@ -9,7 +9,8 @@ from common.config import user_error
 from common.seeding import derive_seed
 from ijepa import data, official
 from ijepa.config import Config
-from ijepa.jepa import JEPA, new_jepa
+from ijepa.jepa import JEPA, Schedule, new_jepa
+from ijepa.masks import MaskConfig
 from ijepa.predictor import Predictor
 from ijepa.vit import SIZES, VisionTransformer
 
@@ -31,6 +32,37 @@ def build(config: Config, channels: int, init_from: str = "") -> JEPA:
     if init_from:
         official.load(Path(init_from), model)
     return model
+
+
+def mask_config(config: Config, grid: tuple[int, int]) -> MaskConfig:
+    """What the mask sampler needs, for a grid of so many rows and columns of patches."""
+    return MaskConfig(
+        *grid,
+        targets=config.targets,
+        contexts=config.contexts,
+        target_scale=config.target_scale,
+        target_ratio=config.target_ratio,
+        context_scale=config.context_scale,
+        min_keep=config.min_keep,
+        allow_overlap=config.allow_overlap,
+        strategy=config.masking,
+    )
+
+
+def schedule(config: Config, updates: int) -> Schedule:
+    """Learning rate, weight decay and momentum over so many updates."""
+    return Schedule(
+        updates,
+        int(config.warmup_share * updates),
+        config.stretch,
+        config.lr_start,
+        config.lr,
+        config.lr_end,
+        config.weight_decay,
+        config.weight_decay_end,
+        config.momentum,
+        config.momentum_end,
+    )
 
 
 def trained(folder: Path, config: Config, device: torch.device) -> tuple[JEPA, int]:

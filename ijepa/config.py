@@ -6,8 +6,8 @@ from typing import Any
 
 from common.config import Preset, setting
 from ijepa import games
-from ijepa.jepa import TARGETS, Schedule
-from ijepa.masks import STRATEGIES, MaskConfig
+from ijepa.jepa import TARGETS
+from ijepa.masks import STRATEGIES
 from ijepa.vit import SIZES
 
 
@@ -94,35 +94,6 @@ class Config:
     def micro_batches(self) -> int:
         """Micro-batches of an update, over all processes."""
         return self.batch // self.micro_batch
-
-    def mask_config(self, grid: tuple[int, int]) -> MaskConfig:
-        """What the mask sampler needs, for a grid of so many rows and columns of patches."""
-        return MaskConfig(
-            *grid,
-            targets=self.targets,
-            contexts=self.contexts,
-            target_scale=self.target_scale,
-            target_ratio=self.target_ratio,
-            context_scale=self.context_scale,
-            min_keep=self.min_keep,
-            allow_overlap=self.allow_overlap,
-            strategy=self.masking,
-        )
-
-    def schedule(self, updates: int) -> Schedule:
-        """Learning rate, weight decay and momentum over so many updates."""
-        return Schedule(
-            updates,
-            int(self.warmup_share * updates),
-            self.stretch,
-            self.lr_start,
-            self.lr,
-            self.lr_end,
-            self.weight_decay,
-            self.weight_decay_end,
-            self.momentum,
-            self.momentum_end,
-        )
 
 
 # Frames are 210 x 160 grey, padded to 224 x 160: 14 x 10 patches. Objects stand at a pixel, so nothing is cropped.

@@ -25,7 +25,7 @@ from common.seeding import derive_seed
 from ijepa import env
 from ijepa.config import Config
 from ijepa.games import GAMES
-from ijepa.masks import Masks, sample_masks
+from ijepa.masks import MaskConfig, Masks, sample_masks
 from ijepa.shapes import Shapes
 from ijepa.statistics import IMAGENET, Statistics
 
@@ -268,6 +268,12 @@ class Batch:
     faults: tuple[str, ...]
 
 
+def check_batch(images: Images, config: Config) -> None:
+    """Raises ValueError if an epoch has not one whole batch."""
+    if len(images) < config.batch:
+        raise ValueError(f"a batch of {config.batch} images needs more than the {len(images)} there are")
+
+
 class MicroBatches(Dataset[tuple[np.ndarray, ...]]):
     """Micro-batch k = update * micro_batches + part, a function of the seed and k alone.
 
@@ -275,11 +281,10 @@ class MicroBatches(Dataset[tuple[np.ndarray, ...]]):
     of the same block sizes, as on the authors' GPUs, which all count from 0; places differ from image to image.
     """
 
-    def __init__(self, images: Images, config: Config, grid: tuple[int, int]) -> None:
-        self.images, self.config, self.mask_config = images, config, config.mask_config(grid)
+    def __init__(self, images: Images, config: Config, mask_config: MaskConfig) -> None:
+        self.images, self.config, self.mask_config = images, config, mask_config
+        check_batch(images, config)
         self.per_epoch = len(images) // config.batch
-        if self.per_epoch == 0:
-            raise ValueError(f"a batch of {config.batch} images needs more than the {len(images)} there are")
         self._epoch, self._order = -1, np.zeros(0, np.int64)
 
     @property

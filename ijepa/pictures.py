@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from common.seeding import derive_seed
 from common.video import label, side_by_side, write_video
 from ijepa import data, env
+from ijepa.build import mask_config
 from ijepa.config import Config
 from ijepa.data import Images, centred, to_input
 from ijepa.features import pooled_layers
@@ -81,7 +82,7 @@ def expectations(
     """
     count = min(len(pixels) // 2, 16)
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "pictured masks"))
-    found: Masks = sample_masks(config.mask_config(model.encoder.grid), count, 0, generator).to(inputs.device)
+    found: Masks = sample_masks(mask_config(config, model.encoder.grid), count, 0, generator).to(inputs.device)
     predicted = predict(model, inputs[:count], found).unflatten(0, (len(found.target), len(found.context), count))
     bank = tokens[count:].flatten(0, 1)
     patches = _patches(pixels[count:], config.patch).reshape(-1, *_patches(pixels[:1], config.patch).shape[2:])

@@ -16,7 +16,7 @@ from common.config import parse, user_error
 from common.run import Run, run_folder, seed_everything, usable_device
 from common.stage import LOG_EVERY, Stage
 from ijepa import collapse, data, env, masks
-from ijepa.build import STAGE, build
+from ijepa.build import STAGE, build, mask_config, schedule
 from ijepa.config import PRESETS, TASKS, Config
 from ijepa.data import Faults, Images, MicroBatches, micro_batches, to_input
 from ijepa.games import GAMES
@@ -89,8 +89,9 @@ def train_step(
 def train_encoder(run: Run, config: Config, ranks: dist.Ranks, model: JEPA, images: Images) -> None:
     """The loop. Images that cannot be read are named as they are met."""
     model.to(ranks.device)
-    batches = MicroBatches(images, config, model.encoder.grid)
-    schedule, total = config.schedule(batches.updates), batches.updates
+    batches = MicroBatches(images, config, mask_config(config, model.encoder.grid))
+    total = batches.updates
+    rates = schedule(config, total)
     optimizer = new_optimizer(model)
     modules = {"encoder": model.encoder, "predictor": model.predictor, "target_encoder": model.target_encoder}
     stage = Stage(run, STAGE, total, config.checkpoint_seconds, ranks, modules, optimizer)
@@ -110,7 +111,7 @@ def train_encoder(run: Run, config: Config, ranks: dist.Ranks, model: JEPA, imag
             model,
             optimizer,
             inputs,
-            schedule,
+            rates,
             update,
             config.target,
             bfloat16=config.bfloat16 and is_cuda,
@@ -146,11 +147,11 @@ def check(config: Config, ranks: dist.Ranks) -> JEPA:
             f"{ranks.world_size} processes"
         )
     if config.task not in GAMES:
-        MicroBatches(data.load_splits(config).pretrain, config, (2, 2))
+        data.check_batch(data.load_splits(config).pretrain, config)
     elif config.frames // env.PLAYERS < 1 or config.frames < config.batch:
         raise ValueError(f"a batch of {config.batch} images needs more than the {config.frames} frames to be played")
     model = build(config, data.channels(config), config.init_from)
-    masks.check(config.mask_config(model.encoder.grid))
+    masks.check(mask_config(config, model.encoder.grid))
     return model
 
 

@@ -10,6 +10,7 @@ import torch
 
 from common import dist
 from ijepa import data, features
+from ijepa.build import mask_config
 from ijepa.config import Config
 from ijepa.data import Arrays, DamagedImageError, Faults, ImageFolder, MicroBatches, micro_batches
 from ijepa.shapes import Shapes
@@ -50,7 +51,7 @@ def test_damaged_and_missing_images_are_named_counted_and_replaced(folder, capsy
         with pytest.raises(DamagedImageError, match=r"02\.jpg|59\.jpg"):
             images.read(row)
     config = dataclasses.replace(CONFIG, task="imagenet", batch=60, micro_batch=60)
-    found = next(micro_batches(MicroBatches(images, config, (4, 4)), dist.setup(), 0))[0]
+    found = next(micro_batches(MicroBatches(images, config, mask_config(config, (4, 4))), dist.setup(), 0))[0]
     assert found.images.shape == (60, 32, 32, 3)
     assert sorted(name[-6:] for name in found.faults) == ["02.jpg", "59.jpg"]
     counted = Faults(200)
@@ -161,11 +162,11 @@ def numbers(batches):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_depend_on_seed_and_number_alone(workers):
     images = Shapes(32, 50, 0)
-    whole = MicroBatches(images, CONFIG, (4, 4))
+    whole = MicroBatches(images, CONFIG, mask_config(CONFIG, (4, 4)))
     assert whole.updates == 2 * (50 // 12)
     every = numbers(micro_batches(whole, dist.setup(), 0))
     assert len(every) == 8 * 3
-    again = MicroBatches(images, dataclasses.replace(CONFIG, workers=workers), (4, 4))
+    again = MicroBatches(images, dataclasses.replace(CONFIG, workers=workers), mask_config(CONFIG, (4, 4)))
     assert numbers(micro_batches(again, dist.setup(), 5)) == every[15:]
     parts = [list(micro_batches(again, dist.Ranks(rank, 3, 0, torch.device("cpu")), 6)) for rank in range(3)]
     assert [numbers([part[k]])[0] for k in range(2) for part in parts] == every[18:]
@@ -173,7 +174,7 @@ def test_batches_depend_on_seed_and_number_alone(workers):
 
 def test_an_epoch_meets_each_image_at_most_once():
     images = Arrays(np.arange(50, dtype=np.uint8)[:, None, None] * np.ones((50, 32, 32), np.uint8), np.zeros(50, int))
-    batches = MicroBatches(images, dataclasses.replace(CONFIG, augment=False), (4, 4))
+    batches = MicroBatches(images, dataclasses.replace(CONFIG, augment=False), mask_config(CONFIG, (4, 4)))
     seen = [int(row[0, 0, 0]) for part in micro_batches(batches, dist.setup(), 0) for b in part for row in b.images]
     first, second = seen[:48], seen[48:]
     assert len(set(first)) == len(set(second)) == 48
@@ -181,11 +182,11 @@ def test_an_epoch_meets_each_image_at_most_once():
 
 
 def test_micro_batches_of_an_update_share_block_sizes():
-    batches = MicroBatches(Shapes(32, 50, 0), CONFIG, (4, 4))
+    batches = MicroBatches(Shapes(32, 50, 0), CONFIG, mask_config(CONFIG, (4, 4)))
     for part in micro_batches(batches, dist.setup(), 0):
         assert len({batch.masks.target[0].shape for batch in part}) == 1
 
 
 def test_too_few_images_for_a_batch_are_named():
     with pytest.raises(ValueError, match="a batch of 12 images needs more than the 11 there are"):
-        MicroBatches(Shapes(32, 11, 0), CONFIG, (4, 4))
+        MicroBatches(Shapes(32, 11, 0), CONFIG, mask_config(CONFIG, (4, 4)))

@@ -14,7 +14,7 @@ from common import checkpoint, dist
 from common.config import parse
 from common.run import NonFiniteError, Run
 from ijepa import data, evaluate, official, train
-from ijepa.build import build
+from ijepa.build import build, mask_config, schedule
 from ijepa.config import PRESETS, TASKS, Config
 from ijepa.data import Arrays
 from ijepa.masks import check
@@ -166,14 +166,14 @@ def test_every_preset_of_every_task_has_masks_that_fit():
         for task in TASKS:
             config, _ = parse(Config, TASKS, PRESETS, ["--preset", preset, "--task", task], prog="", description="")
             height, width = config.size
-            check(config.mask_config(patch_grid(height, width, config.patch)))
+            check(mask_config(config, patch_grid(height, width, config.patch)))
 
 
 def test_the_defaults_are_the_released_config():
     config = Config()
     assert (config.batch, config.micro_batch, config.micro_batches) == (2048, 128, 16)
-    schedule = config.schedule(300 * 625)
-    assert (schedule.total, schedule.warmup) == (187_500, 25_000)
+    rates = schedule(config, 300 * 625)
+    assert (rates.total, rates.warmup) == (187_500, 25_000)
     assert PRESETS["paper"].values == {}
 
 
