@@ -62,6 +62,18 @@ SUITE = Suite(
             minutes=8,
         ),
         Row(
+            id="cpu-random-cnn-standardised",
+            title="Pong: the same with the random network's features standardised as ours are",
+            kind="claim",
+            suite="cpu",
+            task="pong",
+            seeds=SEEDS,
+            claim="probe-f1",
+            published="pong-random-cnn",
+            control="random-cnn, standardised",
+            minutes=8,
+        ),
+        Row(
             id="cpu-untrained",
             title="Pong: they beat those on the same encoder before its training",
             kind="claim",
