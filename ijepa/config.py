@@ -107,8 +107,6 @@ _GAME: Mapping[str, Any] = {
     "epochs": 20,
     "batch": 64,
     "micro_batch": 64,
-    "lr": 5e-4,
-    "lr_start": 1e-4,
 }
 _SHAPES: Mapping[str, Any] = {
     "size": (64, 64),
@@ -126,17 +124,7 @@ _SHAPES: Mapping[str, Any] = {
 }
 TASKS: dict[str, Mapping[str, Any]] = {"imagenet": {}, "shapes": _SHAPES} | dict.fromkeys(games.GAMES, _GAME)
 
-_SMALL: Mapping[str, Any] = {
-    "encoder": "nano",
-    "predictor_width": 64,
-    "predictor_depth": 2,
-    "lr": 1e-3,
-    "lr_start": 1e-4,
-    "lr_end": 1e-5,
-    "warmup_share": 0.1,
-    "weight_decay_end": 0.1,
-    "momentum": 0.99,
-}
+_SMALL: Mapping[str, Any] = {"encoder": "nano", "predictor_width": 64, "predictor_depth": 2}
 
 PRESETS = {
     "paper": Preset("ViT-H/14, 300 epochs of ImageNet-1K: 79.3 % top-1 with a linear probe"),
