@@ -1,0 +1,78 @@
+"""DreamerV3: one learner update and one step of the actor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from benchmarks.speed.timing import figure, timed
+from common import dist
+from dreamerv3.agent import Agent, new_agent
+from dreamerv3.config import Config
+from dreamerv3.data import Batch
+from dreamerv3.learner import Learner
+from dreamerv3.spaces import ActionSpace, ObsSpace
+from dreamerv3.train import new_optimizer
+
+SOURCE = "another project's table for one GB200, bfloat16: the authors' JAX code 22.0 ms"
+
+
+def measure(device: torch.device) -> list[dict[str, Any]]:
+    """One update at batch 16 x 64: from vectors at size 1m, on a GPU also from images at 12m and 200m."""
+    found = [_update("1m", device, is_image=False, use_fast=True)]
+    plain = _update("1m", device, is_image=False, use_fast=False)
+    words = f"the readable form of the same update: {plain['value']} ms"
+    found[0] |= {"peer": words, "ratio": round(plain["value"] / found[0]["value"], 2)}
+    if device.type == "cuda":
+        found[0] |= {"published": 22.0, "published_source": SOURCE}
+        found += [_update(size, device, is_image=True, use_fast=True) for size in ("12m", "200m")]
+    return [*found, _act(device)]
+
+
+def _agent(size: str, is_image: bool, use_fast: bool) -> Agent:
+    image = {"image": ObsSpace("image", (64, 64, 3))}
+    vectors = {name: ObsSpace("float", (n,)) for name, n in (("position", 3), ("velocity", 2))}
+    actions = ActionSpace(18 if is_image else 1, is_discrete=is_image)
+    config = Config(size=size, use_fast=use_fast)
+    return new_agent(image if is_image else vectors, actions, config)
+
+
+def _update(size: str, device: torch.device, *, is_image: bool, use_fast: bool) -> dict[str, Any]:
+    torch.manual_seed(0)
+    agent = _agent(size, is_image, use_fast).to(device)
+    config, sizes, shape = agent.config, agent.world.rssm.sizes, (agent.config.batch_size, agent.config.batch_length)
+    flags = torch.zeros(shape, dtype=torch.bool, device=device)
+    obs = {name: torch.randn(*shape, *space.shape, device=device) for name, space in agent.world.encoder.spaces.items()}
+    if is_image:
+        obs = {"image": torch.randint(256, (*shape, 64, 64, 3), device=device, dtype=torch.uint8)}
+    action = torch.randint(18, shape, device=device) if is_image else torch.rand(*shape, 1, device=device)
+    batch = Batch(
+        obs=obs,
+        prev_action=action,
+        reward=torch.randn(shape, device=device),
+        is_first=torch.rand(shape, device=device) < 0.01,
+        is_last=flags,
+        is_terminal=flags,
+        start_h=torch.zeros(shape[0], sizes.deter, device=device),
+        start_z=torch.zeros(shape[0], sizes.stoch, dtype=torch.uint8, device=device),
+    )
+    noise = agent.draw_noise(*shape, torch.Generator(device).manual_seed(0))
+    learner = Learner(agent, new_optimizer(agent, config), config, dist.setup(str(device)))
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    timing = timed(lambda: learner.update(batch, noise), device, repeats=7, warmup=3 if device.type == "cuda" else 2)
+    peak = f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB at most" if device.type == "cuda" else ""
+    world = "64 x 64 images" if is_image else "vectors"
+    form = "" if use_fast else ", readable form"
+    return figure(f"update, size {size}, {world}, 16 x 64{form}", "ms", timing, note=peak)
+
+
+def _act(device: torch.device) -> dict[str, Any]:
+    agent, count = _agent("1m", False, True).to(device), 16
+    state, action = agent.world.rssm.initial_state(count), torch.zeros(count, 1, device=device)
+    obs = {name: torch.randn(count, *s.shape, device=device) for name, s in agent.world.encoder.spaces.items()}
+    uniform, noise = (part.to(device) for part in agent.draw_act_noise(count, torch.Generator().manual_seed(0)))
+    is_first = torch.zeros(count, dtype=torch.bool, device=device)
+    timing = timed(lambda: agent.act(state, action, obs, is_first, uniform, noise), device, repeats=15, warmup=3)
+    return figure(f"acting, size 1m, vectors, {count} worlds", "steps/s", timing, count)

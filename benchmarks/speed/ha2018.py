@@ -1,0 +1,181 @@
+"""World Models: dream, games, V and M at the paper's sizes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.envs.box2d.car_racing import CarRacing as GymnasiumCarRacing
+
+from benchmarks.speed.timing import figure, matmul_rate, timed
+from ha2018.config import Config
+from ha2018.data import Batch
+from ha2018.dream import FirstFrames, rollout_returns
+from ha2018.dream_fast import FastDream
+from ha2018.env import TakeCover, random_episode
+from ha2018.memory import MDNRNN
+from ha2018.processes import Worlds
+from ha2018.racing import CarRacing
+from ha2018.train import memory_step, vision_step
+from ha2018.vision import VAE
+
+HISTORY = "published 108 s per generation: 195,352 s for 1,800 generations on 64 cores (doomrnn/log)"
+
+
+def measure(device: torch.device) -> list[dict[str, Any]]:
+    """Dream, game, V and M at the paper's sizes for Doom."""
+    config = Config()
+    torch.manual_seed(0)
+    memory = _endless_memory(config).to(device)
+    product = matmul_rate(device)
+    gflops = 2 * 2048**3 / product.median / 1e9
+    found = [figure("float32 matrix product 2048", "GFLOP/s", product, 2 * 2048**3 / 1e9)]
+
+    rollouts, steps = config.population * config.rollouts, 96
+    dream = timed(lambda: _generation(memory, config, steps, device), device)
+    rate = rollouts * steps / dream.median
+    single, processes = _one_at_a_time(config)
+    flops = 2 * sum(p.numel() for p in (memory.kernel, memory.output_w))
+    found += [
+        figure(
+            "dream, 64 x 16 rollouts as one batch",
+            "steps/s",
+            dream,
+            rollouts * steps,
+            peer=f"the same M one rollout at a time, {processes} CPU processes: {single:,.0f} steps/s",
+            ratio=round(rate / single, 2),
+        ),
+        figure(
+            "dream, share of the matrix product rate",
+            "GFLOP/s",
+            dream,
+            rollouts * steps * flops / 1e9,
+            peer=f"float32 matrix product, {gflops:,.0f} GFLOP/s",
+            ratio=round(rate * flops / 1e9 / gflops, 3),
+        ),
+    ]
+    generation = timed(lambda: _generation(memory, config, 900, device), device, repeats=3, warmup=0)
+    found.append(
+        figure(
+            "full-size generation, 64 x 16 rollouts of 900 steps",
+            "s",
+            generation,
+            published=108.0,
+            published_source=HISTORY,
+            note="900 steps: the published population mean at the end",
+        )
+    )
+    found += [_vision(config, device), _memory(config, device), _game(), *_racing()]
+    return found
+
+
+def _endless_memory(config: Config) -> MDNRNN:
+    """An M that never predicts a restart, so that every rollout takes all steps."""
+    memory = MDNRNN(config.z_size, 1, config.hidden_size, config.mixtures, predicts_restart=True)
+    with torch.no_grad():
+        memory.output_w[:, 0], memory.output_b[0] = 0, -20
+    return memory
+
+
+def _generation(memory: MDNRNN, config: Config, steps: int, device: torch.device) -> None:
+    bank = FirstFrames(torch.zeros(100, config.z_size, device=device), torch.zeros(100, config.z_size, device=device))
+    params = 0.1 * torch.randn(config.population, config.controller_params)
+    seeds = [*range(config.population // 2)] * 2
+    rollout_returns(memory, bank, params, seeds, config.rollouts, config.temperature, steps)
+
+
+def _one_at_a_time(config: Config) -> tuple[float, int]:
+    """Dream steps per second with one rollout per process and one process per core, as in 2018."""
+    processes = multiprocessing.cpu_count()
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        pool.map(_single_rollout, [(config, 50)] * processes)
+        rates = pool.map(_single_rollout, [(config, 1500)] * processes, chunksize=1)
+    return sum(rates), processes
+
+
+@torch.no_grad()
+def _single_rollout(job: tuple[Config, int]) -> float:
+    """Steps per second of the fast step with a batch of one, random numbers included."""
+    config, steps = job
+    torch.set_num_threads(1)
+    dream = FastDream(_endless_memory(config), config.temperature)
+    dream.begin(torch.zeros(1, config.z_size), 0.1 * torch.randn(1, config.controller_params))
+    start = time.perf_counter()
+    for _ in range(steps):
+        dream.advance(torch.rand(1, config.z_size), torch.randn(1, config.z_size))
+    return steps / (time.perf_counter() - start)
+
+
+def _vision(config: Config, device: torch.device) -> dict[str, Any]:
+    vae = VAE(config.z_size).to(device)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=config.vision_lr, fused=True)
+    images = torch.rand(config.vision_batch, 3, 64, 64, device=device)
+    noise = torch.randn(config.vision_batch, config.z_size, device=device)
+    timing = timed(lambda: vision_step(vae, optimizer, images, noise, config), device, repeats=9, warmup=2)
+    return figure("V update, 100 frames", "ms", timing)
+
+
+def _memory(config: Config, device: torch.device) -> dict[str, Any]:
+    memory = _endless_memory(config).to(device)
+    optimizer = torch.optim.Adam(memory.parameters(), lr=config.memory_lr, fused=True)
+    shape = (config.memory_batch, config.memory_length)
+    z, action = torch.randn(*shape, config.z_size, device=device), torch.rand(*shape, 1, device=device)
+    batch = Batch(z, action, (torch.rand(shape, device=device) < 1 / 308).float())
+    state = memory.initial_state(config.memory_batch)
+    timing = timed(lambda: memory_step(memory, optimizer, batch, state, config), device, repeats=3)
+    return figure(
+        "M update, 100 x 500 frames",
+        "ms",
+        timing,
+        published=590.0,
+        published_source="about 0.59 s per step on a P100 (doomrnn/trainlog/gpu_jobs.log.txt)",
+    )
+
+
+def _game() -> dict[str, Any]:
+    """Random play with the official preprocessing, as in data collection."""
+    games = multiprocessing.cpu_count()
+    with Worlds(TakeCover, games, games) as worlds:
+        jobs = [partial(_length, seed=seed) for seed in range(4 * games)]
+        lengths = worlds.each(jobs)
+        timing = timed(lambda: worlds.each(jobs), torch.device("cpu"), repeats=3, warmup=0)
+    return figure(f"Take Cover at 160 x 120, {games} games side by side", "steps/s", timing, sum(lengths))
+
+
+def _length(game: TakeCover, seed: int) -> int:
+    return len(random_episode(game, seed, 10)[0])
+
+
+def _racing() -> list[dict[str, Any]]:
+    """CarRacing on one core with the frames as gymnasium shows them, and with what V sees of them."""
+    seed, steps = 0, 250
+    # Half throttle and slow bends, as in the data collection.
+    actions = np.array([(0.1 * np.sin(t / 20), 0.5, 0) for t in range(steps)], np.float32)
+    theirs, ours = GymnasiumCarRacing(), CarRacing()
+
+    def gymnasium() -> None:
+        theirs.reset(seed=seed)
+        for action in actions:
+            theirs.step(action)
+
+    def play(look: Callable[[], object]) -> None:
+        ours.reset(seed)
+        for action in actions:
+            ours.step(action)
+            look()
+
+    cpu = torch.device("cpu")
+    peer = timed(gymnasium, cpu, repeats=3)
+    rate = steps / peer.median
+    found = []
+    for name, look in (("frames of 96 x 96", lambda: ours.frame), ("what V sees", ours.observe)):
+        timing = timed(partial(play, look), cpu)
+        words = f"gymnasium's own frames, {rate:,.0f} steps/s"
+        ratio = round(steps / timing.median / rate, 1)
+        found.append(figure(f"CarRacing with {name}, one core", "steps/s", timing, steps, peer=words, ratio=ratio))
+    return found

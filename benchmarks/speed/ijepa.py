@@ -1,0 +1,126 @@
+"""I-JEPA: pretraining updates, mask sampling, and the probes of AtariARI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.speed.timing import figure, matmul_rate, timed
+from ijepa.build import build, mask_config, schedule
+from ijepa.config import Config
+from ijepa.jepa import JEPA, new_optimizer
+from ijepa.masks import Masks, sample_masks
+from ijepa.ram_probe import Probes
+from ijepa.train import micro_step, train_step
+from ijepa.vit import Attention, Block
+
+
+def measure(device: torch.device) -> list[dict[str, Any]]:
+    """Pretraining updates on random images, mask sampling, and the probes of AtariARI."""
+    torch.manual_seed(0)
+    product = matmul_rate(device)
+    gflops = 2 * 2048**3 / product.median / 1e9
+    found = [figure("float32 matrix product 2048", "GFLOP/s", product, 2 * 2048**3 / 1e9)]
+    small = Config(size=(64, 64), patch=8, encoder="small", predictor_depth=6, min_keep=4, batch=64, micro_batch=64)
+    cases = [("ViT-S/8 at 64 px, batch 64", small)]
+    if device.type == "cuda":
+        base = Config(patch=16, encoder="base", predictor_depth=6, batch=256, micro_batch=256)
+        cases += [("ViT-B/16 at 224 px, batch 256", base)]
+        cases += [("ViT-H/14 at 224 px, batch 64", Config(batch=64, micro_batch=64))]
+    for name, config in cases:
+        step, flops = _update(config, device)
+        timing = timed(step, device, repeats=5, warmup=3)
+        peer = None
+        if device.type == "cpu":
+            peer = timed(_update(config, device, is_written_out=True)[0], device, repeats=5, warmup=1).median
+        found += [
+            figure(
+                f"pretraining update, {name}",
+                "images/s",
+                timing,
+                config.batch,
+                peer=None
+                if peer is None
+                else f"the same with attention and optimiser written out: {config.batch / peer:,.1f} images/s",
+                ratio=None if peer is None else round(peer / timing.median, 2),
+            ),
+            figure(
+                f"pretraining update, {name}, share of the float32 matrix product rate",
+                "GFLOP/s",
+                timing,
+                flops / 1e9,
+                peer=f"float32 matrix product, {gflops:,.0f} GFLOP/s",
+                ratio=round(flops / timing.median / 1e9 / gflops, 3),
+            ),
+        ]
+    masks = mask_config(Config(), (16, 16))
+    sampling = timed(lambda: sample_masks(masks, 128, 0, torch.Generator().manual_seed(0)), torch.device("cpu"))
+    return [*found, figure("masks of 128 images, 16 x 16 patches", "ms", sampling), _ram_probes()]
+
+
+def _update(config: Config, device: torch.device, is_written_out: bool = False) -> tuple[Callable[[], object], float]:
+    """One update on fixed images and masks, and its floating point operations in matrix products.
+
+    is_written_out: attention as softmax(q k) v and AdamW tensor by tensor, as in the authors' code.
+    """
+    model = build(config, 3).to(device)
+    masks = sample_masks(mask_config(config, model.encoder.grid), config.batch, 0, torch.Generator().manual_seed(0))
+    images = torch.randn(config.batch, 3, *config.size, device=device)
+    rates, optimizer, is_cuda = schedule(config, 1000), new_optimizer(model), device.type == "cuda"
+    if is_written_out:
+        groups = [{**group, "fused": False, "foreach": False} for group in optimizer.param_groups]
+        optimizer = torch.optim.AdamW(groups, foreach=False)
+        for module in model.modules():
+            if isinstance(module, Attention):
+                module.forward = partial(_written_out, module)  # type: ignore[method-assign]
+            elif isinstance(module, Block):
+                module.last = partial(_cut, module)  # type: ignore[method-assign]
+    step = torch.compile(micro_step, dynamic=True) if is_cuda else micro_step
+    batches = [(images, masks.to(device))]
+
+    def update() -> None:
+        train_step(model, optimizer, batches, rates, 5, bfloat16=is_cuda and config.bfloat16, step=step)
+
+    return update, _flops(model, config, masks)
+
+
+def _cut(block: Block, x: torch.Tensor, count: int) -> torch.Tensor:
+    return block(x)[:, -count:]
+
+
+def _written_out(attention: Attention, x: torch.Tensor) -> torch.Tensor:
+    q, k, v = attention.qkv(x).unflatten(-1, (3, attention.heads, -1)).permute(2, 0, 3, 1, 4)
+    weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+    return attention.proj((weights @ v).transpose(1, 2).flatten(2))
+
+
+def _flops(model: JEPA, config: Config, masks: Masks) -> float:
+    """Of the matrix products of one update: the target encoder once, the rest three times for its gradient."""
+    size, patches = model.encoder.size, model.encoder.grid[0] * model.encoder.grid[1]
+    known, asked = masks.context[0].shape[1], masks.target[0].shape[1]
+
+    def transformer(tokens: int, width: int, hidden: int, depth: int) -> float:
+        return depth * tokens * (8 * width**2 + 4 * width * hidden + 4 * tokens * width)
+
+    pixels = 2 * patches * 3 * config.patch**2 * size.width
+    target = transformer(patches, size.width, size.hidden, size.depth) + pixels
+    context = transformer(known, size.width, size.hidden, size.depth) + pixels
+    narrow = config.predictor_width
+    predicted = transformer(known + asked, narrow, 4 * narrow, config.predictor_depth)
+    predicted += 2 * (known + asked) * narrow * size.width
+    return config.batch * (target + 3 * (context + config.targets * predicted))
+
+
+def _ram_probes() -> dict[str, Any]:
+    """Updates of six probes on 256 features, as for Pong."""
+    probes = Probes(256, 6, torch.Generator().manual_seed(0))
+    x, labels = torch.randn(64, 256), torch.randint(256, (64, 6))
+
+    def updates() -> None:
+        for _ in range(50):
+            probes.step(x, labels, range(6))
+
+    return figure("AtariARI, six linear probes, batch 64", "updates/s", timed(updates, torch.device("cpu")), 50)

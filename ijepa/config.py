@@ -1,0 +1,171 @@
+"""All settings of I-JEPA. Defaults are the paper's ViT-H/14 on ImageNet-1K; TASKS holds what differs elsewhere."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from common.config import Preset, setting
+from ijepa import games
+from ijepa.jepa import TARGETS
+from ijepa.masks import STRATEGIES
+from ijepa.vit import SIZES
+
+
+@dataclass(frozen=True)
+class Config:
+    """Symbols: M target blocks, E context blocks, P patch side, Q predictor width."""
+
+    task: str = setting("imagenet", "where the images come from")
+    seed: int = setting(0, "seed of everything", low=0, high=2**31 - 1)
+    device: str = setting("cpu", "torch device, e.g. cpu, cuda")
+    workers: int = setting(2, "processes that read and crop images; changes no number", low=0, high=256)
+    data: str = setting("", "task imagenet: folder with train/ and val/ class folders, or .npz with images and labels")
+    init_from: str = setting("", "an official checkpoint, in place of the training; with updates: to go on from")
+
+    # Images (appendix A.1)
+    size: tuple[int, ...] = setting((224, 224), "height and width of what the encoder sees, in pixels", low=8)
+    augment: bool = setting(True, "random resized crops; otherwise whole images")
+    crop_scale: tuple[float, ...] = setting((0.3, 1.0), "share of an image that a crop shows", low=0.01, high=1)
+    flip: bool = setting(False, "mirror half of the crops")
+
+    # Networks (appendix A.1)
+    encoder: str = setting("huge", "size of the vision transformer", choices=tuple(SIZES))
+    patch: int = setting(14, "P, side of a patch in pixels", low=2)
+    predictor_width: int = setting(384, "Q, width of the predictor", low=4)
+    predictor_depth: int = setting(12, "blocks of the predictor (the paper: 6 for base, 12, 16 for giant)", low=1)
+
+    # Masks (appendix A.1, tables 6 to 10)
+    masking: str = setting("multi-block", "how context and targets are chosen", choices=STRATEGIES)
+    targets: int = setting(4, "M, target blocks of an image", low=1)
+    contexts: int = setting(1, "E, context blocks of an image", low=1)
+    target_scale: tuple[float, ...] = setting((0.15, 0.2), "share of the patches in a target block", low=0.01, high=1)
+    target_ratio: tuple[float, ...] = setting((0.75, 1.5), "height / width of a target block", low=0.1, high=10)
+    context_scale: tuple[float, ...] = setting((0.85, 1.0), "share of the patches in a context block", low=0.01, high=1)
+    min_keep: int = setting(10, "a mask must have more patches than this", low=0)
+    allow_overlap: bool = setting(False, "let the context see the targets")
+    # Tables 7 and 11: the choices other than ema are ablations.
+    target: str = setting(
+        "ema", "ema: moving average; online: encoder itself; attached: that with gradient; pixels", choices=TARGETS
+    )
+
+    # Training (appendix A.1; where the released configs differ from the text, they win)
+    # Deviation D2: released configs and code instead of the text.
+    epochs: int = setting(300, "passes over all images", low=1)
+    updates: int | None = setting(None, "so many updates instead of whole epochs, schedules fitted to them", low=1)
+    batch: int = setting(2048, "images per update, over all processes", low=1)
+    micro_batch: int = setting(128, "images whose masks share one length: the share of a GPU in the paper", low=1)
+    lr_start: float = setting(2e-4, "learning rate at the beginning of the warm-up", low=0)
+    lr: float = setting(1e-3, "learning rate after the warm-up", low=0)
+    lr_end: float = setting(1e-6, "learning rate at the end", low=0)
+    warmup_share: float = setting(40 / 300, "share of the updates that are warm-up", low=0, high=1)
+    weight_decay: float = setting(0.04, "weight decay at the beginning", low=0)
+    weight_decay_end: float = setting(0.4, "weight decay at the end", low=0)
+    momentum: float = setting(0.996, "of the target encoder, at the beginning", low=0, high=1)
+    momentum_end: float = setting(1.0, "of the target encoder, at the end", low=0, high=1)
+    stretch: float = setting(1.0, "lay the schedules out for so many times the updates, and cut them", low=1)
+    bfloat16: bool = setting(True, "autocast to bfloat16 (on CUDA only)")
+
+    # What is generated
+    images: int = setting(30_000, "task shapes: images drawn for training, half as many for the probes", low=100)
+    frames: int = setting(100_000, "games: agent steps of random play for the encoder, by eight players", low=64)
+    probe_frames: int = setting(50_000, "games: agent steps of random play for the probes, by eight players", low=64)
+
+    # Probes (appendix A.2; AtariARI)
+    probe_epochs: int = setting(100, "longest training of a probe on a game's memory", low=1)
+    linear_optimizer: str = setting("lars", "of a linear probe on labels", choices=("lars", "sgd"))
+    linear_epochs: int = setting(50, "training of a linear probe on labels", low=1)
+    linear_batch: int = setting(16_384, "images per update of a linear probe on labels", low=1)
+
+    # Housekeeping
+    checkpoint_seconds: float = setting(60.0, "seconds between checkpoints", low=0)
+
+    def __post_init__(self) -> None:
+        for name in ("size", "crop_scale", "target_scale", "target_ratio", "context_scale"):
+            if len(getattr(self, name)) != 2:
+                raise ValueError(f"{name} takes two numbers, not {len(getattr(self, name))}")
+        for name in ("crop_scale", "target_scale", "target_ratio", "context_scale"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name}: {low} must not exceed {high}")
+        if self.batch % self.micro_batch:
+            raise ValueError(f"batch {self.batch} is no multiple of micro_batch {self.micro_batch}")
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of an update, over all processes."""
+        return self.batch // self.micro_batch
+
+
+# Frames are 210 x 160 grey, padded to 224 x 160: 14 x 10 patches. Objects stand at a pixel, so nothing is cropped.
+_GAME: Mapping[str, Any] = {
+    "size": (224, 160),
+    "augment": False,
+    "patch": 16,
+    "encoder": "tiny",
+    "predictor_width": 192,
+    "predictor_depth": 6,
+    "epochs": 20,
+    "batch": 64,
+    "micro_batch": 64,
+}
+_SHAPES: Mapping[str, Any] = {
+    "size": (64, 64),
+    "augment": False,
+    "patch": 8,
+    "encoder": "tiny",
+    "predictor_width": 96,
+    "predictor_depth": 3,
+    "min_keep": 4,
+    "epochs": 10,
+    "batch": 128,
+    "micro_batch": 128,
+    "linear_optimizer": "sgd",
+    "linear_batch": 256,
+}
+TASKS: dict[str, Mapping[str, Any]] = {"imagenet": {}, "shapes": _SHAPES} | dict.fromkeys(games.GAMES, _GAME)
+
+_SMALL: Mapping[str, Any] = {"encoder": "nano", "predictor_width": 64, "predictor_depth": 2}
+
+PRESETS = {
+    "paper": Preset("ViT-H/14, 300 epochs of ImageNet-1K: 79.3 % top-1 with a linear probe"),
+    "gpu": Preset(
+        "AtariARI at its full size: probes on I-JEPA beside pixel prediction, CPC and ST-DIM on all 22 games",
+        {"task": "pong", "device": "cuda", "workers": 16, "batch": 256, "micro_batch": 256},
+    ),
+    "night": Preset(
+        "AtariARI with its full play and a small encoder: probes on I-JEPA beat those on a random network",
+        {"task": "pong", **_SMALL, "batch": 64, "micro_batch": 64, "updates": 10_000},
+    ),
+    "cpu": Preset(
+        "probes on I-JEPA beat those on a random convolutional network, AtariARI's control",
+        {
+            "task": "pong",
+            **_SMALL,
+            "batch": 32,
+            "micro_batch": 32,
+            "updates": 700,
+            "frames": 12_000,
+            "probe_frames": 12_000,
+            "probe_epochs": 60,
+        },
+    ),
+    "smoke": Preset(
+        "none: every line of the path runs, the numbers mean nothing",
+        {
+            "encoder": "nano",
+            "predictor_width": 64,
+            "predictor_depth": 1,
+            "updates": 24,
+            "batch": 16,
+            "micro_batch": 8,
+            "workers": 1,
+            "images": 200,
+            "frames": 640,
+            "probe_frames": 960,
+            "probe_epochs": 2,
+            "linear_epochs": 2,
+            "checkpoint_seconds": 0.0,
+        },
+        dict.fromkeys(games.GAMES, {"patch": 32, "min_keep": 2}),
+    ),
+}

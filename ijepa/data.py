@@ -1,0 +1,371 @@
+"""Where images come from, and the micro-batches of crops and masks that the training eats.
+
+Sources: class folders as ImageNet has them, arrays in .npz, drawn shapes, frames of games. An image is [H, W, C] uint8;
+C is 3 (RGB) or 1 (grey). Shapes: m images of a micro-batch, E context and M target masks.
+Source: paper, appendix A.1; reference code: src/transforms.py, src/datasets/imagenet1k.py.
+"""
+
+import math
+import sys
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from common import dist
+from common.config import user_error
+from common.seeding import derive_seed
+from ijepa import env
+from ijepa.config import Config
+from ijepa.games import GAMES
+from ijepa.masks import MaskConfig, Masks, sample_masks
+from ijepa.shapes import Shapes
+from ijepa.statistics import IMAGENET, Statistics
+
+SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
+STATISTICS_FRAMES = 2048  # at most, to calculate a game's mean frame
+MOST_FAULTS = 0.01  # share of unreadable images that stops a run
+READ_AHEAD = 4  # micro-batches per worker
+
+
+class Images(Protocol):
+    """A collection of images that can be read in any order, in any process."""
+
+    channels: int
+    statistics: Statistics
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> np.ndarray:
+        """Image `index`, [H, W, channels] uint8. Raises DamagedImageError if it cannot be read."""
+        ...
+
+
+class Labelled(Images, Protocol):
+    """Images with a table of class numbers: `labels` [N, factors] int64, one column for each of `factors`."""
+
+    labels: np.ndarray
+    factors: tuple[str, ...]
+
+
+class DamagedImageError(ValueError):
+    """An image that is missing or no image; the message names it."""
+
+
+class ImageFolder:
+    """<folder>/<class>/<file>, classes in alphabetical order."""
+
+    channels = 3
+    statistics = IMAGENET[3]
+    factors: tuple[str, ...] = ("class",)
+
+    def __init__(self, folder: Path) -> None:
+        """Raises ValueError if there is no image below the folder."""
+        classes = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+        pairs = [
+            (path, label)
+            for label, name in enumerate(classes)
+            for path in sorted((folder / name).iterdir())
+            if path.suffix.lower() in SUFFIXES
+        ]
+        if not pairs:
+            raise ValueError(f"data: no images in class folders below {folder}")
+        # Byte strings in one array: a million Python objects would be copied into each worker, page by page.
+        self.paths = np.array([str(path).encode() for path, _ in pairs])
+        self.labels = np.array([[label] for _, label in pairs])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> np.ndarray:
+        path = self.paths[index].decode()
+        image = cv2.imread(path, cv2.IMREAD_COLOR) if Path(path).is_file() else None
+        if image is None:
+            raise DamagedImageError(path)
+        return image[..., ::-1]
+
+
+class Arrays:
+    """images [N, H, W], [N, H, W, 1] or [N, H, W, 3] uint8, and labels [N] for the probes, in one .npz file."""
+
+    factors: tuple[str, ...] = ("class",)
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        """Raises ValueError for other arrays."""
+        if images.ndim == 3:
+            images = images[..., None]
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in IMAGENET or len(images) == 0:
+            raise ValueError(f"data: images must be uint8 [N, H, W, 1 or 3], not {images.dtype} {list(images.shape)}")
+        if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(f"data: labels must be [{len(images)}] whole numbers, not {list(labels.shape)}")
+        self.images, self.labels, self.channels = images, labels.astype(np.int64)[:, None], images.shape[3]
+        self.statistics = IMAGENET[self.channels]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> np.ndarray:
+        return self.images[index]
+
+
+class Frames:
+    """Frames of random play, padded below to a whole number of 16 rows: [224, 160, 1]."""
+
+    channels = 1
+
+    def __init__(self, plays: Sequence[env.Play], statistics: Statistics) -> None:
+        self.statistics = statistics
+        self.plays = [play.frames for play in plays]
+        self.ends = np.cumsum([len(frames) for frames in self.plays])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def read(self, index: int) -> np.ndarray:
+        player = int(np.searchsorted(self.ends, index, side="right"))
+        frame = self.plays[player][index - self.ends[player]]
+        return padded(frame)[..., None]
+
+
+def padded(frame: np.ndarray) -> np.ndarray:
+    """frame [H, W] with black rows below, to a whole number of 16 rows."""
+    return np.pad(frame, ((0, -len(frame) % 16), (0, 0)))
+
+
+def frame_statistics(plays: Sequence[env.Play], config: Config) -> Statistics:
+    """The mean frame of a game, and one standard deviation of what differs from it.
+
+    Deviation D9: with one mean for all pixels, almost all that differs between patches would be where they are: a
+    predictor that knows only the place has a hundredth of the error left. On crops there is no such place.
+    """
+    every = max(1, sum(len(play.frames) for play in plays) // STATISTICS_FRAMES)
+    frames = np.stack([padded(frame) for play in plays for frame in play.frames[::every]]).astype(np.float32) / 255
+    mean = frames.mean(0)
+    std = (frames - mean).std() if not config.augment else frames.std()
+    height, width = config.size
+    image = resize(mean[..., None], height, width)
+    return Statistics(image if not config.augment else mean.mean(keepdims=True)[0], std.reshape(1))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What the encoder learns from, and the labelled images that probes are trained and tested on."""
+
+    pretrain: Images
+    train: Labelled
+    test: Labelled
+
+
+def channels(config: Config) -> int:
+    """Colour channels of a task's images. Raises ValueError if there are no images."""
+    return 1 if config.task in GAMES else load_splits(config).pretrain.channels
+
+
+def load_splits(config: Config) -> Splits:
+    """The images of the tasks `imagenet` and `shapes`. Raises ValueError if there are none."""
+    if config.task == "shapes":
+        side = config.size[0]
+        pretrain, train, test = (
+            Shapes(side, count, derive_seed(config.seed, "shapes", name))
+            for name, count in (
+                ("pretrain", config.images),
+                ("train", config.images // 2),
+                ("test", min(2000, config.images // 2)),
+            )
+        )
+        return Splits(pretrain, train, test)
+    path = Path(config.data)
+    if not config.data:
+        raise ValueError("task imagenet needs data: a folder with train/ and val/ class folders, or an .npz file")
+    if path.suffix != ".npz":
+        train_folder = ImageFolder(path / "train")
+        return Splits(train_folder, train_folder, ImageFolder(path / "val"))
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in ("images", "labels", "test_images", "test_labels")}
+    except (OSError, zipfile.BadZipFile, ValueError) as error:
+        raise ValueError(f"data: {path} is no readable .npz file ({error})") from error
+    except KeyError as error:
+        raise ValueError(f"data: {path} lacks an array ({error.args[0]})") from error
+    train_arrays = Arrays(found["images"], found["labels"])
+    return Splits(train_arrays, train_arrays, Arrays(found["test_images"], found["test_labels"]))
+
+
+# --- from an image to what the encoder sees ---------------------------------------------------------------------------
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """image [H, W, C] -> [height, width, C]; areas are averaged when shrinking.
+
+    Deviation D3: OpenCV's area average and bilinear enlargement instead of Pillow's filtered bilinear.
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    is_shrinking = height <= image.shape[0] and width <= image.shape[1]
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if is_shrinking else cv2.INTER_LINEAR)
+    return resized.reshape(height, width, image.shape[2])
+
+
+def random_crop(height: int, width: int, scale: tuple[float, ...], rng: np.random.Generator) -> tuple[int, ...]:
+    """Top, left, height and width of a random crop with an area share in `scale` and a ratio of 3/4 to 4/3.
+
+    Ten tries, then the largest allowed crop in the middle. Consumes `rng`.
+    Source: the RandomResizedCrop that the authors use, with its default ratio, drawn uniformly in its logarithm.
+    """
+    low, high = 3 / 4, 4 / 3
+    for _ in range(10):
+        area = height * width * rng.uniform(scale[0], scale[1])
+        ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    w, h = min(width, round(height * high)), min(height, round(width / low))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def augmented(image: np.ndarray, config: Config, rng: np.random.Generator) -> np.ndarray:
+    """What the training sees of an image: [height, width, C] uint8. Consumes `rng`."""
+    if config.augment:
+        top, left, h, w = random_crop(image.shape[0], image.shape[1], config.crop_scale, rng)
+        image = image[top : top + h, left : left + w]
+    image = resize(image, config.size[0], config.size[1])
+    return image[:, ::-1] if config.flip and rng.random() < 0.5 else image
+
+
+def centred(image: np.ndarray, config: Config) -> np.ndarray:
+    """What the probes see of an image: with crops on, the shorter side resized to 8/7 of the size, then the centre."""
+    if not config.augment:
+        return resize(image, config.size[0], config.size[1])
+    factor = max(config.size[0] / image.shape[0], config.size[1] / image.shape[1]) * 256 / 224
+    height, width = config.size
+    image = resize(image, max(height, round(factor * image.shape[0])), max(width, round(factor * image.shape[1])))
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return image[top : top + height, left : left + width]
+
+
+def to_input(images: Tensor, statistics: Statistics, device: torch.device) -> Tensor:
+    """images [m, H, W, C] uint8 -> [m, C, H, W] float32, normalised, on `device`."""
+    mean, std = (torch.from_numpy(part).float().to(device) for part in (statistics.mean, statistics.std))
+    return ((images.to(device, non_blocking=True) / 255 - mean) / std).permute(0, 3, 1, 2)
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch: images [m, H, W, C] uint8, its masks, and the images that could not be read."""
+
+    images: Tensor
+    masks: Masks
+    faults: tuple[str, ...]
+
+
+def check_batch(images: Images, config: Config) -> None:
+    """Raises ValueError if an epoch has not one whole batch."""
+    if len(images) < config.batch:
+        raise ValueError(f"a batch of {config.batch} images needs more than the {len(images)} there are")
+
+
+class MicroBatches(Dataset[tuple[np.ndarray, ...]]):
+    """Micro-batch k = update * micro_batches + part, a function of the seed and k alone.
+
+    Every epoch is a permutation; what does not fill an update is left out. All micro-batches of an update have masks
+    of the same block sizes, as on the authors' GPUs, which all count from 0; places differ from image to image.
+    """
+
+    def __init__(self, images: Images, config: Config, mask_config: MaskConfig) -> None:
+        self.images, self.config, self.mask_config = images, config, mask_config
+        check_batch(images, config)
+        self.per_epoch = len(images) // config.batch
+        self._epoch, self._order = -1, np.zeros(0, np.int64)
+
+    @property
+    def updates(self) -> int:
+        """Of the whole training: none for an official checkpoint, unless a number is asked for."""
+        if self.config.updates is None and self.config.init_from:
+            return 0
+        return self.config.updates or self.config.epochs * self.per_epoch
+
+    def __getitem__(self, k: int) -> tuple[np.ndarray, ...]:
+        config = self.config
+        update, part = divmod(k, config.micro_batches)
+        epoch, within = divmod(update, self.per_epoch)
+        if epoch != self._epoch:
+            rng = np.random.default_rng(derive_seed(config.seed, "epoch", epoch))
+            self._epoch, self._order = epoch, rng.permutation(len(self.images))
+        start = within * config.batch + part * config.micro_batch
+        rng = np.random.default_rng(derive_seed(config.seed, "crops", k))
+        faults: list[str] = []
+        images = [
+            augmented(self._readable(int(index), faults), config, rng)
+            for index in self._order[start : start + config.micro_batch]
+        ]
+        generator = torch.Generator().manual_seed(derive_seed(config.seed, "masks", k))
+        masks = sample_masks(self.mask_config, config.micro_batch, update, generator)
+        # Plain arrays: tensors would each take a file descriptor on their way out of the worker.
+        context, target = (torch.stack(group).numpy() for group in (masks.context, masks.target))
+        return np.stack(images), context, target, np.array(faults)
+
+    def _readable(self, index: int, faults: list[str]) -> np.ndarray:
+        """Image `index`, or the next one that can be read; the others are noted."""
+        for k in range(len(self.images)):
+            try:
+                return self.images.read((index + k) % len(self.images))
+            except DamagedImageError as error:
+                faults.append(str(error))
+        raise RuntimeError("no image can be read")
+
+
+def micro_batches(data: MicroBatches, ranks: dist.Ranks, first_update: int) -> Iterator[list[Batch]]:
+    """This rank's micro-batches of each update from `first_update` on, read ahead by worker processes, in order."""
+    mine = dist.share(data.config.micro_batches, ranks)
+    per_update = data.config.micro_batches
+    numbers = [u * per_update + k for u in range(first_update, data.updates) for k in range(mine.start, mine.stop)]
+    workers = data.config.workers
+    loader = DataLoader(
+        data,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        prefetch_factor=READ_AHEAD if workers else None,
+        collate_fn=_as_it_is,
+        # The base seed of the workers; unused, but without this one the global generator would be consumed.
+        generator=torch.Generator().manual_seed(0),
+    )
+    batches = iter(loader)
+    for _ in range(first_update, data.updates):
+        yield [_batch(*next(batches)) for _ in range(mine.start, mine.stop)]
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _batch(images: np.ndarray, context: np.ndarray, target: np.ndarray, faults: np.ndarray) -> Batch:
+    masks = Masks(list(torch.from_numpy(context)), list(torch.from_numpy(target)))
+    return Batch(torch.from_numpy(images), masks, tuple(map(str, faults)))
+
+
+class Faults:
+    """Counts the images that could not be read, names each once on stderr and stops the program at more than 1 %."""
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+        self.names: set[str] = set()
+
+    def note(self, names: Sequence[str]) -> None:
+        """Of a micro-batch."""
+        for name in names:
+            if name not in self.names:
+                self.names.add(name)
+                print(f"warning: {name} is missing or no image; skipped ({len(self.names)} so far)", file=sys.stderr)
+        if len(self.names) > MOST_FAULTS * self.images:
+            user_error(f"{len(self.names)} of {self.images} images cannot be read, more than {MOST_FAULTS:.0%}")

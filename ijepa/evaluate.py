@@ -1,0 +1,324 @@
+"""What the frozen target encoder knows: linear probes on labels, or on the memory of a game (AtariARI).
+
+    python -m ijepa.evaluate --preset cpu --seed 0             the run of that preset and seed
+    python -m ijepa.evaluate --controls --task pong            majority and random-CNN, without any run
+
+Writes record.json, curves.png and pictures into the run folder.
+Source: paper, appendix A.2; Anand et al. 2019 (AtariARI).
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common import run as runs
+from common.config import from_dict, parse, to_dict, user_error
+from common.seeding import derive_seed
+from ijepa import data, env, games, label_probe, pictures, ram_probe
+from ijepa.build import STAGE, build, trained
+from ijepa.config import PRESETS, TASKS, Config
+from ijepa.features import encode, pooled_layers
+from ijepa.games import GAMES
+from ijepa.jepa import JEPA
+from ijepa.label_probe import Recipe
+from ijepa.nature_cnn import NatureCNN
+from ijepa.vit import VisionTransformer
+
+RESAMPLES = 2000
+GROUPS = 100
+
+
+def sample(values: np.ndarray | Sequence[float], protocol: str) -> dict[str, Any]:
+    """A measurement or control as it stands in a record; its value is the mean of its values."""
+    numbers = [float(value) for value in values]
+    return {"value": float(np.mean(numbers)), "values": numbers, "episodes": len(numbers), "protocol": protocol}
+
+
+# --- the memory of games ----------------------------------------------------------------------------------------------
+
+
+class GameTest:
+    """One game's probes: the same splits, draws and first weights for every encoder."""
+
+    protocol = "atariari-f1"
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        """Plays the game first where that has not been done. Raises ValueError if it was played too little."""
+        self.config, self.folder = config, folder
+        env.collect(folder, config.task, "probe", config.probe_frames, config.seed, config.workers)
+        self.plays = env.load(folder, "probe")
+        self.data = ram_probe.split(self.plays, games.variables(config.task))
+
+    def majority(self) -> np.ndarray:
+        """Tables of hits, as `ram_probe.counts`, of the control without an encoder."""
+        return ram_probe.counts(ram_probe.majority(self.data, self.config.seed))
+
+    def random_cnn(self) -> Tensor:
+        """Features [T, 256] of all frames by AtariARI's convolutional network with its first weights."""
+        cnn = NatureCNN(torch.Generator().manual_seed(derive_seed(self.config.seed, "random-cnn")))
+        parts = [part for play in self.plays for part in np.array_split(play.frames, -(-len(play.frames) // 256))]
+        features = []
+        with torch.no_grad(), runs.progress_bar(len(parts), "random-cnn", unit="batch") as bar:
+            for part in parts:
+                features.append(cnn(torch.from_numpy(np.array(part))[:, None].float() / 255))
+                bar.update()
+        return torch.cat(features)
+
+    def encoder(self, encoder: VisionTransformer, device: torch.device, name: str) -> Tensor:
+        """Features [T, 4*D] of all frames: the last four blocks, averaged over patches, concatenated."""
+        statistics = data.frame_statistics(env.load(self.folder, "pretrain"), self.config)
+        frames = data.Frames(self.plays, statistics)
+        found, _ = encode(partial(pooled_layers, encoder), frames, self.config, device, name)
+        return found.flatten(1)
+
+    def standardised(self, features: Tensor) -> Tensor:
+        """features [T, D] with mean 0 and standard deviation 1 over the training frames.
+
+        Deviation D7: the paper's "batch norm + linear". AtariARI probes its 256 numbers as they are; they are so small
+        that its probes stop early, and the same numbers standardised score several times as much.
+        """
+        train = features[torch.from_numpy(self.data.train.rows)]
+        return (features - train.mean(0)) / train.std(0).clamp(min=1e-6)
+
+    def probe(self, features: Tensor, name: str) -> np.ndarray:
+        """Tables of hits of linear probes on features [T, D] of all frames."""
+        with runs.progress_bar(self.config.probe_epochs, f"probe {name}", unit="epoch") as bar:
+            found = ram_probe.train_probes(
+                lambda part: features[torch.from_numpy(part.rows)],
+                self.data,
+                self.config.probe_epochs,
+                self.config.seed,
+                bar.update,
+            )
+        return ram_probe.counts(found)
+
+    def sample(self, tables: np.ndarray) -> dict[str, Any]:
+        """The score in percent; its values are the influences of the test episodes."""
+        return sample(100 * ram_probe.influences(tables, self.data.variables), self.protocol)
+
+    def details(self, tables: np.ndarray) -> dict[str, dict[str, Any]]:
+        """F1 in percent of every category and variable."""
+        f1 = ram_probe.weighted_f1(tables.sum(0))
+        named = ram_probe.category_means(f1, self.data.variables)
+        named |= {variable.name: f1[k] for k, variable in enumerate(self.data.variables)}
+        return {name: sample([100 * float(value)], "atariari-f1-part") for name, value in named.items()}
+
+
+def game_record(config: Config, folder: Path, model: JEPA, device: torch.device) -> dict[str, Any]:
+    """The probes of a finished run and their controls."""
+    test = GameTest(folder / "play", config)
+    features = {
+        "I-JEPA": test.encoder(model.target_encoder, device, "I-JEPA"),
+        "untrained encoder": test.encoder(build(config, 1).target_encoder.to(device).eval(), device, "untrained"),
+        "random-cnn, standardised": test.random_cnn(),
+    }
+    controls = {"random-cnn": test.probe(features["random-cnn, standardised"], "random-cnn")}
+    controls |= {name: test.probe(test.standardised(x), name) for name, x in features.items()}
+    controls["majority"] = test.majority()
+    ours = controls.pop("I-JEPA")
+    low, high = ram_probe.bootstrap(ours, test.data.variables, RESAMPLES, config.seed)
+    interval = {"interval low": sample([100 * low], "atariari-f1-part")}
+    interval |= {"interval high": sample([100 * high], "atariari-f1-part")}
+    return {
+        **test.sample(ours),
+        "claim": "probe-f1",
+        "metric": "F1",
+        "unit": "%",
+        "policy": "target encoder, last four blocks averaged over patches",
+        "controls": {name: test.sample(tables) for name, tables in controls.items()},
+        "measurements": interval | test.details(ours),
+    }
+
+
+def record_of_controls(config: Config, folder: Path) -> dict[str, Any]:
+    """Random-CNN and majority on a game, as record.json: the calibration of the benchmark."""
+    start = time.monotonic()
+    test = GameTest(folder / "play", config)
+    cnn = test.probe(test.random_cnn(), "random-cnn")
+    return {
+        "schema": 1,
+        "paper": "ijepa",
+        "suite": "calibration",
+        "claim": "control-random-cnn",
+        "task": config.task,
+        "preset": "calibration",
+        "seed": config.seed,
+        **test.sample(cnn),
+        "metric": "F1",
+        "unit": "%",
+        "policy": "random-cnn",
+        "budget": {"env_frames": env.REPEAT * config.probe_frames, "updates": 0},
+        "controls": {"majority": test.sample(test.majority())},
+        "measurements": test.details(cnn),
+        "curves": {},
+        "wall_seconds": round(time.monotonic() - start, 1),
+        "stage_seconds": {},
+        "device": runs.describe_device("cpu"),
+        "parameters": {},
+        "revision": runs.git_revision(),
+        "packages": runs.package_versions(),
+        "config": to_dict(config),
+        "command": runs.command_line(),
+        "finished": True,
+    }
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def label_record(config: Config, model: JEPA, device: torch.device) -> dict[str, Any]:
+    """Probes of a finished run on labels and their controls; with several factors, the mean over factors."""
+    splits = data.load_splits(config)
+    protocol = f"{config.task}-linear"
+    untrained = build(config, data.channels(config)).target_encoder.to(device).eval()
+    encoders: dict[str, Callable[[Tensor], Tensor]] = {
+        "I-JEPA": partial(pooled_layers, model.target_encoder),
+        "untrained encoder": partial(pooled_layers, untrained),
+        "pixels": _thumbnails,
+    }
+    recipe = Recipe(config.linear_optimizer, config.linear_epochs, config.linear_batch)
+    hits: dict[str, dict[str, np.ndarray]] = {}
+    words = {}
+    for name, encode_batch in encoders.items():
+        train, train_rows = encode(encode_batch, splits.train, config, device, f"{name}, train")
+        test, test_rows = encode(encode_batch, splits.test, config, device, f"{name}, test")
+        train_labels, test_labels = (
+            torch.from_numpy(part.labels[rows]) for part, rows in ((splits.train, train_rows), (splits.test, test_rows))
+        )
+        found: dict[str, list[np.ndarray]] = {}
+        for k, factor in enumerate(splits.train.factors):
+            x = train, train_labels[:, k], test, test_labels[:, k]
+            probes = label_probe.linear_probe(*x, recipe, config.seed)
+            parts = {kind: right for kind, (right, _) in probes.items()}
+            words[name, factor] = probes["best"][1]
+            if name == "I-JEPA":
+                parts["nearest neighbours"] = label_probe.nearest_neighbours(*x)
+                parts["1 % of the labels"] = label_probe.low_shot(*x, config.seed)
+                parts[f"factor {factor}"] = parts["best"]
+            for kind, right in parts.items():
+                found.setdefault(kind, []).append(right)
+        hits[name] = {kind: 100 * np.mean(right, axis=0) for kind, right in found.items()}
+    ours = hits["I-JEPA"]
+    return {
+        **sample(_grouped(ours["best"]), protocol),
+        "claim": "probe-accuracy",
+        "metric": "top-1 accuracy",
+        "unit": "%",
+        "policy": "; ".join(f"{factor}: {text}" for (name, factor), text in words.items() if name == "I-JEPA"),
+        "controls": {name: sample(_grouped(part["best"]), protocol) for name, part in hits.items() if name != "I-JEPA"},
+        "measurements": {
+            name: sample(_grouped(right), f"{config.task}-probe-part") for name, right in ours.items() if name != "best"
+        },
+    }
+
+
+def _thumbnails(images: Tensor) -> Tensor:
+    """The control without an encoder: images [B, C, H, W] averaged to 16 x 16 pixels, [B, 1, C*256]."""
+    return torch.nn.functional.adaptive_avg_pool2d(images, 16).flatten(1)[:, None]
+
+
+def _grouped(values: np.ndarray) -> np.ndarray:
+    """One value an image, or where it divides, the means of 100 groups, whose mean is the same: records stay small."""
+    return values.reshape(GROUPS, -1).mean(1) if len(values) > GROUPS and len(values) % GROUPS == 0 else values
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+def record_of_run(
+    info: dict[str, Any], config: Config, model: JEPA, updates: int, device: torch.device
+) -> dict[str, Any]:
+    """The test of a finished run with its controls, as record.json."""
+    start = time.monotonic()
+    if config.task in GAMES:
+        found = game_record(config, info["folder"], model, device)
+    else:
+        found = label_record(config, model, device)
+    info["stage_seconds"]["test"] = time.monotonic() - start
+    info["wall_seconds"] += info["stage_seconds"]["test"]
+    metrics = [line for line in runs.read_metrics(info["folder"]) if line["stage"] == STAGE]
+    thin = metrics[:: -(-len(metrics) // 200)] if metrics else []
+    names = {
+        "loss": ("loss", "smooth L1"),
+        "loss beside a constant": ("vs_constant", "loss / loss of a constant per place"),
+        "feature spread": ("std", "std over images / size"),
+        "effective rank": ("rank", "directions"),
+    }
+    curves = {
+        title: {"x": [p["step"] for p in points], "y": [p[key] for p in points], "x_unit": "update", "y_unit": unit}
+        for title, (key, unit) in names.items()
+        if (points := [line for line in thin if line.get(key) is not None])
+    }
+    is_game = config.task in GAMES
+    frames = env.REPEAT * (config.frames + config.probe_frames) if is_game else 0
+    return (
+        runs.record_template(info)
+        | found
+        | {
+            "suite": info["meta"]["preset"],
+            "budget": {"env_frames": frames, "updates": updates, "images": updates * config.batch},
+            "curves": curves,
+            "parameters": {
+                "encoder": sum(p.numel() for p in model.encoder.parameters()),
+                "predictor": sum(p.numel() for p in model.predictor.parameters()),
+            },
+            "finished": True,
+        }
+    )
+
+
+def _with_test_settings(config: Config, changed: Mapping[str, Any]) -> Config:
+    """The config of a run with what the command line says of the test; what belongs to training is refused."""
+    wrong = sorted(set(changed) - {"device", "workers", "data"})
+    if wrong:
+        user_error(f"{', '.join(wrong)}: fixed by the run in --run; a test takes device, workers, data")
+    return replace(config, **changed)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--controls", action="store_true", help="majority and random-CNN on a game, without a run")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config, options = parse(
+        Config, TASKS, PRESETS, argv, prog="python -m ijepa.evaluate", description=__doc__ or "", extra=_options
+    )
+    try:
+        if options.controls:
+            if config.task not in GAMES:
+                user_error(f"--controls is for games, not for task {config.task}")
+            options.preset = "control-random-cnn"
+            folder = runs.run_folder("ijepa", config, options)
+            if (folder / "config.json").exists():
+                user_error(f"{folder} holds a training run; choose another folder for controls with --run")
+            record = record_of_controls(config, folder)
+        else:
+            folder = runs.run_folder("ijepa", config, options)
+            info = runs.Run.load("ijepa", folder)
+            config = from_dict(Config, info["config"])
+            if options.run is not None:
+                config = _with_test_settings(config, options.changed)
+            device = runs.usable_device(config.device)
+            model, updates = trained(folder, config, device)
+            runs.seed_everything(config.seed, config.device)
+            record = record_of_run(info, config, model, updates, device)
+            pictures.draw(record, config, folder, model, device)
+    except ValueError as error:
+        user_error(str(error))
+    runs.write_record(folder / "record.json", record)
+    print(f"{record['policy']}: {record['metric']} {record['value']:.1f} {record['unit']}")
+    for name, control in record["controls"].items():
+        print(f"{name}: {control['value']:.1f}")
+    print(f"record: {folder / 'record.json'}")
+
+
+if __name__ == "__main__":
+    main()

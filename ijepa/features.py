@@ -1,0 +1,68 @@
+"""Frozen features: tokens of an encoder, averaged over the patches, from each of the last four blocks.
+
+Shapes: T images, L layers, D width. Source: paper, appendix A.2.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from common.run import progress_bar
+from ijepa.config import Config
+from ijepa.data import DamagedImageError, Faults, Images, centred, to_input
+from ijepa.vit import VisionTransformer
+
+LAYERS = 4
+BATCH = 128
+
+
+def pooled_layers(encoder: VisionTransformer, images: Tensor) -> Tensor:
+    """images [B, C, H, W] normalised -> [B, L, D]: the last four blocks after the final norm, averaged over patches."""
+    return torch.stack([tokens.mean(1) for tokens in encoder.layers(images, LAYERS)], 1)
+
+
+class _Centred(Dataset[Any]):
+    """Batches of whole images as the probes see them; those that cannot be read are left out and named."""
+
+    def __init__(self, images: Images, config: Config) -> None:
+        self.images, self.config = images, config
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // BATCH)
+
+    def __getitem__(self, k: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        found, rows, faults = [], [], []
+        for row in range(k * BATCH, min(len(self.images), (k + 1) * BATCH)):
+            try:
+                found.append(centred(self.images.read(row), self.config))
+                rows.append(row)
+            except DamagedImageError as error:
+                faults.append(str(error))
+        shape = (0, *self.config.size, self.images.channels)
+        return np.stack(found) if found else np.zeros(shape, np.uint8), np.array(rows, np.int64), faults
+
+
+@torch.no_grad()
+def encode(
+    encode_batch: Callable[[Tensor], Tensor], images: Images, config: Config, device: torch.device, name: str
+) -> tuple[Tensor, np.ndarray]:
+    """encode_batch([b, C, H, W] normalised) of all images, on the CPU, and the rows of those that could be read."""
+    data = _Centred(images, config)
+    loader = DataLoader(data, batch_size=None, num_workers=config.workers, collate_fn=_as_it_is)
+    found, kept, faults = [], [], Faults(len(images))
+    with progress_bar(len(data), name, unit="batch") as bar:
+        for batch, rows, names in loader:
+            faults.note(names)
+            if len(rows):
+                found.append(encode_batch(to_input(torch.from_numpy(batch), images.statistics, device)).float().cpu())
+                kept.append(rows)
+            bar.update()
+    return torch.cat(found), np.concatenate(kept)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item

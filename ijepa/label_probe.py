@@ -1,0 +1,169 @@
+"""What frozen features say of labels: linear probe, k nearest neighbours, and a probe on 1 % of the labels.
+
+Shapes: T images, L layers, D width, K classes. Features [T, L, D] of the last four blocks, averaged over patches.
+Source: paper, appendix A.1 (ImageNet-1K linear) and A.2 (transfer).
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.seeding import derive_seed
+
+# Reference learning rates for a batch of 256. LARS: the paper's for ImageNet; its steps are too small for small data.
+REFERENCE_LR = {"lars": (0.01, 0.05, 0.001), "sgd": (0.01, 0.1, 1.0)}
+WEIGHT_DECAY = (0.0005, 0.0)
+LR_STEP, LR_FACTOR = 15, 0.1  # epochs
+MOMENTUM, TRUST = 0.9, 0.001
+HELD_OUT = 10  # one in so many training images chooses between the probes
+NEIGHBOURS, TEMPERATURE = 20, 0.07
+LOW_SHOT_SHARE = 0.01
+
+
+class LARS(torch.optim.Optimizer):
+    """SGD with momentum whose step for each matrix is scaled by |w| / |gradient|. Source: You et al. 2017."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], lr: float, weight_decay: float) -> None:
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """One update; 1-D parameters are neither decayed nor scaled."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                update = p.grad
+                if p.ndim > 1:
+                    update = update.add(p, alpha=group["weight_decay"])
+                    size, norm = p.norm(), update.norm()
+                    update = update * torch.where((size > 0) & (norm > 0), TRUST * size / norm, 1.0)
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                p.sub_(momentum.mul_(MOMENTUM).add_(update), alpha=group["lr"])
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a probe is trained: "lars" or "sgd", passes over the images, images per update."""
+
+    optimizer: str
+    epochs: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One probe of the sweep."""
+
+    layers: int
+    has_norm: bool
+    lr: float
+    weight_decay: float
+
+    def __str__(self) -> str:
+        head = "batch norm + linear" if self.has_norm else "linear"
+        return f"{head} on the last {self.layers} layers, lr {self.lr}, weight decay {self.weight_decay}"
+
+
+def inputs(features: Tensor, layers: int) -> Tensor:
+    """The last `layers` of features [T, L, D], concatenated: [T, layers*D]."""
+    return features[:, -layers:].flatten(1)
+
+
+def train_probe(features: Tensor, labels: Tensor, choice: Choice, recipe: Recipe, seed: int) -> nn.Module:
+    """One linear probe on features [T, D'] and labels [T]."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "label probe"))
+    linear = nn.Linear(features.shape[1], int(labels.max()) + 1)
+    nn.init.normal_(linear.weight, std=0.01, generator=generator)
+    nn.init.zeros_(linear.bias)
+    probe = nn.Sequential(nn.BatchNorm1d(features.shape[1]), linear) if choice.has_norm else linear
+    batch = min(recipe.batch, len(features))
+    lr, parameters = choice.lr * batch / 256, list(probe.parameters())
+    optimizer: torch.optim.Optimizer
+    if recipe.optimizer == "lars":
+        optimizer = LARS(parameters, lr, choice.weight_decay)
+    else:
+        optimizer = torch.optim.SGD(parameters, lr, MOMENTUM, weight_decay=choice.weight_decay)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, LR_STEP, LR_FACTOR)
+    for _ in range(recipe.epochs):
+        order = torch.randperm(len(features), generator=generator)
+        for rows in order[: len(order) // batch * batch].split(batch):
+            optimizer.zero_grad()
+            F.cross_entropy(probe(features[rows]), labels[rows]).backward()
+            optimizer.step()
+        scheduler.step()
+    return probe.eval()
+
+
+@torch.no_grad()
+def correct(probe: nn.Module, features: Tensor, labels: Tensor) -> np.ndarray:
+    """1 where the most likely class is the label, else 0: [T] float64."""
+    return (probe(features).argmax(1) == labels).double().numpy()
+
+
+def linear_probe(
+    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, recipe: Recipe, seed: int
+) -> dict[str, tuple[np.ndarray, str]]:
+    """Hits [T] on the test images of the best probe, and in words which: "last" layer, "last four", and "best".
+
+    Deviation D5: every tenth training image chooses between the probes; the paper does not say what did. Features are
+    those of unchanged images; the paper trains its probe on random crops and flips.
+    """
+    chooses = torch.arange(len(train)) % HELD_OUT == 0
+    scores: dict[Choice, float] = {}
+    found: dict[str, tuple[np.ndarray, str]] = {}
+    for layers, name in ((1, "last"), (train.shape[1], "last four")):
+        x = inputs(train, layers)
+        sweep = [Choice(layers, *rest) for rest in product((False, True), REFERENCE_LR[recipe.optimizer], WEIGHT_DECAY)]
+        for choice in sweep:
+            probe = train_probe(x[~chooses], train_labels[~chooses], choice, recipe, seed)
+            scores[choice] = float(correct(probe, x[chooses], train_labels[chooses]).mean())
+        best = max(sweep, key=lambda choice: scores[choice])
+        probe = train_probe(x, train_labels, best, recipe, seed)
+        found[name] = correct(probe, inputs(test, layers), test_labels), str(best)
+    layers = max(scores, key=lambda choice: scores[choice]).layers
+    found["best"] = found["last" if layers == 1 else "last four"]
+    return found
+
+
+def nearest_neighbours(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> np.ndarray:
+    """Hits [T] of a vote of the 20 nearest training images by cosine, weighted with exp(cosine / 0.07).
+
+    On the last layer. The usual protocol of this family; I-JEPA's paper has no such number.
+    """
+    known, asked = (F.normalize(inputs(x, 1), dim=1) for x in (train, test))
+    classes, hits = int(train_labels.max()) + 1, []
+    for part, labels in zip(asked.split(1024), test_labels.split(1024), strict=True):
+        cosine, rows = (part @ known.t()).topk(min(NEIGHBOURS, len(known)))
+        votes = torch.zeros(len(part), classes).scatter_add_(1, train_labels[rows], (cosine / TEMPERATURE).exp())
+        hits.append(votes.argmax(1) == labels)
+    return torch.cat(hits).double().numpy()
+
+
+def low_shot(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, seed: int) -> np.ndarray:
+    """Hits [T] of a logistic regression on 1 % of the training labels, at least one of each class; last layer.
+
+    The paper takes fine-tuning or a linear probe, whichever is better; this is the probe.
+    """
+    rng = np.random.default_rng(derive_seed(seed, "low shot"))
+    labels = train_labels.numpy()
+    rows = np.concatenate(
+        [
+            rng.permutation(np.flatnonzero(labels == k))[: max(1, round(LOW_SHOT_SHARE * (labels == k).sum()))]
+            for k in np.unique(labels)
+        ]
+    )
+    x = inputs(train, 1)[rows]
+    mean, std = x.mean(0), x.std(0).clamp(min=1e-6)
+    model = LogisticRegression(max_iter=500)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # 500 steps are the protocol
+        model.fit(((x - mean) / std).numpy(), labels[rows])
+    found = model.predict(((inputs(test, 1) - mean) / std).numpy())
+    return np.asarray(found == test_labels.numpy(), np.float64)

@@ -1,0 +1,105 @@
+"""Official checkpoints: reading the published .pth.tar files into our networks, and writing theirs from ours.
+
+Every key is listed by name, nothing is guessed and nothing is left over. Source: sheet of the released files;
+reference code: src/train.py, where the keys carry the prefix of DistributedDataParallel.
+"""
+
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ijepa.jepa import JEPA
+
+PREFIX = "module."
+LAYERS = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+PARTS = ("encoder", "predictor", "target_encoder")
+
+
+def encoder_keys(depth: int) -> Iterator[str]:
+    """Names of an official encoder, which are ours too, without the prefix."""
+    yield "pos_embed"
+    yield from _pair("patch_embed.proj")
+    for block in range(depth):
+        for layer in LAYERS:
+            yield from _pair(f"blocks.{block}.{layer}")
+    yield from _pair("norm")
+
+
+def predictor_keys(depth: int) -> Iterator[str]:
+    """Names of an official predictor, which are ours too, without the prefix."""
+    yield "mask_token"
+    yield from _pair("predictor_embed")
+    yield "predictor_pos_embed"
+    for block in range(depth):
+        for layer in LAYERS:
+            yield from _pair(f"predictor_blocks.{block}.{layer}")
+    yield from _pair("predictor_norm")
+    yield from _pair("predictor_proj")
+
+
+def _pair(layer: str) -> Iterator[str]:
+    yield f"{layer}.weight"
+    yield f"{layer}.bias"
+
+
+def load(path: Path, model: JEPA) -> dict[str, Any]:
+    """Copies an official file into the model, after checking every name and size. Returns its epoch and loss.
+
+    Raises ValueError in one line for a file that is none, or is one of another size.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise ValueError(f"init_from: there is no file {path}") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"init_from: {path} is no checkpoint ({' '.join(str(error).split())[:120]})") from None
+    missing = [part for part in PARTS if part not in content] if isinstance(content, dict) else list(PARTS)
+    if missing:
+        raise ValueError(f"init_from: {path} has no {', '.join(missing)}")
+    states = {part: _state(path, part, content[part], keys) for part, keys in _keys(model).items()}
+    for part, keys in _keys(model).items():
+        module = getattr(model, part)
+        faults = [
+            f"{key} is {list(states[part][key].shape)}, ours {list(tensor.shape)}"
+            for key, tensor in module.state_dict().items()
+            if states[part][key].shape != tensor.shape
+        ]
+        if faults:
+            raise ValueError(f"init_from: {path}: {part} of another size: {faults[0]} ({len(faults)} of {len(keys)})")
+    for part, state in states.items():
+        getattr(model, part).load_state_dict(state, strict=True)
+    return {name: content[name] for name in ("epoch", "loss") if name in content}
+
+
+def export(path: Path, model: JEPA, epoch: int, loss: float) -> None:
+    """Writes the weights in the official format, without optimiser; `load` and the authors' code read it."""
+    content: dict[str, Any] = {
+        part: {PREFIX + key: getattr(model, part).state_dict()[key].cpu() for key in keys}
+        for part, keys in _keys(model).items()
+    }
+    torch.save(content | {"epoch": epoch, "loss": loss}, path)
+
+
+def _keys(model: JEPA) -> dict[str, list[str]]:
+    encoder = list(encoder_keys(len(model.encoder.blocks)))
+    return {
+        "encoder": encoder,
+        "predictor": list(predictor_keys(len(model.predictor.predictor_blocks))),
+        "target_encoder": encoder,
+    }
+
+
+def _state(path: Path, part: str, given: Mapping[str, Tensor], keys: list[str]) -> dict[str, Tensor]:
+    """The tensors of a part under our names."""
+    missing = [key for key in keys if PREFIX + key not in given]
+    unknown = sorted(set(given) - {PREFIX + key for key in keys})
+    for word, names in (("lacks", missing), ("has the unknown", unknown)):
+        if names:
+            raise ValueError(
+                f"init_from: {path}: {part} {word} {names[0]} ({len(names)} in all); is it another model size?"
+            )
+    return {key: given[PREFIX + key] for key in keys}

@@ -1,0 +1,20 @@
+"""What images are normalised by before an encoder sees them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What images in [0, 1] are normalised by: mean [C] or [H, W, C], and std [C]."""
+
+    mean: np.ndarray
+    std: np.ndarray
+
+
+# ImageNet's; grey images take the mean of the three colours.
+IMAGENET = {
+    3: Statistics(np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])),
+    1: Statistics(np.array([0.449]), np.array([0.226])),
+}

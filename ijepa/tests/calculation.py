@@ -1,0 +1,32 @@
+"""What test_train.py lets one process and two ranks calculate: python -m ijepa.tests.calculation FOLDER."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from common import dist
+from common.run import Run
+from ijepa import train
+from ijepa.build import build
+from ijepa.config import Config
+from ijepa.shapes import Shapes
+
+CONFIG = Config(
+    task="shapes", size=(32, 32), patch=8, encoder="nano", predictor_width=16, predictor_depth=1, min_keep=1,
+    target_scale=(0.2, 0.3), batch=8, micro_batch=4, images=100, updates=3, workers=0, checkpoint_seconds=0,
+)  # fmt: skip
+
+
+def calculate(folder: Path) -> None:
+    """Three updates in float32 on drawn shapes; the run lies in `folder`."""
+    torch.set_num_threads(1)
+    ranks = dist.setup()
+    run = Run.open("ijepa", CONFIG, "smoke", folder / "run")
+    dist.barrier()
+    train.train_encoder(run, CONFIG, ranks, build(CONFIG, 3), Shapes(32, 40, 0))
+    dist.close()
+
+
+if __name__ == "__main__":
+    calculate(Path(sys.argv[1]))

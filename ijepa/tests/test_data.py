@@ -1,0 +1,192 @@
+"""Images from folders, arrays and a pen; crops; and micro-batches that depend on the seed and their number alone."""
+
+import dataclasses
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from common import dist
+from ijepa import data, features
+from ijepa.build import mask_config
+from ijepa.config import Config
+from ijepa.data import Arrays, DamagedImageError, Faults, ImageFolder, MicroBatches, micro_batches
+from ijepa.shapes import Shapes
+from ijepa.statistics import IMAGENET
+
+CONFIG = Config(
+    task="shapes", size=(32, 32), patch=8, batch=12, micro_batch=4, images=100, min_keep=1, target_scale=(0.2, 0.3),
+    workers=0, epochs=2, encoder="nano",
+)  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of 30 images each, of different sizes."""
+    rng = np.random.default_rng(0)
+    for k in range(60):
+        place = tmp_path / "images" / f"class{k % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(place / f"{k:02d}.jpg"), rng.integers(0, 256, (40 + k, 50, 3), np.uint8))
+    return tmp_path / "images"
+
+
+def test_a_folder_of_classes_is_read_as_rgb(folder):
+    images = ImageFolder(folder)
+    assert len(images) == 60
+    assert images.labels[:, 0].tolist() == [0] * 30 + [1] * 30
+    cv2.imwrite(str(folder / "class0" / "00.png"), np.full((9, 7, 3), (255, 0, 0), np.uint8))  # blue
+    assert ImageFolder(folder).read(1)[0, 0].tolist() == [0, 0, 255]
+    with pytest.raises(ValueError, match="no images in class folders"):
+        ImageFolder(folder / "class0")
+
+
+def test_damaged_and_missing_images_are_named_counted_and_replaced(folder, capsys):
+    images = ImageFolder(folder)
+    (folder / "class0" / "02.jpg").write_bytes(b"no image")
+    (folder / "class1" / "59.jpg").unlink()
+    for row in (1, 59):
+        with pytest.raises(DamagedImageError, match=r"02\.jpg|59\.jpg"):
+            images.read(row)
+    config = dataclasses.replace(CONFIG, task="imagenet", batch=60, micro_batch=60)
+    found = next(micro_batches(MicroBatches(images, config, mask_config(config, (4, 4))), dist.setup(), 0))[0]
+    assert found.images.shape == (60, 32, 32, 3)
+    assert sorted(name[-6:] for name in found.faults) == ["02.jpg", "59.jpg"]
+    counted = Faults(200)
+    counted.note(found.faults)
+    counted.note(found.faults)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 2
+    assert "02.jpg is missing or no image; skipped" in error
+    with pytest.raises(SystemExit) as end:
+        Faults(60).note(found.faults)
+    assert end.value.code == 2
+    assert "2 of 60 images cannot be read, more than 1%" in capsys.readouterr().err
+
+
+def test_probes_leave_damaged_images_out_with_their_labels(folder):
+    for k in range(2, 12):
+        shutil.copytree(folder / "class0", folder / f"class{k}")
+    (folder / "class0" / "02.jpg").write_bytes(b"no image")
+    images = ImageFolder(folder)
+    means, rows = features.encode(lambda x: x.mean((2, 3)), images, CONFIG, torch.device("cpu"), "")
+    assert len(means) == len(rows) == len(images) - 1
+    assert 1 not in rows
+
+
+def test_arrays_are_checked():
+    pictures, labels = np.zeros((5, 8, 8), np.uint8), np.arange(5)
+    arrays = Arrays(pictures, labels)
+    assert (arrays.channels, arrays.read(0).shape, arrays.labels.shape) == (1, (8, 8, 1), (5, 1))
+    for wrong in ((pictures.astype(float), labels), (pictures[..., None, None], labels), (pictures, labels[:4])):
+        with pytest.raises(ValueError, match="data: "):
+            Arrays(*wrong)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("", "needs data"), ("nowhere", "no images"), ("none.npz", "no readable"), ("lacks.npz", "lacks an array")],
+)
+def test_data_that_is_not_there_is_named(path, words, tmp_path):
+    np.savez(tmp_path / "lacks.npz", images=np.zeros((2, 8, 8), np.uint8))
+    config = dataclasses.replace(CONFIG, task="imagenet", data=str(tmp_path / path) if path else "")
+    with pytest.raises(ValueError, match=words):
+        data.load_splits(config)
+
+
+def test_shapes_are_a_function_of_seed_and_number():
+    first, again, other = Shapes(64, 20, 3), Shapes(64, 40, 3), Shapes(64, 20, 4)
+    np.testing.assert_array_equal(first.labels, again.labels[:20])
+    np.testing.assert_array_equal(first.read(7), again.read(7))
+    assert (first.read(7) != other.read(7)).any()
+    labels = Shapes(64, 2000, 0).labels
+    assert labels.min() == 0
+    assert labels.max(0).tolist() == [4, 7, 5, 3]
+
+
+def test_more_shapes_are_more_colour():
+    """The factor on the label is the one in the picture: bright red pixels rise with the number."""
+    shapes = Shapes(64, 3000, 0)
+    red = np.flatnonzero(shapes.labels[:, 2] == 0)[:200]
+    area = [int((shapes.read(k)[..., 0].astype(int) - shapes.read(k)[..., 1] > 80).sum()) for k in red]
+    assert np.corrcoef(area, shapes.labels[red, 1])[0, 1] > 0.6
+
+
+def test_crops_lie_inside_and_have_the_asked_share():
+    rng = np.random.default_rng(0)
+    shares, ratios = [], []
+    for _ in range(2000):
+        top, left, h, w = data.random_crop(300, 400, (0.3, 1.0), rng)
+        assert 0 <= top <= 300 - h
+        assert 0 <= left <= 400 - w
+        shares.append(h * w / 300 / 400)
+        ratios.append(w / h)
+    assert 0.29 < min(shares) < 0.32
+    assert max(shares) > 0.9
+    assert 0.74 < min(ratios) < 0.77
+    assert 1.3 < max(ratios) < 1.35
+    top, left, h, w = data.random_crop(10, 400, (1.0, 1.0), rng)  # no crop fits: the middle
+    assert (top, left, h, w) == (0, 193, 10, 13)
+
+
+def test_the_whole_image_is_seen_without_crops_and_its_middle_with_them():
+    image = np.random.default_rng(0).integers(0, 256, (80, 60, 3), np.uint8)
+    whole = dataclasses.replace(CONFIG, augment=False)
+    np.testing.assert_array_equal(data.centred(image, whole), data.resize(image, 32, 32))
+    np.testing.assert_array_equal(data.augmented(image, whole, np.random.default_rng(0)), data.resize(image, 32, 32))
+    assert data.centred(image, CONFIG).shape == (32, 32, 3)
+    assert data.resize(image[..., :1], 20, 30).shape == (20, 30, 1)
+    mirrored = data.augmented(image, dataclasses.replace(whole, flip=True), np.random.default_rng(1))
+    assert (mirrored == data.resize(image, 32, 32)[:, ::-1]).all() or (mirrored == data.resize(image, 32, 32)).all()
+
+
+def test_frames_are_padded_below():
+    plays = [type("Play", (), {"frames": np.full((3, 210, 160), k, np.uint8)})() for k in (7, 9)]
+    frames = data.Frames(plays, IMAGENET[1])
+    assert len(frames) == 6
+    assert [int(frames.read(k)[0, 0, 0]) for k in range(6)] == [7, 7, 7, 9, 9, 9]
+    assert frames.read(0).shape == (224, 160, 1)
+    assert not frames.read(0)[210:].any()
+
+
+def numbers(batches):
+    return [
+        (batch.images.numpy().tobytes(), [mask.tolist() for mask in (*batch.masks.context, *batch.masks.target)])
+        for part in batches
+        for batch in part
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_depend_on_seed_and_number_alone(workers):
+    images = Shapes(32, 50, 0)
+    whole = MicroBatches(images, CONFIG, mask_config(CONFIG, (4, 4)))
+    assert whole.updates == 2 * (50 // 12)
+    every = numbers(micro_batches(whole, dist.setup(), 0))
+    assert len(every) == 8 * 3
+    again = MicroBatches(images, dataclasses.replace(CONFIG, workers=workers), mask_config(CONFIG, (4, 4)))
+    assert numbers(micro_batches(again, dist.setup(), 5)) == every[15:]
+    parts = [list(micro_batches(again, dist.Ranks(rank, 3, 0, torch.device("cpu")), 6)) for rank in range(3)]
+    assert [numbers([part[k]])[0] for k in range(2) for part in parts] == every[18:]
+
+
+def test_an_epoch_meets_each_image_at_most_once():
+    images = Arrays(np.arange(50, dtype=np.uint8)[:, None, None] * np.ones((50, 32, 32), np.uint8), np.zeros(50, int))
+    batches = MicroBatches(images, dataclasses.replace(CONFIG, augment=False), mask_config(CONFIG, (4, 4)))
+    seen = [int(row[0, 0, 0]) for part in micro_batches(batches, dist.setup(), 0) for b in part for row in b.images]
+    first, second = seen[:48], seen[48:]
+    assert len(set(first)) == len(set(second)) == 48
+    assert first != second
+
+
+def test_micro_batches_of_an_update_share_block_sizes():
+    batches = MicroBatches(Shapes(32, 50, 0), CONFIG, mask_config(CONFIG, (4, 4)))
+    for part in micro_batches(batches, dist.setup(), 0):
+        assert len({batch.masks.target[0].shape for batch in part}) == 1
+
+
+def test_too_few_images_for_a_batch_are_named():
+    with pytest.raises(ValueError, match="a batch of 12 images needs more than the 11 there are"):
+        MicroBatches(Shapes(32, 11, 0), CONFIG, mask_config(CONFIG, (4, 4)))

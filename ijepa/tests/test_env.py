@@ -1,0 +1,112 @@
+"""Random play: what a step is, what an episode is, and that the memory says where things are on the screen."""
+
+import numpy as np
+import pytest
+
+from ijepa import env
+from ijepa.env import Game
+from ijepa.games import GAMES, variables
+
+
+def test_every_game_has_annotated_bytes():
+    counts = {game: len(variables(game)) for game in GAMES}
+    assert len(counts) == 22
+    assert (counts["pong"], counts["boxing"], counts["qbert"]) == (8, 7, 29)
+    assert sum(counts.values()) == 336
+    names = {name for game in GAMES for v in variables(game) for name in v.categories}
+    assert len(names) == 5
+    assert all(0 <= v.index < 128 for game in GAMES for v in variables(game))
+
+
+def bright_paddle(frame):
+    """Pong's right paddle, where it is whole, at rest and without the ball."""
+    column = frame[34:194, 140:144].mean(1)
+    rows = np.flatnonzero(np.abs(column - np.median(column)) > 20)
+    return [rows.mean()] if 18 <= len(rows) <= 20 and np.ptp(rows) < 20 else None
+
+
+def two_boxers(frame):
+    ring = frame[36:176, 32:128]
+    return [np.median(places) for mask in (ring > 200, ring < 20) for places in np.nonzero(mask)[::-1]]
+
+
+def paddle(frame):
+    columns = np.nonzero(frame[189:193, 8:152] > 60)[1]
+    return [np.median(columns)] if len(columns) > 20 else None
+
+
+def submarine(frame):
+    rows, columns = np.nonzero(np.abs(frame[46:150].astype(int) - 170) < 12)
+    return [np.median(columns), np.median(rows)] if len(rows) > 20 else None
+
+
+def cannon(frame):
+    columns = np.nonzero(frame[185:195] == 98)[1]
+    return [np.median(columns)] if len(columns) > 20 else None
+
+
+@pytest.mark.parametrize(
+    ("name", "find", "bytes_of"),
+    [
+        ("pong", bright_paddle, ["player_y"]),
+        ("boxing", two_boxers, ["player_x", "player_y", "enemy_x", "enemy_y"]),
+        ("breakout", paddle, ["player_x"]),
+        ("seaquest", submarine, ["player_x", "player_y"]),
+        ("spaceinvaders", cannon, ["player_x"]),
+    ],
+)
+def test_the_memory_says_where_things_are_on_the_screen(name, find, bytes_of):
+    """Found by their colour: the byte is the place, up to a constant."""
+    game, index = Game(name, 0, np.random.default_rng(0)), {v.name: v.index for v in variables(name)}
+    game.reset()
+    rng, seen, said = np.random.default_rng(1), [], []
+    for _ in range(250):
+        if game.step(int(rng.integers(1, len(game.actions)))):
+            game.reset()
+            continue
+        place = find(game.frame)
+        if place is not None:
+            seen.append(place)
+            said.append([float(game.ram[index[variable]]) for variable in bytes_of])
+    assert len(seen) > 50
+    for ours, theirs in zip(np.array(seen).T, np.array(said).T, strict=True):
+        assert np.corrcoef(ours, theirs)[0, 1] > 0.99
+
+
+def test_a_lost_life_ends_an_episode_but_not_the_game():
+    game = Game("breakout", 0, np.random.default_rng(0))
+    game.reset()
+    lives = game._lives
+    rng = np.random.default_rng(0)
+    while not game.step(int(rng.integers(1, 4))):
+        pass
+    assert (game._lives, game._is_over) == (lives - 1, False)
+    game.reset()
+    assert game._lives == lives - 1
+
+
+def collected(folder, workers=1):
+    env.collect(folder, "pong", "probe", 400, 5, workers)
+    return env.load(folder, "probe")
+
+
+def test_play_is_a_function_of_the_seed(tmp_path):
+    """Not of the number of processes, nor of an interruption."""
+    first = collected(tmp_path / "a")
+    assert [play.frames.shape for play in first] == [(50, 210, 160)] * 8
+    assert [play.starts[0] for play in first] == [0] * 8
+    assert len({play.digest[40] for play in first}) > 4
+    (tmp_path / "a" / "probe-3.npz").unlink()
+    for again in (collected(tmp_path / "a"), collected(tmp_path / "b", workers=2)):
+        for ours, theirs in zip(again, first, strict=True):
+            np.testing.assert_array_equal(ours.frames, theirs.frames)
+            np.testing.assert_array_equal(ours.ram, theirs.ram)
+            np.testing.assert_array_equal(ours.digest, theirs.digest)
+
+
+def test_digests_tell_frames_apart(tmp_path):
+    for play in collected(tmp_path):
+        same = play.digest[:, None] == play.digest[None]
+        frames = play.frames.reshape(len(play.frames), -1)
+        for k in range(0, 50, 10):
+            np.testing.assert_array_equal(same[k], (frames == frames[k]).all(1))

@@ -1,0 +1,165 @@
+"""The files of an evaluated run, the probes on labels, and the controls without a run."""
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from common.run import RECORD_KEYS
+from ijepa import env, evaluate, label_probe
+from ijepa.label_probe import LARS, Recipe, linear_probe, low_shot, nearest_neighbours
+
+
+def check_record(folder, task):
+    record = json.loads((folder / "record.json").read_text())
+    assert set(record) == RECORD_KEYS
+    assert record["finished"] is True
+    assert (record["paper"], record["task"], record["seed"]) == ("ijepa", task, 0)
+    for part in (record, *record["controls"].values(), *record["measurements"].values()):
+        assert len(part["values"]) == part["episodes"] >= 1
+        assert part["value"] == pytest.approx(sum(part["values"]) / part["episodes"], abs=1e-6)
+        assert isinstance(part["protocol"], str)
+    return record
+
+
+def test_a_run_on_shapes_is_probed_pictured_and_recorded(trained, start, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    process = start("ijepa.evaluate", "--run", str(folder))
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert errors == ""
+    record = check_record(folder, "shapes")
+    assert record["claim"] == "probe-accuracy"
+    assert record["protocol"] == "shapes-linear"
+    assert record["budget"] == {"env_frames": 0, "updates": 30, "images": 480}
+    assert set(record["controls"]) == {"untrained encoder", "pixels"}
+    assert {"last", "last four", "nearest neighbours", "1 % of the labels"} <= set(record["measurements"])
+    assert set(record["curves"]) == {"loss", "loss beside a constant", "feature spread", "effective rank"}
+    assert f"{record['value']:.1f}" in output
+    for name in ("curves.png", "masks.png", "neighbours.png", "features.png"):
+        picture = cv2.imread(str(folder / name))
+        assert picture is not None, name
+        assert picture.std() > 5, name
+    film = cv2.VideoCapture(str(folder / "video.webm"))
+    ok, frame = film.read()
+    film.release()
+    assert ok
+    assert frame.std() > 5
+
+
+def test_a_game_is_probed_with_its_controls(start, tmp_path):
+    folder = tmp_path / "run"
+    words = ("--preset", "smoke", "--task", "pong", "--updates", "4", "--run", str(folder))
+    for program in (("ijepa.train", *words), ("ijepa.evaluate", "--run", str(folder))):
+        process = start(*program)
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    record = check_record(folder, "pong")
+    assert record["claim"] == "probe-f1"
+    assert record["protocol"] == "atariari-f1"
+    assert set(record["controls"]) == {"majority", "random-cnn", "random-cnn, standardised", "untrained encoder"}
+    assert {record["episodes"]} == {part["episodes"] for part in record["controls"].values()}
+    assert {"ball_x", "agent_localization", "interval low"} <= set(record["measurements"])
+    assert record["measurements"]["interval low"]["value"] <= record["value"]
+
+
+def test_controls_are_recorded_without_a_run(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "controls"
+    words = ["--controls", "--task", "pong", "--preset", "smoke", "--run", str(folder)]
+    evaluate.main(words)
+    first = check_record(folder, "pong")
+    assert first["claim"] == "control-random-cnn"
+    assert set(first["controls"]) == {"majority"}
+    assert str(folder / "record.json") in capsys.readouterr().out
+    monkeypatch.setattr(env, "_play", None)  # the game is not played again
+    evaluate.main(words)
+    assert check_record(folder, "pong")["values"] == first["values"]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--controls", "--task", "shapes", "--preset", "smoke"], "--controls is for games"),
+        (["--controls", "--task", "pong", "--preset", "smoke", "--probe-frames", "512"], "too few to split"),
+        (["--run", "nowhere"], "is no run folder"),
+    ],
+)
+def test_what_cannot_be_tested_is_named_in_one_line(words, reason, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(words)
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert reason in error
+
+
+def test_an_unfinished_run_is_named(trained, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    (folder / "jepa" / "step-000000030.safetensors").unlink()
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(["--run", str(folder)])
+    assert end.value.code == 2
+    assert "training has not ended" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        evaluate.main(["--run", str(folder), "--lr", "1"])
+    assert "lr: fixed by the run" in capsys.readouterr().err
+
+
+def clusters(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Four classes that a line divides, features [T, 4 layers, D]; only the last layer knows them."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(4, (count,), generator=generator)
+    centres = 3 * torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+    features = torch.randn(count, 4, 16, generator=generator)
+    features[:, -1] += centres[labels]
+    return features, labels
+
+
+def test_probes_find_what_is_there():
+    (x, labels), (test_x, test_labels) = clusters(4000, 1), clusters(500, 2)
+    data = x, labels, test_x, test_labels
+    found = linear_probe(*data, Recipe("sgd", 20, 256), 0)
+    assert found["last"][0].mean() > 0.9
+    assert found["last four"][0].mean() > 0.9
+    assert nearest_neighbours(*data).mean() > 0.9
+    assert low_shot(*data, 0).mean() > 0.7
+    noise = torch.randn(4500, 4, 16, generator=torch.Generator().manual_seed(3))
+    found = linear_probe(noise[:4000], labels, noise[4000:], test_labels, Recipe("sgd", 5, 256), 0)
+    assert found["best"][0].mean() < 0.4
+
+
+def test_low_shot_takes_one_in_a_hundred_of_each_class(monkeypatch):
+    seen = []
+
+    class Model:
+        def __init__(self, **_):
+            pass
+
+        def fit(self, x, labels):
+            seen.append(np.bincount(labels))
+
+        def predict(self, x):
+            return np.zeros(len(x), int)
+
+    monkeypatch.setattr(label_probe, "LogisticRegression", Model)
+    features, labels = clusters(4000, 1)
+    labels[:5] = 4
+    low_shot(features, labels, features, labels, 0)
+    expected = [max(1, round(0.01 * int(count))) for count in torch.bincount(labels)]
+    assert seen[0].tolist() == expected
+
+
+def test_a_lars_step_has_the_size_of_the_weights():
+    """Whatever the scale of the gradient; 1-D parameters take plain steps."""
+    for scale in (1e-3, 1.0, 1e3):
+        w, b = torch.nn.Parameter(torch.ones(3, 4)), torch.nn.Parameter(torch.ones(3))
+        w.grad, b.grad = torch.full((3, 4), scale), torch.full((3,), 0.5)
+        LARS([w, b], lr=0.1, weight_decay=0.0).step()
+        torch.testing.assert_close(w.detach(), torch.full((3, 4), 1 - 0.1 * 0.001))
+        torch.testing.assert_close(b.detach(), torch.full((3,), 0.95))

@@ -1,0 +1,144 @@
+"""Files with the official names and sizes: read strictly, written back, and refused in one line."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from ijepa import official
+from ijepa.build import build
+from ijepa.config import Config
+from ijepa.jepa import JEPA, new_jepa
+from ijepa.predictor import Predictor
+from ijepa.vit import SIZES, Size, VisionTransformer
+
+Shapes = dict[str, tuple[int, ...]]
+BLOCK = {
+    "norm1.weight": ("d",), "norm1.bias": ("d",), "attn.qkv.weight": ("3d", "d"), "attn.qkv.bias": ("3d",),
+    "attn.proj.weight": ("d", "d"), "attn.proj.bias": ("d",), "norm2.weight": ("d",), "norm2.bias": ("d",),
+    "mlp.fc1.weight": ("h", "d"), "mlp.fc1.bias": ("h",), "mlp.fc2.weight": ("d", "h"), "mlp.fc2.bias": ("d",),
+}  # fmt: skip
+
+
+def block(prefix, width, hidden):
+    sizes = {"d": width, "3d": 3 * width, "h": hidden}
+    return {f"{prefix}.{name}": tuple(sizes[k] for k in shape) for name, shape in BLOCK.items()}
+
+
+def encoder_shapes(d, depth, p, n, hidden):
+    """Names and sizes as listed by the authors' modules."""
+    shapes: Shapes = {"pos_embed": (1, n, d), "patch_embed.proj.weight": (d, 3, p, p), "patch_embed.proj.bias": (d,)}
+    for k in range(depth):
+        shapes |= block(f"blocks.{k}", d, hidden)
+    return shapes | {"norm.weight": (d,), "norm.bias": (d,)}
+
+
+def predictor_shapes(d, depth, n, q=384):
+    shapes: Shapes = {"mask_token": (1, 1, q), "predictor_pos_embed": (1, n, q)}
+    shapes |= {"predictor_embed.weight": (q, d), "predictor_embed.bias": (q,)}
+    for k in range(depth):
+        shapes |= block(f"predictor_blocks.{k}", q, 4 * q)
+    shapes |= {"predictor_norm.weight": (q,), "predictor_norm.bias": (q,)}
+    return shapes | {"predictor_proj.weight": (d, q), "predictor_proj.bias": (d,)}
+
+
+@pytest.mark.parametrize(
+    ("name", "patch", "side", "depth"), [("huge", 14, 224, 12), ("huge", 16, 448, 12), ("giant", 16, 224, 16)]
+)
+def test_our_names_and_sizes_are_those_of_the_published_files(name, patch, side, depth, monkeypatch):
+    monkeypatch.setattr(torch, "from_numpy", lambda array: torch.empty(array.shape, device="meta"))
+    size = SIZES[name]
+    with torch.device("meta"):
+        encoder = VisionTransformer(side, side, 3, patch, size)
+        predictor = Predictor(encoder.grid, size.width, 384, depth, size.heads)
+    tokens = (side // patch) ** 2
+    ours = [{k: tuple(v.shape) for k, v in part.state_dict().items()} for part in (encoder, predictor)]
+    assert ours[0] == encoder_shapes(size.width, size.depth, patch, tokens, size.hidden)
+    assert ours[1] == predictor_shapes(size.width, depth, tokens)
+    assert sorted(official.encoder_keys(size.depth)) == sorted(ours[0])
+    assert sorted(official.predictor_keys(depth)) == sorted(ours[1])
+
+
+def tiny(seed=0, width=16) -> JEPA:
+    encoder = VisionTransformer(32, 32, 3, 8, Size(width, 2, 2, 4 * width))
+    return new_jepa(encoder, Predictor((4, 4), width, 8, 2, 2), torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def content():
+    """A synthetic official file of the tiny model: random weights, with what else the authors store."""
+    generator = torch.Generator().manual_seed(1)
+    encoder, predictor = encoder_shapes(16, 2, 8, 16, 64), predictor_shapes(16, 2, 16, q=8)
+    parts = {"encoder": encoder, "predictor": predictor, "target_encoder": encoder}
+    weights = {
+        part: {f"module.{name}": torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        for part, shapes in parts.items()
+    }
+    rest: dict[str, Any] = {"opt": {"state": {}, "param_groups": []}, "scaler": None, "epoch": 300, "loss": 0.1}
+    return weights | rest | {"batch_size": 128, "world_size": 16, "lr": 1e-6}
+
+
+def test_a_file_is_read_whole(content, tmp_path):
+    torch.save(content, tmp_path / "official.pth.tar")
+    model = tiny()
+    assert official.load(tmp_path / "official.pth.tar", model) == {"epoch": 300, "loss": 0.1}
+    for part in official.PARTS:
+        state = getattr(model, part).state_dict()
+        assert len(state) == len(content[part])
+        for name, tensor in state.items():
+            assert torch.equal(tensor, content[part][f"module.{name}"]), name
+    assert not any(p.requires_grad for p in model.target_encoder.parameters())
+
+
+def test_what_is_exported_is_read_again(tmp_path):
+    first, second = tiny(0), tiny(1)
+    official.export(tmp_path / "out.pth.tar", first, epoch=3, loss=0.5)
+    assert official.load(tmp_path / "out.pth.tar", second) == {"epoch": 3, "loss": 0.5}
+    for ours, theirs in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def without(content, part, name):
+    return content | {part: {key: value for key, value in content[part].items() if key != name}}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: without(c, "encoder", "module.norm.bias"), r"encoder lacks norm.bias \(1 in all\)"),
+        (
+            lambda c: c | {"predictor": c["predictor"] | {"module.x": torch.ones(1)}},
+            r"predictor has the unknown module.x \(1 in all\)",
+        ),
+        (lambda c: {k: v for k, v in c.items() if k != "target_encoder"}, "has no target_encoder"),
+        (lambda c: [1, 2], "has no encoder, predictor, target_encoder"),
+    ],
+)
+def test_a_file_of_other_names_is_refused_and_changes_nothing(change, words, content, tmp_path):
+    torch.save(change(content), tmp_path / "file.pth.tar")
+    model, before = tiny(), tiny().state_dict()
+    with pytest.raises(ValueError, match=words) as error:
+        official.load(tmp_path / "file.pth.tar", model)
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_file_of_another_size_is_named(content, tmp_path):
+    torch.save(content, tmp_path / "file.pth.tar")
+    with pytest.raises(ValueError, match=r"encoder of another size: pos_embed is \[1, 16, 16\], ours \[1, 16, 32\]"):
+        official.load(tmp_path / "file.pth.tar", tiny(width=32))
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path):
+    (tmp_path / "file.pth.tar").write_bytes(b"no checkpoint")
+    for name, words in (("file.pth.tar", "is no checkpoint"), ("none.pth.tar", "there is no file")):
+        with pytest.raises(ValueError, match=words):
+            official.load(tmp_path / name, tiny())
+
+
+def test_the_weights_are_drawn_from_the_seed():
+    config = Config(size=(32, 32), patch=8, encoder="nano", predictor_width=8, predictor_depth=1)
+    first, again, other = (build(c, 3) for c in (config, config, Config(**{**vars(config), "seed": 1})))
+    weights = [model.encoder.patch_embed.proj.weight for model in (first, again, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])

@@ -1,0 +1,185 @@
+"""The real train command: killed and resumed, on two ranks, with bad options, with a loss that is not finite."""
+
+import json
+import os
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from common import checkpoint, dist
+from common.config import parse
+from common.run import NonFiniteError, Run
+from ijepa import data, evaluate, official, train
+from ijepa.build import build, mask_config, schedule
+from ijepa.config import PRESETS, TASKS, Config
+from ijepa.data import Arrays
+from ijepa.masks import check
+from ijepa.tests.calculation import CONFIG, calculate
+from ijepa.tests.conftest import SMOKE
+from ijepa.vit import patch_grid
+
+TOTAL = 30
+
+
+def lines(folder):
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "wall"} for line in metrics]
+
+
+def newest(folder) -> checkpoint.Checkpoint:
+    found = checkpoint.load_latest(folder / "jepa")
+    assert found is not None
+    return found
+
+
+def same_tensors(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def test_killed_twice_and_resumed_equals_one_go(trained, start, tmp_path):
+    """SIGKILL at a random moment; then as if the newest checkpoint had not been finished, and half a line been left."""
+    folder, rng = tmp_path / "run", random.Random(0)
+    words = ("ijepa.train", *SMOKE, "--run", str(folder))
+    for share in (0.2, 0.6):
+        process = start(*words)
+        wanted = folder / "jepa" / f"step-{int(share * TOTAL):09d}.safetensors"
+        while not wanted.exists():
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.02))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        found = newest(folder)
+        assert found.step < TOTAL, "killed too late to show anything"
+        found.path.unlink()
+        with open(folder / "metrics.jsonl", "a") as file:
+            file.write('{"stage": "jepa", "st')
+    process = start(*words)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert lines(folder) == lines(trained)
+    assert newest(folder).step == TOTAL
+    same_tensors(newest(folder).tensors, newest(trained).tensors)
+    assert len(json.loads((folder / "meta.json").read_text())["restarts"]) == 2
+
+
+def test_the_number_of_workers_changes_nothing(trained, start, tmp_path):
+    process = start("ijepa.train", *SMOKE, "--workers", "0", "--run", str(tmp_path / "run"))
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    same_tensors(newest(tmp_path / "run").tensors, newest(trained).tensors)
+
+
+def test_two_ranks_equal_one(start, tmp_path):
+    """Each takes one of the two micro-batches; to the rounding of a sum in another order, but for the keys' bias."""
+    folders = tmp_path / "one", tmp_path / "two"
+    for folder in folders:
+        folder.mkdir()
+    launch = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "ijepa.tests.calculation")
+    process = start(*launch, str(folders[1]))
+    calculate(folders[0])
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    one, two = (newest(folder / "run").tensors for folder in folders)
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        if name.startswith(("encoder", "predictor")) and "qkv.bias" not in name:
+            torch.testing.assert_close(two[name], value, rtol=0, atol=2e-5, msg=name)
+
+
+def test_the_log_holds_the_collapse_watch(trained):
+    found = lines(trained)
+    assert [line["step"] for line in found] == [1, 11, 21, 30]
+    for line in found:
+        assert line.keys() == {"stage", "step", "loss", "std", "rank", "vs_constant"}
+    assert found[-1]["loss"] < found[0]["loss"]
+
+
+def test_a_loss_that_is_not_finite_names_step_term_and_checkpoint(tmp_path, monkeypatch):
+    config = Config(**{**vars(CONFIG), "updates": 15})
+    calls: list[int] = []
+
+    def to_input(images, statistics, device):
+        calls.append(1)
+        return data.to_input(images, statistics, device) * (float("nan") if len(calls) > 2 * 5 else 1.0)
+
+    monkeypatch.setattr(train, "to_input", to_input)
+    run = Run.open("ijepa", config, "smoke", tmp_path / "run")
+    images = Arrays(np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8), np.zeros(20, int))
+    with pytest.raises(NonFiniteError, match=r"jepa step 6: loss is nan; .*step-000000005\.safetensors"):
+        train.train_encoder(run, config, dist.setup(), build(config, 3), images)
+
+
+def test_an_official_file_takes_the_place_of_the_training(tmp_path):
+    model = build(CONFIG, 3)
+    with torch.no_grad():
+        model.target_encoder.norm.bias.add_(1)
+    official.export(tmp_path / "file.pth.tar", model, 300, 0.1)
+    options = [f"{name}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in vars(CONFIG).items()]
+    options = [word for word in options if not word.startswith(("updates", "init_from", "data="))]
+    folder = tmp_path / "run"
+    train.main(["--preset", "smoke", "--run", str(folder), "--set", *options, "updates=none",
+                f"init_from={tmp_path / 'file.pth.tar'}"])  # fmt: skip
+    found = newest(folder)
+    assert found.step == 0
+    assert torch.equal(found.tensors["target_encoder/norm.bias"], model.target_encoder.norm.bias)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--task", "pongg"], "pong"),
+        (["--encoder", "enormous"], "encoder"),
+        (["--batch", "10"], "batch 10 is no multiple of micro_batch 8"),
+        (["--size", "60,64"], "an image of 60 x 64 pixels is no whole number of patches of 8 x 8"),
+        (["--size", "64"], "size takes two numbers"),
+        (["--patch", "16"], "4 x 4 patches has target blocks"),
+        (["--target-scale", "0.3,0.2"], "target_scale"),
+        (["--task", "imagenet"], "task imagenet needs data"),
+        (["--init-from", "nowhere.pth.tar"], "there is no file nowhere.pth.tar"),
+        (["--batch", "208"], "needs more than the 200 there are"),
+        (["--task", "pong", "--frames", "8"], "frames"),
+        (["--predictor-width", "30"], "a width that 4 divides, not 30"),
+        (["--device", "cuda:99"], "cuda:99"),
+        (["--masking", "none"], "masking"),
+    ],
+)
+def test_bad_options_end_in_one_line_and_leave_nothing(words, complaint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        train.main(["--preset", "smoke", "--task", "shapes", *words])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert complaint in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_preset_of_every_task_has_masks_that_fit():
+    for preset in PRESETS:
+        for task in TASKS:
+            config, _ = parse(Config, TASKS, PRESETS, ["--preset", preset, "--task", task], prog="", description="")
+            height, width = config.size
+            check(mask_config(config, patch_grid(height, width, config.patch)))
+
+
+def test_the_defaults_are_the_released_config():
+    config = Config()
+    assert (config.batch, config.micro_batch, config.micro_batches) == (2048, 128, 16)
+    rates = schedule(config, 300 * 625)
+    assert (rates.total, rates.warmup) == (187_500, 25_000)
+    assert PRESETS["paper"].values == {}
+
+
+@pytest.mark.parametrize("program", [train, evaluate])
+def test_help_explains_every_field(program, capsys):
+    with pytest.raises(SystemExit) as end:
+        program.main(["--help"])
+    assert end.value.code == 0
+    assert "--target-scale" in capsys.readouterr().out
