@@ -81,23 +81,35 @@ def verdict_table(results: Sequence[Result]) -> Table:
 
 
 def brief_table(results: Sequence[Result]) -> Table:
-    """The block of a package README: preset, hardware, minutes, measured and published result first."""
-    rows = []
+    """The block of a README: preset, hardware, minutes, measured and published result first.
+
+    Rows that are not run yet are one line per paper and preset; REPORT.md has them one by one.
+    """
+    rows, waiting = [], dict[tuple[str, str], list[Result]]()
     for result in results:
+        if not result.seeds:
+            waiting.setdefault((result.paper, result.row.suite), []).append(result)
+            continue
         done = [seed.record for seed in result.seeds if seed.finished]
         minutes = sum(record.data["wall_seconds"] for record in done) / len(done) / 60 if done else result.row.minutes
-        expected = "" if done else "expected"
         rows.append((
+            Cell(result.paper),
             Cell(result.row.title),
             Cell(result.row.suite),
-            Cell(devices(done) or "not run"),
-            Cell(f"{minutes:.1f}", expected),
+            Cell(devices(done)),
+            Cell(f"{minutes:.1f}", "" if done else "expected"),
             Cell(measured(result)),
             Cell(reported(result)),
             Cell(result.verdict.text, tone=result.verdict.tone),
             _seed_links(result),
         ))  # fmt: skip
-    columns = ("row", "preset", "hardware", "minutes per seed", "measured", "published", "verdict", "records")
+    empty = Cell("")
+    for (paper, suite), group in waiting.items():
+        title = group[0].row.title if len(group) == 1 else f"{len(group)} rows of the report"
+        minutes = max(result.row.minutes for result in group)
+        verdict, expected = Cell("not run", tone="none"), Cell(f"{minutes:.0f}", "expected")
+        rows.append((Cell(paper), Cell(title), Cell(suite), empty, expected, empty, empty, verdict, empty))
+    columns = ("paper", "row", "preset", "hardware", "minutes per seed", "measured", "published", "verdict", "records")
     return Table("Results", columns, tuple(rows), "No rows.")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import ha2018
+from benchmarks import dreamerv3, ha2018
 from benchmarks.rows import Suite
 
-SUITES: tuple[Suite, ...] = (ha2018.SUITE,)
+SUITES: tuple[Suite, ...] = (ha2018.SUITE, dreamerv3.SUITE)

@@ -24,6 +24,7 @@ from gymnasium.envs.box2d.car_racing import CarRacing as GymnasiumCarRacing
 
 from benchmarks import records
 from benchmarks.rows import PAPERS
+from common import dist
 from common.run import (
     atomic_write,
     command_line,
@@ -32,6 +33,12 @@ from common.run import (
     package_versions,
     usable_device,
 )
+from dreamerv3 import agent as dreamer_agent
+from dreamerv3 import config as dreamer_config
+from dreamerv3 import data as dreamer_data
+from dreamerv3 import spaces as dreamer_spaces
+from dreamerv3.learner import Learner
+from dreamerv3.train import new_optimizer
 from ha2018.config import Config
 from ha2018.data import Batch
 from ha2018.dream import FirstFrames, rollout_returns
@@ -245,7 +252,72 @@ def _racing() -> list[dict[str, Any]]:
     return found
 
 
-SUITES = {"ha2018": ha2018}
+# --- dreamerv3 ----------------------------------------------------------------------------------------------------
+
+DREAMER_SOURCE = "another project's table for one GB200, bfloat16: the authors' JAX code 22.0 ms"
+
+
+def dreamerv3(device: torch.device) -> list[dict[str, Any]]:
+    """One update at batch 16 x 64: from vectors at size 1m, on a GPU also from images at 12m and 200m."""
+    found = [_dreamer_update("1m", device, is_image=False, use_fast=True)]
+    plain = _dreamer_update("1m", device, is_image=False, use_fast=False)
+    words = f"the readable form of the same update: {plain['value']} ms"
+    found[0] |= {"peer": words, "ratio": round(plain["value"] / found[0]["value"], 2)}
+    if device.type == "cuda":
+        found[0] |= {"published": 22.0, "published_source": DREAMER_SOURCE}
+        found += [_dreamer_update(size, device, is_image=True, use_fast=True) for size in ("12m", "200m")]
+    return [*found, _dreamer_act(device)]
+
+
+def _dreamer_agent(size: str, is_image: bool, use_fast: bool) -> dreamer_agent.Agent:
+    image = {"image": dreamer_spaces.ObsSpace("image", (64, 64, 3))}
+    vectors = {name: dreamer_spaces.ObsSpace("float", (n,)) for name, n in (("position", 3), ("velocity", 2))}
+    actions = dreamer_spaces.ActionSpace(18 if is_image else 1, is_discrete=is_image)
+    config = dreamer_config.Config(size=size, use_fast=use_fast)
+    return dreamer_agent.new_agent(image if is_image else vectors, actions, config)
+
+
+def _dreamer_update(size: str, device: torch.device, *, is_image: bool, use_fast: bool) -> dict[str, Any]:
+    torch.manual_seed(0)
+    agent = _dreamer_agent(size, is_image, use_fast).to(device)
+    config, sizes, shape = agent.config, agent.world.rssm.sizes, (agent.config.batch_size, agent.config.batch_length)
+    flags = torch.zeros(shape, dtype=torch.bool, device=device)
+    obs = {name: torch.randn(*shape, *space.shape, device=device) for name, space in agent.world.encoder.spaces.items()}
+    if is_image:
+        obs = {"image": torch.randint(256, (*shape, 64, 64, 3), device=device, dtype=torch.uint8)}
+    action = torch.randint(18, shape, device=device) if is_image else torch.rand(*shape, 1, device=device)
+    batch = dreamer_data.Batch(
+        obs=obs,
+        prev_action=action,
+        reward=torch.randn(shape, device=device),
+        is_first=torch.rand(shape, device=device) < 0.01,
+        is_last=flags,
+        is_terminal=flags,
+        start_h=torch.zeros(shape[0], sizes.deter, device=device),
+        start_z=torch.zeros(shape[0], sizes.stoch, dtype=torch.uint8, device=device),
+    )
+    noise = agent.draw_noise(*shape, torch.Generator(device).manual_seed(0))
+    learner = Learner(agent, new_optimizer(agent, config), config, dist.setup(str(device)))
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    timing = timed(lambda: learner.update(batch, noise), device, repeats=7, warmup=3 if device.type == "cuda" else 2)
+    peak = f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB at most" if device.type == "cuda" else ""
+    world = "64 x 64 images" if is_image else "vectors"
+    form = "" if use_fast else ", readable form"
+    return figure(f"update, size {size}, {world}, 16 x 64{form}", "ms", timing, note=peak)
+
+
+def _dreamer_act(device: torch.device) -> dict[str, Any]:
+    agent, count = _dreamer_agent("1m", False, True).to(device), 16
+    state, action = agent.world.rssm.initial_state(count), torch.zeros(count, 1, device=device)
+    obs = {name: torch.randn(count, *s.shape, device=device) for name, s in agent.world.encoder.spaces.items()}
+    uniform, noise = (part.to(device) for part in agent.draw_act_noise(count, torch.Generator().manual_seed(0)))
+    is_first = torch.zeros(count, dtype=torch.bool, device=device)
+    timing = timed(lambda: agent.act(state, action, obs, is_first, uniform, noise), device, repeats=15, warmup=3)
+    return figure(f"acting, size 1m, vectors, {count} worlds", "steps/s", timing, count)
+
+
+SUITES = {"ha2018": ha2018, "dreamerv3": dreamerv3}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -34,7 +34,7 @@ from common.config import to_dict, user_error
 
 # Libraries whose version can change a number; those not installed are left out of meta.json.
 PACKAGES = ["torch", "numpy", "safetensors", "opencv-python-headless", "pillow"]
-PACKAGES += ["gymnasium", "vizdoom", "box2d", "pygame-ce", "cma"]
+PACKAGES += ["gymnasium", "vizdoom", "box2d", "pygame-ce", "cma", "dm-control", "mujoco", "ale-py", "crafter"]
 RECORD_KEYS = (
     {"schema", "paper", "suite", "claim", "task", "preset", "seed", "metric", "unit", "value", "values"}
     | {"episodes", "policy", "protocol", "budget", "controls", "measurements", "curves", "wall_seconds"}

@@ -1,6 +1,7 @@
 """Rollouts of C in the real worlds, for the evolution of CarRacing's C and for every test: V and M as one batch.
 
-Shapes: E episodes, B games that are still playing, N population members, R rollouts per member, Z latent size, H hidden size, P parameters of C, A action size.
+Shapes: E episodes, B games that are still playing, N population members, R rollouts per member, Z latent size,
+H hidden size, P parameters of C, A action size.
 Source: paper, section 2.3 (the agent's loop); reference code: model.py of each task.
 """
 

@@ -1,0 +1,141 @@
+"""symlog, symexp two-hot, categoricals with unimix, KL balance with free bits, and the bounded normal.
+
+Shapes: [...] any leading axes, S categoricals of K classes, N bins, A action size. All logarithms are natural (nats).
+Source: paper, Methods ("Robust predictions", "World model learning"); reference code: outs.py, heads.py.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+SYMEXP_RANGE = 20.0  # the outermost bins are +-(e^20 - 1)
+
+
+def symlog(x: Tensor) -> Tensor:
+    """sign(x) ln(1 + |x|), elementwise."""
+    return torch.sign(x) * torch.log1p(x.abs())
+
+
+def symexp(x: Tensor) -> Tensor:
+    """sign(x) (e^|x| - 1), the inverse of `symlog`."""
+    return torch.sign(x) * torch.expm1(x.abs())
+
+
+def symexp_bins(count: int) -> Tensor:
+    """`count` bins [N], symexp of an even grid on [-20, 20]: exactly symmetric, a zero in the middle; odd counts."""
+    if count < 3 or count % 2 == 0:
+        raise ValueError(f"bins: expected an odd count of at least 3, not {count}")
+    below = symexp(torch.linspace(-SYMEXP_RANGE, 0, (count + 1) // 2))
+    return torch.cat([below, -below[:-1].flip(0)])
+
+
+def two_hot(target: Tensor, bins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The two bins around target [...] and the weight of the upper one: below, above (int64), weight_above.
+
+    The weights are linear in the raw space between the exponentially spaced bins, not in symlog space. A target on a
+    bin gives that bin all the weight; outside of the range both indices are the outermost bin.
+    """
+    last = len(bins) - 1
+    above = torch.searchsorted(bins, target.contiguous(), right=True)  # the number of bins <= target
+    below = (above - 1).clamp(0, last)
+    above = above.clamp(0, last)
+    low, high = (bins[below] - target).abs(), (bins[above] - target).abs()
+    is_same = below == above
+    low, high = torch.where(is_same, 1.0, low), torch.where(is_same, 1.0, high)
+    return below, above, low / (low + high)
+
+
+def two_hot_loss(logits: Tensor, target: Tensor, bins: Tensor) -> Tensor:
+    """-sum_i twohot(y)_i log softmax(logits)_i in nats: logits [..., N], target y [...] (no gradient) -> [...].
+
+    Source: paper, Eq. 9 and 10.
+    """
+    below, above, weight = two_hot(target.detach(), bins)
+    pair = logits.gather(-1, torch.stack([below, above], -1))
+    return torch.logsumexp(logits, -1) - torch.lerp(pair[..., 0], pair[..., 1], weight)
+
+
+def two_hot_mean(logits: Tensor, bins: Tensor) -> Tensor:
+    """sum_i p_i b_i with the bins of opposite sign paired first: logits [..., N] -> [...].
+
+    The outermost bins are 4.85e8 and float32 has seven digits: a plain sum of uniform probabilities is not zero.
+    Paired, it is zero exactly. Source: reference code, outs.py.
+    """
+    half = len(bins) // 2
+    probs = torch.softmax(logits, -1)
+    return (probs[..., half + 1 :] - probs[..., :half].flip(-1)) @ bins[half + 1 :]
+
+
+def mixed_probs(logits: Tensor, unimix: float) -> Tensor:
+    """(1 - unimix) softmax(logits) + unimix / K over the last axis. Source: paper, "1% unimix"."""
+    return torch.softmax(logits, -1) * (1 - unimix) + unimix / logits.shape[-1]
+
+
+def categorical_kl(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p || q) of mixed probabilities [..., S, K], summed over S: [...] in nats."""
+    return (p * (p.log() - q.log())).sum((-2, -1))
+
+
+def kl_balance(post: Tensor, prior: Tensor, free_nats: float) -> tuple[Tensor, Tensor]:
+    """The dynamics and the representation loss of mixed probabilities [..., S, K]: two [...] in nats.
+
+    dyn = max(free, KL[sg(post) || prior]), rep = max(free, KL[post || sg(prior)]); the KL is summed over the S latents
+    before it is clipped, per time step. Where it is clipped there is no gradient. Source: paper, Eq. 5.
+    """
+    dyn = categorical_kl(post.detach(), prior).clamp(min=free_nats)
+    rep = categorical_kl(post, prior.detach()).clamp(min=free_nats)
+    return dyn, rep
+
+
+def draw(probs: Tensor, uniform: Tensor) -> Tensor:
+    """A class for each categorical, by inversion: probs [..., K], uniform [...] in [0, 1) -> int64 [...]."""
+    cumulative = probs[..., :-1].cumsum(-1)
+    return (cumulative <= uniform[..., None]).sum(-1)  # the last class takes what is left
+
+
+def straight_through(index: Tensor, probs: Tensor) -> Tensor:
+    """onehot + p - sg(p): index [...], probs [..., K] -> [..., K]; the value is the one-hot vector exactly.
+
+    Source: paper, "straight-through gradients"; the gradient is that of the mixed probabilities.
+    """
+    onehot = F.one_hot(index, probs.shape[-1]).to(probs.dtype)
+    return onehot + (probs - probs.detach())
+
+
+def categorical_log_prob(probs: Tensor, index: Tensor) -> Tensor:
+    """log p of the class: probs [..., K], index [...] -> [...]."""
+    return probs.log().gather(-1, index[..., None]).squeeze(-1)
+
+
+def categorical_entropy(probs: Tensor) -> Tensor:
+    """-sum p log p over the last axis, in nats."""
+    return -(probs * probs.log()).sum(-1)
+
+
+def bounded_normal(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """tanh(mean) and 0.9 sigmoid(std + 2) + 0.1: the actor's raw outputs [..., A] -> mean, std [..., A].
+
+    Source: reference code, heads.py; the paper gives the range 0.1 to 1.
+    """
+    return torch.tanh(mean), 0.9 * torch.sigmoid(std + 2) + 0.1
+
+
+def normal_log_prob(mean: Tensor, std: Tensor, action: Tensor) -> Tensor:
+    """log N(a; mean, std) summed over A: [..., A] -> [...]. No correction for the clipping at the environment."""
+    return torch.distributions.Normal(mean, std, validate_args=False).log_prob(action).sum(-1)
+
+
+def normal_entropy(std: Tensor) -> Tensor:
+    """Entropy of independent normals in nats, summed over A: [..., A] -> [...]."""
+    return torch.distributions.Normal(torch.zeros_like(std), std, validate_args=False).entropy().sum(-1)
+
+
+def symlog_squared_error(prediction: Tensor, target: Tensor, tolerance: float) -> Tensor:
+    """sum (prediction - symlog(target))^2 over the last axis; squares below `tolerance` count as 0, gradient included.
+
+    prediction [..., n] in symlog space, target [..., n] raw. Source: paper, Eq. 8; tolerance: reference code of 2024.
+    """
+    square = (prediction - symlog(target)).square()
+    if tolerance:
+        square = torch.where(square < tolerance, 0.0, square)
+    return square.sum(-1)

@@ -1,0 +1,399 @@
+"""The worlds: DeepMind Control, Atari, Crafter and any gymnasium environment, as the reference code prepares them.
+
+Every episode has a seed of its own, so that a world is brought back to the middle of an episode by its actions.
+Shapes: W worlds. Images [H, W, C] uint8; rewards are raw sums over repeated actions; actions as in `ActionSpace`.
+Source: reference code: envs/dmc.py, envs/atari.py, envs/crafter.py; which rules hold in which edition: README.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from common.seeding import derive_seed
+from dreamerv3.config import Config
+from dreamerv3.spaces import ActionSpace, ObsSpace
+
+Array = NDArray[Any]
+IMAGE_SIZE = 64
+
+
+class WorldError(ValueError):
+    """A world that this machine cannot make; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a world answers. is_terminal: the episode ended for good; is_last: it ended, also by a time limit.
+
+    info: numbers of a finished episode for the log.
+    """
+
+    obs: Mapping[str, Array]
+    reward: float = 0.0
+    is_last: bool = False
+    is_terminal: bool = False
+    info: Mapping[str, float] | None = None
+
+
+class World(Protocol):
+    """One environment. `reset(seed)` makes an episode deterministic given its actions."""
+
+    spaces: dict[str, ObsSpace]
+    actions: ActionSpace
+
+    def reset(self, seed: int) -> Step:
+        """Start the episode `seed`."""
+
+    def step(self, action: Array) -> Step:
+        """One agent step, i.e. all repeats of the action."""
+
+    def close(self) -> None:
+        """Free what the world holds."""
+
+
+def need(module: str, extra: str = "dreamerv3") -> Any:
+    """The imported module, or a line that says how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise WorldError(f"{module} cannot be imported ({error}); pip install '.[{extra}]'") from error
+
+
+def rescale(action: Array, low: Array, high: Array) -> Array:
+    """From [-1, 1], clipped, to [low, high]."""
+    return low + (np.clip(action, -1, 1) + 1) / 2 * (high - low)
+
+
+class Control:
+    """A task of the DeepMind Control Suite, 1000 environment steps an episode, from vectors or from a camera."""
+
+    def __init__(self, name: str, repeat: int, is_vision: bool) -> None:
+        # Vectors need no renderer, and a machine without one must still do.
+        os.environ.setdefault("MUJOCO_GL", "egl" if is_vision else "disabled")
+        try:
+            suite = need("dm_control.suite")
+        except RuntimeError as error:
+            raise WorldError(render_complaint(error)) from error
+        domain = "ball_in_cup" if name.startswith("ball_in_cup") else name.split("_")[0]
+        self._random = np.random.RandomState(0)
+        self._env = suite.load(domain, name[len(domain) + 1 :], task_kwargs={"random": self._random})
+        self._repeat, self._is_vision = repeat, is_vision
+        self._camera = 2 if domain == "quadruped" else 0
+        spec = self._env.action_spec()
+        self._low, self._high = spec.minimum, spec.maximum
+        self.actions = ActionSpace(spec.shape[0], is_discrete=False)
+        if is_vision:
+            self.spaces = {"image": ObsSpace("image", (IMAGE_SIZE, IMAGE_SIZE, 3))}
+            self.reset(0)  # a renderer that does not work must say so now
+        else:
+            shapes = {key: tuple(part.shape) or (1,) for key, part in self._env.observation_spec().items()}
+            self.spaces = {key: ObsSpace("float", shape) for key, shape in shapes.items() if 0 not in shape}
+
+    def reset(self, seed: int) -> Step:
+        self._random.seed(seed)
+        return Step(self._observe(self._env.reset().observation))
+
+    def step(self, action: Array) -> Step:
+        reward, control = 0.0, rescale(action.astype(np.float64), self._low, self._high)
+        for _ in range(self._repeat):
+            found = self._env.step(control)
+            reward += found.reward or 0.0
+            if found.last():
+                break
+        return Step(self._observe(found.observation), reward, found.last(), found.last() and found.discount == 0)
+
+    def render(self, size: int) -> Array:
+        """A picture [size, size, 3] of the current state."""
+        try:
+            picture: Array = self._env.physics.render(size, size, camera_id=self._camera)
+        except (RuntimeError, ImportError, AttributeError) as error:
+            raise WorldError(render_complaint(error)) from error
+        return picture
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _observe(self, observation: Mapping[str, Any]) -> dict[str, Array]:
+        if self._is_vision:
+            return {"image": self.render(IMAGE_SIZE)}
+        return {key: np.asarray(observation[key], np.float32).reshape(s.shape) for key, s in self.spaces.items()}
+
+
+def render_complaint(error: Exception) -> str:
+    """One line for a machine on which MuJoCo cannot render."""
+    backend = os.environ.get("MUJOCO_GL", "unset")
+    return f"MuJoCo cannot render (MUJOCO_GL={backend}: {error}); try MUJOCO_GL=egl or osmesa, or a dmc_proprio task"
+
+
+@dataclass(frozen=True)
+class AtariRules:
+    """How a game is prepared: image size, gray or RGB, probability of a repeated action, all 18 actions, no-ops."""
+
+    size: int
+    is_gray: bool
+    sticky: float
+    has_all_actions: bool
+    noops: int
+
+
+ATARI_RULES = {
+    ("arxiv_v2", "atari100k"): AtariRules(64, True, 0.25, True, 0),
+    ("arxiv_v2", "atari57"): AtariRules(96, True, 0.25, True, 0),
+    ("nature", "atari100k"): AtariRules(64, False, 0.0, False, 30),
+    ("nature", "atari57"): AtariRules(96, True, 0.25, True, 30),
+}
+ATARI_FRAMES = 108_000  # limit of an episode
+LUMA = (0.299, 0.587, 0.114)
+
+
+class Atari:
+    """A game of the Arcade Learning Environment: maximum of the last two raw frames, raw scores, no frame stack.
+
+    The end by the frame limit counts as terminal, and lost lives are not used: reference code.
+    """
+
+    def __init__(self, game: str, repeat: int, rules: AtariRules) -> None:
+        ale = need("ale_py")
+        ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)
+        gymnasium.register_envs(ale)
+        name = "".join(word.capitalize() for word in game.split("_"))
+        self._env = gymnasium.make(
+            f"ALE/{name}-v5",
+            frameskip=1,
+            repeat_action_probability=rules.sticky,
+            full_action_space=rules.has_all_actions,
+            disable_env_checker=True,
+        )
+        self._repeat, self._rules = repeat, rules
+        self.actions = ActionSpace(int(self._env.action_space.n), is_discrete=True)  # type: ignore[attr-defined]
+        self.spaces = {"image": ObsSpace("image", (rules.size, rules.size, 1 if rules.is_gray else 3))}
+
+    def reset(self, seed: int) -> Step:
+        frame, _ = self._env.reset(seed=seed)
+        for _ in range(np.random.default_rng(seed).integers(self._rules.noops + 1)):
+            frame, _, terminated, truncated, _ = self._env.step(0)
+            if terminated or truncated:
+                frame, _ = self._env.reset()
+        self._frames, self._count = [frame, frame], 0
+        return Step(self._observe())
+
+    def step(self, action: Array) -> Step:
+        reward, is_last = 0.0, False
+        for _ in range(self._repeat):
+            frame, gain, terminated, truncated, _ = self._env.step(int(action))
+            self._frames = [self._frames[1], frame]
+            self._count += 1
+            reward += float(gain)
+            is_last = bool(terminated or truncated or self._count >= ATARI_FRAMES)
+            if is_last:
+                break
+        return Step(self._observe(), reward, is_last, is_last)
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _observe(self) -> dict[str, Array]:
+        size, frame = self._rules.size, np.maximum(*self._frames)
+        image = np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR))
+        if self._rules.is_gray:
+            image = np.tensordot(image, LUMA, (-1, 0)).astype(np.uint8)[..., None]
+        return {"image": image}
+
+
+class Crafter:
+    """Crafter with its reward: 64 x 64 RGB, 17 actions, at most 10,000 steps. `info` has the achievements unlocked."""
+
+    def __init__(self, repeat: int) -> None:
+        self._crafter, self._repeat = need("crafter"), repeat
+        self.actions = ActionSpace(17, is_discrete=True)
+        self.spaces = {"image": ObsSpace("image", (IMAGE_SIZE, IMAGE_SIZE, 3))}
+
+    def reset(self, seed: int) -> Step:
+        self._env = self._crafter.Env(size=(IMAGE_SIZE, IMAGE_SIZE), reward=True, seed=seed)
+        return Step({"image": self._env.reset()})
+
+    def step(self, action: Array) -> Step:
+        total, is_last = 0.0, False
+        for _ in range(self._repeat):
+            image, reward, is_last, info = self._env.step(int(action))
+            total += float(reward)
+            if is_last:
+                break
+        unlocked = {f"achievement {k}": float(count > 0) for k, count in info["achievements"].items()}
+        return Step({"image": image}, total, is_last, info["discount"] == 0, unlocked if is_last else None)
+
+    def close(self) -> None:
+        self._env = None
+
+
+class Gym:
+    """Any gymnasium environment with images, vectors, integers or a dictionary of them, and one kind of action."""
+
+    def __init__(self, gym_id: str, repeat: int) -> None:
+        try:
+            self._env = gymnasium.make(gym_id, disable_env_checker=True)
+        except (gymnasium.error.Error, ImportError) as error:
+            raise WorldError(f"gymnasium cannot make {gym_id!r}: {error}") from error
+        self._repeat = repeat
+        space, action = self._env.observation_space, self._env.action_space
+        self._parts = dict(space.spaces) if isinstance(space, gymnasium.spaces.Dict) else {"obs": space}
+        self.spaces = {name: _obs_space(gym_id, name, part) for name, part in self._parts.items()}
+        if isinstance(action, gymnasium.spaces.Discrete):
+            self.actions = ActionSpace(int(action.n), is_discrete=True)
+            self._to_env: Callable[[Array], Any] = lambda a: int(a) + int(action.start)
+        elif isinstance(action, gymnasium.spaces.Box) and action.is_bounded():
+            self.actions = ActionSpace(int(np.prod(action.shape)), is_discrete=False)
+            shape, kind = action.shape, action.dtype
+            self._to_env = lambda a: rescale(a.reshape(shape), action.low, action.high).astype(kind)
+        else:
+            raise WorldError(f"{gym_id}: actions are {action}; supported: Discrete, bounded Box")
+
+    def reset(self, seed: int) -> Step:
+        return Step(self._observe(self._env.reset(seed=seed)[0]))
+
+    def step(self, action: Array) -> Step:
+        total, terminated, truncated = 0.0, False, False
+        for _ in range(self._repeat):
+            found, reward, terminated, truncated, _ = self._env.step(self._to_env(action))
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return Step(self._observe(found), total, bool(terminated or truncated), bool(terminated))
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _observe(self, found: Any) -> dict[str, Array]:
+        values = found if isinstance(self._env.observation_space, gymnasium.spaces.Dict) else {"obs": found}
+        return {name: _obs_value(space, self._parts[name], values[name]) for name, space in self.spaces.items()}
+
+
+def _obs_space(gym_id: str, name: str, part: Any) -> ObsSpace:
+    spaces = gymnasium.spaces
+    if isinstance(part, spaces.Box) and part.dtype == np.uint8 and len(part.shape) in (2, 3):
+        return ObsSpace("image", (IMAGE_SIZE, IMAGE_SIZE, part.shape[2] if len(part.shape) == 3 else 1))
+    if isinstance(part, spaces.Discrete):
+        return ObsSpace("discrete", (), int(part.n))
+    if isinstance(part, spaces.Box | spaces.MultiBinary | spaces.MultiDiscrete) and part.shape is not None:
+        return ObsSpace("float", tuple(part.shape) or (1,))
+    raise WorldError(f"{gym_id}: observation {name!r} is {part}; supported: images, numbers, integers")
+
+
+def _obs_value(space: ObsSpace, part: Any, value: Any) -> Array:
+    """Images are resized to 64 x 64, integers start at 0."""
+    array = np.asarray(value)
+    if space.kind == "image":
+        if array.shape[:2] != (IMAGE_SIZE, IMAGE_SIZE):
+            size = (IMAGE_SIZE, IMAGE_SIZE)
+            array = np.asarray(Image.fromarray(array.squeeze()).resize(size, Image.Resampling.BILINEAR))
+        return array.reshape(space.shape)
+    if space.kind == "discrete":
+        return array.astype(np.int32) - int(part.start)
+    return array.astype(np.float32).reshape(space.shape)
+
+
+def make_world(config: Config) -> World:
+    """The world of a config. Raises WorldError, in one line, if this machine cannot make it."""
+    benchmark, repeat = config.benchmark, config.plan.action_repeat
+    name = config.task.removeprefix(benchmark).lstrip("_")
+    if benchmark in ("dmc_proprio", "dmc_vision"):
+        return Control(name, repeat, benchmark == "dmc_vision")
+    if benchmark == "crafter":
+        return Crafter(repeat)
+    if benchmark == "gym":
+        return Gym(config.gym_id, repeat)
+    return Atari(name, repeat, ATARI_RULES[config.edition, benchmark])
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An episode that has just ended: its return, length in agent steps, and what the world says of it."""
+
+    env: int
+    total: float
+    length: int
+    info: Mapping[str, float]
+
+
+class Worlds:
+    """Worlds stepped side by side by threads; a finished one begins its next episode by itself. Use as a context."""
+
+    def __init__(self, make: Callable[[], World], indices: Sequence[int], seed: int, purpose: str) -> None:
+        """`indices`: numbers of the worlds, which seed their episodes together with `seed` and `purpose`."""
+        self.worlds = [make() for _ in indices]
+        self.indices, self.seed, self.purpose = list(indices), seed, purpose
+        self.spaces, self.actions = self.worlds[0].spaces, self.worlds[0].actions
+        self.episode = [-1] * len(self.worlds)  # the number of the running one
+        self.has_ended = [True] * len(self.worlds)
+        self.totals, self.lengths = [0.0] * len(self.worlds), [0] * len(self.worlds)
+        self.finished: list[Finished] = []
+        self._pool = ThreadPoolExecutor(min(len(self.worlds), os.cpu_count() or 1))
+
+    def __enter__(self) -> Worlds:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+        for world in self.worlds:
+            world.close()
+
+    def step(self, actions: Array) -> dict[str, Array]:
+        """Each world moves, or begins an episode where the last one has ended: arrays [W, ...].
+
+        Names as in the replay: obs/<name>, reward, is_first, is_last, is_terminal. `finished` has what ends now.
+        """
+        firsts = list(self.has_ended)
+        steps = list(self._pool.map(self._advance, range(len(self.worlds)), actions))
+        self.finished = []
+        for k, found in enumerate(steps):
+            self.totals[k] += found.reward
+            self.lengths[k] += 1
+            if found.is_last:
+                self.finished.append(Finished(k, self.totals[k], self.lengths[k] - 1, found.info or {}))
+        rows = {f"obs/{name}": np.stack([step.obs[name] for step in steps]) for name in self.spaces}
+        rows["reward"] = np.array([step.reward for step in steps], np.float32)
+        rows["is_first"] = np.array(firsts)
+        rows["is_last"] = np.array([step.is_last for step in steps])
+        rows["is_terminal"] = np.array([step.is_terminal for step in steps])
+        return rows
+
+    def _advance(self, k: int, action: Array) -> Step:
+        if self.has_ended[k]:
+            self.episode[k] += 1
+            self.totals[k], self.lengths[k] = 0.0, 0
+            found = self.worlds[k].reset(self._seed(k))
+        else:
+            found = self.worlds[k].step(action)
+        self.has_ended[k] = found.is_last
+        return found
+
+    def _seed(self, k: int) -> int:
+        return derive_seed(self.seed, self.purpose, self.indices[k], self.episode[k]) % 2**31
+
+    def restore(self, episode: Sequence[int], actions: Sequence[Sequence[Array]]) -> None:
+        """Bring every world back to the middle of an episode: its number and the actions taken in it so far.
+
+        The last action of the list was chosen but not yet taken.
+        """
+        self.episode = list(episode)
+
+        def again(k: int) -> None:
+            found = self.worlds[k].reset(self._seed(k))
+            self.totals[k], self.lengths[k] = 0.0, 1
+            for action in actions[k][:-1]:
+                found = self.worlds[k].step(action)
+                self.totals[k] += found.reward
+                self.lengths[k] += 1
+            self.has_ended[k] = found.is_last
+
+        list(self._pool.map(again, range(len(self.worlds))))

@@ -1,0 +1,226 @@
+"""Fresh episodes under the sampling policy, beside uniform random play; the training curve; films of the imagination.
+
+    python -m dreamerv3.evaluate --preset cpu --seed 0            the run of that preset and seed
+
+Writes record.json, curves.png, latents.png and video.webm into the run folder.
+The published numbers are returns of training episodes; the curve in the record is theirs to be compared with.
+Source: paper, Methods ("Benchmarks"); reference code: the policy always samples, there is no greedy mode.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from common import checkpoint
+from common import run as runs
+from common.config import from_dict, parse, user_error
+from common.seeding import derive_seed
+from dreamerv3 import pictures
+from dreamerv3.agent import Agent, new_agent
+from dreamerv3.config import PRESETS, TASKS, Config
+from dreamerv3.env import WorldError, Worlds, make_world
+
+Array = np.ndarray[Any, Any]
+Act = Callable[[dict[str, Array], int], Array]
+
+# Environment frames per point of the published curves.
+BINS = {"dmc_proprio": 10_000, "dmc_vision": 20_000, "atari100k": 10_000, "atari57": 4_000_000}
+
+
+def play(worlds: Worlds, act: Act) -> list[float]:
+    """The return of one episode in each world: act(rows, step) -> actions [W] or [W, A]."""
+    count = len(worlds.worlds)
+    returns: dict[int, float] = {}
+    shape = (count,) if worlds.actions.is_discrete else (count, worlds.actions.size)
+    actions, number = np.zeros(shape, np.int64 if worlds.actions.is_discrete else np.float32), 0
+    with runs.progress_bar(count, "test", unit="episode") as bar:
+        while len(returns) < count:
+            rows = worlds.step(actions)
+            for episode in worlds.finished:
+                if episode.env not in returns:
+                    returns[episode.env] = episode.total
+                    bar.update()
+            actions = act(rows, number)
+            number += 1
+    return [returns[k] for k in range(count)]
+
+
+def agent_policy(agent: Agent, count: int, seed: int) -> Act:
+    """The agent's own policy on `count` worlds, sampled from streams by (seed, step)."""
+    state, action = agent.world.rssm.initial_state(count), torch.zeros(0)
+
+    def act(rows: dict[str, Array], number: int) -> Array:
+        nonlocal state, action
+        device = state.h.device
+        generator = torch.Generator().manual_seed(derive_seed(seed, "test act", number))
+        uniform, noise = agent.draw_act_noise(count, generator)
+        obs = {name.removeprefix("obs/"): torch.from_numpy(rows[name]).to(device) for name in rows if "obs/" in name}
+        if number == 0:
+            shape = (count,) if agent.actions.is_discrete else (count, agent.actions.size)
+            action = torch.zeros(shape, dtype=torch.int64 if agent.actions.is_discrete else torch.float32)
+        is_first = torch.from_numpy(rows["is_first"]).to(device)
+        state, action = agent.act(state, action.to(device), obs, is_first, uniform.to(device), noise.to(device))
+        return action.cpu().numpy()
+
+    return act
+
+
+def random_policy(worlds: Worlds, seed: int) -> Act:
+    """Uniform over the actions, or over [-1, 1] in every dimension, from streams by (seed, step)."""
+
+    def act(rows: dict[str, Array], number: int) -> Array:
+        rng = np.random.default_rng(derive_seed(seed, "test random", number))
+        count, actions = len(rows["reward"]), worlds.actions
+        if actions.is_discrete:
+            return rng.integers(actions.size, size=count)
+        return rng.uniform(-1, 1, (count, actions.size)).astype(np.float32)
+
+    return act
+
+
+def load_agent(info: Mapping[str, Any], config: Config, worlds: Worlds, device: torch.device) -> tuple[Agent, int, int]:
+    """The agent of a finished run, its agent steps and its updates; one line and exit code 2 if it has not ended."""
+    folder, plan = info["folder"], config.plan
+    found = checkpoint.load_latest(folder / "train", device)
+    total = -(-plan.env_frames // (plan.action_repeat * plan.envs))
+    if found is None or found.step < total:
+        user_error(f"{folder}: training has not ended; the same train command goes on with it")
+    agent = new_agent(worlds.spaces, worlds.actions, config).to(device)
+    try:
+        checkpoint.load_module("agent", agent, found.tensors)
+    except ValueError as error:
+        faults = str(error).split("; ")
+        more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+        user_error(f"{folder}: the checkpoint is of another size or world: {faults[0]}{more}")
+    return agent.eval(), total * plan.envs, int(found.state["state"]["updates"])
+
+
+def protocol(config: Config) -> str:
+    """The name of the test; the world's own episodes, all of their length."""
+    return f"{config.benchmark}-episodes"
+
+
+def sample(values: Sequence[float], name: str) -> dict[str, Any]:
+    """A control or measurement as it stands in a record."""
+    return {"value": float(np.mean(values)), "values": list(values), "episodes": len(values), "protocol": name}
+
+
+def record_of_run(info: dict[str, Any], agent: Agent, config: Config, steps: int, updates: int) -> dict[str, Any]:
+    """The test of a finished run with its control, as record.json."""
+    start = time.monotonic()
+    indices = range(config.test_episodes)
+    with Worlds(lambda: make_world(config), indices, config.seed, "test") as worlds:
+        returns = play(worlds, agent_policy(agent, config.test_episodes, config.seed))
+    with Worlds(lambda: make_world(config), indices, config.seed, "test random") as worlds:
+        random = play(worlds, random_policy(worlds, config.seed))
+    info["stage_seconds"]["test"] = time.monotonic() - start
+    info["wall_seconds"] += info["stage_seconds"]["test"]
+    metrics = runs.read_metrics(info["folder"])
+    name = protocol(config)
+    curve, last = training_curve(metrics, BINS.get(config.benchmark, 10_000))
+    curves = {"training return": curve} if curve["x"] else {}
+    for key, unit in (("loss_dyn", "nats"), ("loss_reward", "nats"), ("return_scale", "return"), ("entropy", "nats")):
+        curves[key.removeprefix("loss_").replace("_", " ")] = _curve(metrics, key, unit)
+    return (
+        runs.record_template(info)
+        | {
+            "suite": info["meta"]["preset"],
+            "claim": "learns",
+            **sample(returns, name),
+            "metric": "return",
+            "unit": "return",
+            "policy": f"sampled, after {updates} updates; edition {config.edition}",
+            "budget": {"env_frames": steps * config.plan.action_repeat, "updates": updates},
+            "controls": {
+                "uniform random": sample(random, name),
+                "twice uniform random": sample([2 * value for value in random], name),
+            },
+            "measurements": {"last training episodes": sample(last, f"{config.benchmark}-training")} if last else {},
+            "curves": curves,
+            "parameters": agent.parameter_counts(),
+            "finished": True,
+        }
+        | _crafter_score(metrics, config)
+    )
+
+
+def _crafter_score(metrics: Sequence[dict[str, Any]], config: Config) -> dict[str, Any]:
+    """For Crafter the score over all training episodes among the measurements, else nothing.
+
+    exp(mean_i ln(1 + s_i)) - 1 over the success rates s_i of the achievements in percent.
+    """
+    episodes = [line for line in metrics if line["stage"] == "train episode"]
+    names = [name for name in (episodes[0] if episodes else {}) if name.startswith("achievement ")]
+    if config.benchmark != "crafter" or not names:
+        return {}
+    rates = [100 * float(np.mean([line[name] for line in episodes])) for name in names]
+    score = math.exp(float(np.mean(np.log1p(rates)))) - 1
+    return {"measurements": {"crafter score": sample([score], "crafter-score")}}
+
+
+def training_curve(metrics: Sequence[dict[str, Any]], width: int) -> tuple[dict[str, Any], list[float]]:
+    """Mean return of the training episodes that end in each bin of `width` frames, as the published curves have it.
+
+    x is the upper edge of the bin; bins without an end are left out. Also the returns in the last bin.
+    """
+    bins: dict[int, list[float]] = {}
+    for line in metrics:
+        if line["stage"] == "train episode":
+            bins.setdefault(-(-int(line["env_frames"]) // width) * width, []).append(line["total"])
+    edges = sorted(bins)
+    values = [float(np.mean(bins[edge])) for edge in edges]
+    curve = {"x": edges, "y": values, "x_unit": "environment frame", "y_unit": "return"}
+    return curve, bins[edges[-1]] if edges else []
+
+
+def _curve(metrics: Sequence[dict[str, Any]], name: str, unit: str) -> dict[str, Any]:
+    """One metric of the updates, thinned to at most 200 points."""
+    lines = [line for line in metrics if line["stage"] == "train"]
+    lines = lines[:: -(-len(lines) // 200)]
+    x, y = [line["updates"] for line in lines], [line[name] for line in lines]
+    return {"x": x, "y": y, "x_unit": "update", "y_unit": unit}
+
+
+def _with_test_settings(config: Config, changed: Mapping[str, Any]) -> Config:
+    """The config of a run with what the command line says of the test; what belongs to training is refused."""
+    wrong = sorted(set(changed) - {"device", "test_episodes"})
+    if wrong:
+        user_error(f"{', '.join(wrong)}: fixed by the run in --run; a test takes device, test_episodes")
+    return replace(config, **changed)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config, options = parse(
+        Config, TASKS, PRESETS, argv, prog="python -m dreamerv3.evaluate", description=__doc__ or ""
+    )
+    folder = runs.run_folder("dreamerv3", config, options)
+    info = runs.Run.load("dreamerv3", folder)
+    config = from_dict(Config, info["config"])
+    if options.run is not None:
+        config = _with_test_settings(config, options.changed)
+    device = runs.usable_device(config.device)
+    runs.seed_everything(config.seed, config.device)
+    try:
+        with Worlds(lambda: make_world(config), [0], config.seed, "film") as worlds:
+            agent, steps, updates = load_agent(info, config, worlds, device)
+            record = record_of_run(info, agent, config, steps, updates)
+            pictures.draw_curves(record, folder / "curves.png")
+            pictures.show(agent, worlds, agent_policy(agent, 1, config.seed), config, folder)
+    except WorldError as error:
+        user_error(str(error))
+    runs.write_record(folder / "record.json", record)
+    print(f"{record['policy']}: {record['value']:.1f} {record['unit']} over {record['episodes']} episodes")
+    for name, control in record["controls"].items():
+        print(f"{name}: {control['value']:.1f}")
+    print(f"record: {folder / 'record.json'}")
+
+
+if __name__ == "__main__":
+    main()

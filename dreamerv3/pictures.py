@@ -1,0 +1,190 @@
+"""What a person sees of a run: curves, the latents in use, and what the model imagines beside what happens.
+
+The film: five observed steps, then only the actions are given. Panels for images: reality, the model's open-loop
+prediction, their difference, and an episode played by the agent inside its own imagination. For vectors the same four
+as curves, one row per number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import matplotlib
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.seeding import derive_seed
+from common.video import label, side_by_side, write_video
+from dreamerv3.agent import Agent
+from dreamerv3.config import Config
+from dreamerv3.distributions import symexp
+from dreamerv3.env import Worlds
+from dreamerv3.rssm import State
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+Array = np.ndarray[Any, Any]
+
+CONTEXT = 5  # observed steps before the imagination is left alone
+LENGTH = 60  # agent steps of the film
+FPS = 10
+PANEL = 128
+ROWS = 6  # numbers shown of a vector world
+COLOURS = {"real": (60, 60, 60), "open loop": (214, 102, 30), "dream": (42, 111, 151)}
+
+
+def draw_curves(record: Mapping[str, Any], path: Path) -> None:
+    """The curves of a record, one panel each."""
+    curves = record["curves"]
+    figure, axes = plt.subplots(1, len(curves), figsize=(3.6 * len(curves), 3), layout="constrained", squeeze=False)
+    for axis, (name, curve) in zip(axes[0], curves.items(), strict=True):
+        axis.plot(curve["x"], curve["y"], color="#2a6f97")
+        axis.set(title=name, xlabel=curve["x_unit"], ylabel=curve["y_unit"])
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def show(
+    agent: Agent, worlds: Worlds, act: Callable[[dict[str, Array], int], Array], config: Config, folder: Path
+) -> None:
+    """Play one episode's beginning, then write video.webm and latents.png into `folder`."""
+    obs, actions = _episode(worlds, act)
+    states, imagined, dream = imaginations(agent, obs, actions, config.seed)
+    draw_latents(states, folder / "latents.png")
+    decoded = {
+        "open loop": _decode(agent, State(torch.cat([states.h[:CONTEXT], imagined.h]), _cat(states, imagined))),
+        "dream": _decode(agent, State(torch.cat([states.h[:CONTEXT], dream.h]), _cat(states, dream))),
+    }
+    images = [name for name, space in worlds.spaces.items() if space.kind == "image"]
+    film = _image_film(obs[images[0]], decoded, images[0]) if images else _vector_film(agent, obs, decoded)
+    write_video(folder / "video.webm", film, FPS)
+
+
+def _cat(states: State, others: State) -> Tensor:
+    return torch.cat([states.z[:CONTEXT], others.z])
+
+
+def _episode(worlds: Worlds, act: Callable[[dict[str, Array], int], Array]) -> tuple[dict[str, Array], Array]:
+    """Observations [L, ...] by name and the actions [L, ...] taken after each; the first LENGTH steps of an episode."""
+    rows: list[dict[str, Array]] = []
+    actions: list[Array] = []
+    action = np.zeros(1, np.int64) if worlds.actions.is_discrete else np.zeros((1, worlds.actions.size), np.float32)
+    for number in range(LENGTH):
+        rows.append(worlds.step(action))
+        action = act(rows[-1], number)
+        actions.append(action[0])
+        if rows[-1]["is_last"][0]:
+            break
+    return {name: np.stack([row[f"obs/{name}"][0] for row in rows]) for name in worlds.spaces}, np.stack(actions)
+
+
+@torch.no_grad()
+def imaginations(agent: Agent, obs: Mapping[str, Array], actions: Array, seed: int) -> tuple[State, State, State]:
+    """Posterior states of all L steps, and from step CONTEXT on (L - CONTEXT steps each) two imagined continuations:
+    with the recorded actions (open loop) and with the agent's own (dream)."""
+    model, device = agent.world.rssm, next(agent.parameters()).device
+    length = len(actions)
+    tensors = {name: torch.from_numpy(value).to(device)[None] for name, value in obs.items()}
+    vectors = agent.world.action_vector(torch.from_numpy(actions).to(device)[None])
+    previous = torch.cat([torch.zeros_like(vectors[:, :1]), vectors[:, :-1]], 1)
+    is_first = torch.zeros(1, length, dtype=torch.bool, device=device)
+    is_first[:, 0] = True
+    generator = torch.Generator(device).manual_seed(derive_seed(seed, "film"))
+    uniform = torch.rand(3, 1, length, model.sizes.stoch, generator=generator, device=device)
+    tokens = agent.world.encoder(tensors)
+    states, _ = model.observe(model.initial_state(1), previous, tokens, is_first, uniform[0])
+    start = min(CONTEXT, length) - 1
+    open_loop = dream = State(states.h[:, start], states.z[:, start])
+    found: tuple[list[State], list[State]] = ([], [])
+    for t in range(start + 1, length):
+        open_loop = model.imagine_step(open_loop, vectors[:, t - 1], uniform[1, :, t])
+        _, noise = agent.draw_act_noise(1, torch.Generator().manual_seed(derive_seed(seed, "film act", t)))
+        policy = agent.actor(dream.feature)
+        dream = model.imagine_step(dream, policy.vector(policy.sample(noise.to(device))), uniform[2, :, t])
+        found[0].append(open_loop)
+        found[1].append(dream)
+    parts = []
+    for steps in found:
+        h = torch.cat([s.h for s in steps]) if steps else states.h[0, :0]
+        z = torch.cat([s.z for s in steps]) if steps else states.z[0, :0]
+        parts.append(State(h, z))
+    return State(states.h[0], states.z[0]), parts[0], parts[1]
+
+
+@torch.no_grad()
+def _decode(agent: Agent, states: State) -> dict[str, Array]:
+    """What the decoder shows of states [L, ...]: images in [0, 1], vectors in raw units, integers as the likeliest."""
+    found = {}
+    for name, value in agent.world.decoder(states.h, states.z).items():
+        kind = agent.world.decoder.spaces[name].kind
+        shown = value if kind == "image" else symexp(value) if kind == "float" else value.argmax(-1)[..., None].float()
+        found[name] = shown.cpu().numpy()
+    return found
+
+
+def draw_latents(states: State, path: Path) -> None:
+    """How often each class of each latent is drawn along the film's episode; states.z [L, S, K]."""
+    share = states.z.mean(0).cpu().numpy()  # [S, K]
+    used = np.exp(-(share * np.log(np.maximum(share, 1e-12))).sum(1))  # effective number of classes
+    figure, axes = plt.subplots(1, 2, figsize=(7.5, 4), layout="constrained", width_ratios=(3, 1))
+    axes[0].imshow(share, aspect="auto", cmap="magma", vmin=0, vmax=1, interpolation="nearest")
+    axes[0].set(title="share of each class", xlabel="class", ylabel="latent")
+    axes[1].barh(np.arange(len(used)), used, color="#2a6f97")
+    axes[1].set(title="classes in use", xlabel="effective number", ylim=(len(used) - 0.5, -0.5), xlim=(0, None))
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def _image_film(real: Array, decoded: Mapping[str, Mapping[str, Array]], name: str) -> Array:
+    """Four panels [L, PANEL, PANEL, 3] side by side."""
+    predicted, dream = ((255 * decoded[part][name]).clip(0, 255).astype(np.uint8) for part in ("open loop", "dream"))
+    error = np.abs(real.astype(np.int16) - predicted).astype(np.uint8)
+    panels = (("real", real), ("open loop", predicted), ("error", error), ("dream", dream))
+    return side_by_side([_panel(frames, title) for title, frames in panels])
+
+
+def _panel(frames: Array, title: str) -> Array:
+    frames = np.repeat(frames, 3, -1) if frames.shape[-1] == 1 else frames[..., :3]
+    large = [cv2.resize(frame, (PANEL, PANEL), interpolation=cv2.INTER_NEAREST) for frame in frames]
+    titles = [title if t >= CONTEXT else "context" for t in range(len(large))]
+    return np.stack([label(frame, text) for frame, text in zip(large, titles, strict=True)])
+
+
+def _vector_film(agent: Agent, obs: Mapping[str, Array], decoded: Mapping[str, Mapping[str, Array]]) -> Array:
+    """Reality, open loop and dream as growing curves, the first ROWS numbers of the world below each other."""
+    names = list(agent.world.decoder.vectors)
+    length = len(next(iter(obs.values())))
+    curves = {"real": _flat(obs, names, length), **{part: _flat(decoded[part], names, length) for part in decoded}}
+    rows = min(ROWS, curves["real"].shape[1])
+    titles = [f"{name} {k}" for name in names for k in range(curves["real"].shape[1])][:rows]
+    width, height = 480, 72
+    frames = []
+    for now in range(1, length + 1):
+        frame = np.full((rows * height, width, 3), 255, np.uint8)
+        for row in range(rows):
+            part = frame[row * height : (row + 1) * height]
+            both = np.concatenate([values[:, row] for values in curves.values()])
+            low, span = float(both.min()), max(float(np.ptp(both)), 1e-6)
+            for name, values in curves.items():
+                x = 8 + np.arange(now) * (width - 16) / max(length - 1, 1)
+                y = height - 8 - (values[:now, row] - low) / span * (height - 24)
+                line = np.stack([x, y], 1).round().astype(np.int32).reshape(-1, 1, 2)
+                cv2.polylines(part, [line], False, COLOURS[name], 2, cv2.LINE_AA)
+            at = 8 + round((CONTEXT - 1) * (width - 16) / max(length - 1, 1))
+            cv2.line(part, (at, 16), (at, height - 8), (200, 200, 200), 1)
+            cv2.putText(part, titles[row], (10, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (0, 0, 0), 1, cv2.LINE_AA)
+        for k, (name, colour) in enumerate(COLOURS.items()):
+            cv2.putText(frame, name, (250 + 75 * k, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.38, colour, 1, cv2.LINE_AA)
+        frames.append(frame)
+    return np.stack(frames)
+
+
+def _flat(values: Mapping[str, Array], names: list[str], length: int) -> Array:
+    """The vector observations as one [L, n]."""
+    return np.concatenate([values[name].reshape(length, -1) for name in names], 1).astype(np.float32)

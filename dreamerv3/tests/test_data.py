@@ -1,0 +1,173 @@
+"""The replay: uniform windows, eviction, flags, and latents that survive a kill through the journal."""
+
+import collections
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from dreamerv3.data import MARGIN, Ratio, Replay
+from dreamerv3.spaces import ActionSpace, ObsSpace, Sizes
+
+SIZES = Sizes(4, 4, 2, 3, 1, 4, 1)
+SPACES = {"x": ObsSpace("float", (2,)), "image": ObsSpace("image", (4, 4, 1))}
+
+
+def new_replay(folder, envs=2, capacity=1000, length=4):
+    return Replay(folder, SPACES, ActionSpace(3, True), SIZES, envs, capacity, length)
+
+
+def add(replay, number):
+    """A row whose numbers tell the step and the environment."""
+    envs = np.arange(replay.envs)
+    replay.add(
+        {
+            "obs/x": np.stack([np.full(replay.envs, number), envs], 1).astype(np.float32),
+            "obs/image": np.full((replay.envs, 4, 4, 1), number % 256, np.uint8),
+            "action": (number + envs) % 3,
+            "reward": number + 0.5 * envs,
+            "is_first": np.full(replay.envs, number % 7 == 0),
+            "is_last": np.full(replay.envs, number % 7 == 6),
+            "is_terminal": np.zeros(replay.envs, bool),
+            "h": np.full((replay.envs, 4), number, np.float32),
+            "z": np.full((replay.envs, 2), number % 3, np.uint8),
+        }
+    )
+    for _ in envs:
+        replay.admit()
+
+
+def test_a_batch_holds_what_was_added(tmp_path):
+    replay = new_replay(tmp_path)
+    for number in range(20):
+        add(replay, number)
+    picks = np.array([[1, 3], [0, 9]])
+    batch = replay.batch(picks, torch.device("cpu"))
+    assert batch.obs["x"][:, :, 0].tolist() == [[4, 5, 6, 7], [10, 11, 12, 13]]
+    assert batch.obs["x"][:, :, 1].tolist() == [[1] * 4, [0] * 4]
+    assert batch.obs["image"].shape == (2, 4, 4, 4, 1)
+    assert batch.prev_action.tolist() == [[1, 2, 0, 1], [0, 1, 2, 0]]
+    assert batch.reward[0].tolist() == [4.5, 5.5, 6.5, 7.5]
+    assert batch.is_first.tolist() == [[False, False, False, True], [False] * 4]
+    assert batch.is_last.tolist() == [[False, False, True, False], [False, False, False, True]]
+    assert batch.start_h[:, 0].tolist() == [3, 9]
+    assert batch.start_z[:, 0].tolist() == [0, 0]
+
+
+def test_the_last_row_before_an_episode_is_last_even_if_the_world_did_not_say_so(tmp_path):
+    replay = new_replay(tmp_path, envs=1)
+    for number in range(10):
+        add(replay, number)
+    replay.arrays["is_last"][:] = False
+    assert replay.read(np.array([[0, 4]]))["is_last"][0].tolist() == [False, False, True, False, False]
+
+
+def test_windows_are_uniform_and_the_oldest_are_evicted(tmp_path):
+    replay = new_replay(tmp_path, capacity=10)
+    for number in range(30):
+        add(replay, number)
+    rng = np.random.default_rng(0)
+    seen: collections.Counter[tuple[int, int]] = collections.Counter()
+    replay.served = 10**6  # nothing waits
+    for _ in range(200):
+        seen.update(map(tuple, replay.choose(16, rng).tolist()))
+    assert set(seen) == {(env, start) for env in (0, 1) for start in range(21, 26)}
+    assert max(seen.values()) < 1.3 * 320
+    assert min(seen.values()) > 0.7 * 320
+
+
+def test_each_queued_window_is_served_once(tmp_path):
+    replay = new_replay(tmp_path, length=4)
+    served: list[tuple[int, int]] = []
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        add(replay, number)
+        if number > 6:
+            waiting = len(replay.queued())
+            served += map(tuple, replay.choose(3, rng)[: min(3, waiting)].tolist())
+    assert served == [(env, start) for start in range(1, 36, 5) for env in (0, 1)]
+
+
+def test_the_files_go_round(tmp_path):
+    """More rows than slots: old ones are overwritten, and what is still in the pool is intact."""
+    replay = new_replay(tmp_path, envs=1, capacity=20, length=4)
+    total = replay.slots + 50
+    for number in range(total):
+        add(replay, number)
+    assert replay.slots == 20 + 5 + MARGIN
+    starts = replay.choose(100, np.random.default_rng(0))[:, 1]
+    assert total - 20 - 5 <= starts[30:].min()
+    for start in starts[-10:]:
+        assert replay.read(np.array([[0, start]]))["obs/x"][0, :, 0].tolist() == list(range(start, start + 5))
+
+
+def latents(replay):
+    return replay.arrays["h"][: replay.count].copy(), replay.arrays["z"][: replay.count].copy()
+
+
+def refresh(replay, starts, value):
+    picks = np.array([[k % 2, start] for k, start in enumerate(starts)])
+    replay.refresh(picks, np.full((len(picks), 4, 4), value, np.float32), np.full((len(picks), 4, 2), 2, np.uint8))
+
+
+def same(ours, theirs):
+    return all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_refreshed_latents_are_stored_where_they_belong(tmp_path):
+    replay = new_replay(tmp_path)
+    for number in range(12):
+        add(replay, number)
+    refresh(replay, [2, 6], 99)
+    h = replay.arrays["h"][:12, :, 0]
+    assert h[:, 0].tolist() == [0, 1, 2, 99, 99, 99, 99, 7, 8, 9, 10, 11]
+    assert h[:, 1].tolist() == [0, 1, 2, 3, 4, 5, 6, 99, 99, 99, 99, 11]
+    assert replay.batch(np.array([[0, 3]]), torch.device("cpu")).start_h[0, 0] == 99
+
+
+def test_a_killed_replay_goes_back_to_its_checkpoint_and_to_the_one_before(tmp_path):
+    replay = new_replay(tmp_path / "a")
+    for number in range(12):
+        add(replay, number)
+    replay.saved(12, [12])
+    refresh(replay, [0, 3], 50)
+    one = latents(replay), replay.state()
+    for number in range(12, 16):
+        add(replay, number)
+    two = latents(replay), replay.state()
+    replay.saved(16, [12, 16])
+    refresh(replay, [0, 9], 60)
+    refresh(replay, [0, 10], 70)
+    add(replay, 16)
+    refresh(replay, [12, 11], 80)
+    replay.flush()
+    for cut in (0, 1):  # also with a record that the kill has cut short
+        folder = tmp_path / f"killed{cut}"
+        shutil.copytree(tmp_path / "a", folder)
+        if cut:
+            with open(folder / "undo-000000016.bin", "ab") as file:
+                file.write(b"half a record")
+        again = new_replay(folder)
+        again.restore(16, two[1])
+        assert same(latents(again), two[0])
+        assert again.state() == two[1]
+        again = new_replay(folder)
+        again.restore(16, two[1])  # killed while it was going back
+        assert same(latents(again), two[0])
+    again = new_replay(tmp_path / "a")  # the newest checkpoint is damaged
+    again.restore(12, {"count": 12, "windows": 16, "served": 0})
+    h, z = latents(again)
+    assert h[:, 0, 0].tolist() == list(range(12))
+    assert z[:, 0, 0].tolist() == [k % 3 for k in range(12)]
+    assert not same((h, z), (one[0][0], one[0][1]))
+
+
+def test_rows_of_another_world_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="expected"):
+        new_replay(tmp_path).add({"obs/y": np.zeros(2)})
+
+
+def test_the_train_ratio_is_kept_on_average():
+    ratio = Ratio(0.3)
+    assert sum(ratio(step) for step in range(1, 1001)) == pytest.approx(300, abs=2)

@@ -1,0 +1,159 @@
+"""The worlds: what they show and take, that an episode is its seed and its actions, and clear complaints."""
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dreamerv3.config import TASKS, Config
+from dreamerv3.env import Gym, Step, WorldError, Worlds, make_world, rescale
+from dreamerv3.spaces import ActionSpace, ObsSpace
+from dreamerv3.tests.conftest import environment
+
+WORLDS: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]], int]] = {
+    "walker": ({"task": "dmc_proprio_walker_walk"}, {"orientations": (14,), "height": (1,), "velocity": (9,)}, 6),
+    "cup": ({"task": "dmc_proprio_ball_in_cup_catch"}, {"position": (4,), "velocity": (4,)}, 2),
+    "boxing": ({"task": "atari100k_boxing"}, {"image": (64, 64, 1)}, 18),
+    "boxing, nature": ({"task": "atari100k_boxing", "edition": "nature"}, {"image": (64, 64, 3)}, 18),
+    "breakout, nature": ({"task": "atari100k_breakout", "edition": "nature"}, {"image": (64, 64, 3)}, 4),
+    "freeway of 57": ({"task": "atari57_freeway"}, {"image": (96, 96, 1)}, 18),
+    "crafter": ({"task": "crafter"}, {"image": (64, 64, 3)}, 17),
+    "cartpole of gym": ({"task": "gym"}, {"obs": (4,)}, 2),
+    "pendulum of gym": ({"task": "gym", "gym_id": "Pendulum-v1"}, {"obs": (3,)}, 1),
+    "lake of gym": ({"task": "gym", "gym_id": "FrozenLake-v1"}, {"obs": ()}, 4),
+}
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_world_shows_what_it_says_and_repeats_itself(name):
+    options, shapes, size = WORLDS[name]
+    world = make_world(Config(**options))
+    assert {key: space.shape for key, space in world.spaces.items()} == shapes
+    assert world.actions.size == size
+
+    def play(seed):
+        rng, steps = np.random.default_rng(0), [world.reset(seed)]
+        for _ in range(8):
+            action = np.array(rng.integers(size)) if world.actions.is_discrete else rng.uniform(-1, 1, size)
+            steps.append(world.step(action.astype(np.float32)))
+            if steps[-1].is_last:
+                break
+        return steps
+
+    first, other, again = play(1), play(2), play(1)
+    assert [step.reward for step in first] == [step.reward for step in again]
+    for a, b in zip(first, again, strict=True):
+        for key, space in world.spaces.items():
+            assert np.array_equal(a.obs[key], b.obs[key])
+            assert np.shape(a.obs[key]) == space.shape
+            kinds = {"image": np.uint8, "float": np.float32, "discrete": np.int32}
+            assert np.asarray(a.obs[key]).dtype == kinds[space.kind]
+    if name not in ("lake of gym", "freeway of 57"):
+        key = next(iter(shapes))
+        assert any(not np.array_equal(a.obs[key], b.obs[key]) for a, b in zip(first, other, strict=False))
+    world.close()
+
+
+def test_a_control_episode_is_1000_environment_steps_and_never_terminal():
+    for repeat, steps in ((2, 500), (3, 334)):
+        world = make_world(Config(task="dmc_proprio_cartpole_balance", action_repeat=repeat))
+        found, count = world.reset(0), 0
+        while not found.is_last:
+            found, count = world.step(np.zeros(1, np.float32)), count + 1
+        assert count == steps
+        assert not found.is_terminal
+        world.close()
+
+
+def test_repeated_rewards_are_summed():
+    """Two steps of one are one step of two."""
+    single, double = (make_world(Config(task="dmc_proprio_cartpole_swingup", action_repeat=k)) for k in (1, 2))
+    single.reset(3)
+    double.reset(3)
+    action = np.array([0.3], np.float32)
+    rewards = [single.step(action).reward for _ in range(2)]
+    found = double.step(action)
+    assert found.reward == pytest.approx(sum(rewards), rel=1e-6)
+    assert found.reward > max(rewards)
+
+
+def test_actions_are_rescaled_and_clipped():
+    low, high = np.array([0.0, -2.0]), np.array([1.0, 2.0])
+    assert rescale(np.array([-1.0, 1.0]), low, high).tolist() == [0, 2]
+    assert rescale(np.array([0.0, -7.0]), low, high).tolist() == [0.5, -2]
+
+
+class Count:
+    """An episode of three steps whose observation counts them from the seed on, and whose rewards are the actions."""
+
+    spaces = {"x": ObsSpace("float", (1,))}
+    actions = ActionSpace(1, is_discrete=False)
+
+    def reset(self, seed):
+        self.seed, self.number = seed, 0
+        return self._step(0.0)
+
+    def step(self, action):
+        self.number += 1
+        return self._step(float(action[0]))
+
+    def _step(self, reward):
+        return Step({"x": np.array([self.seed % 1000 + self.number], np.float32)}, reward, self.number == 3)
+
+    def close(self):
+        pass
+
+
+def test_worlds_begin_anew_by_themselves_and_come_back_to_the_middle_of_an_episode():
+    with Worlds(Count, [4, 9], 0, "test") as worlds, Worlds(Count, [4, 9], 0, "test") as again:
+        taken, rows, finished = [], [], []
+        for number in range(10):
+            taken.append(np.full((2, 1), number, np.float32))
+            rows.append(worlds.step(taken[-1]))
+            finished.append(worlds.finished)
+        firsts = [row["is_first"].tolist() for row in rows]
+        assert [first[0] for first in firsts] == [True, False, False, False] * 2 + [True, False]
+        assert [row["is_last"][1] for row in rows] == [False, False, False, True] * 2 + [False, False]
+        assert rows[0]["reward"].tolist() == [0, 0]
+        assert [(f.env, f.total, f.length) for f in finished[3]] == [(0, 6, 3), (1, 6, 3)]
+        assert len({float(rows[k]["obs/x"][j, 0]) for k in (0, 4, 8) for j in (0, 1)}) > 3
+        # Rows 8 and 9 belong to the running episode: its first action and one that is not taken yet.
+        again.restore(worlds.episode, [[taken[9][0], taken[0][0]]] * 2)
+        a, b = worlds.step(taken[0]), again.step(taken[0])
+        assert all(np.array_equal(a[name], b[name]) for name in a)
+        assert worlds.totals == again.totals
+        assert worlds.lengths == again.lengths
+
+
+def test_what_gymnasium_cannot_give_is_said_in_one_line():
+    for gym_id, complaint in (("Blackjack-v1", "supported"), ("NoSuch-v0", "cannot make"), ("a/b/c", "cannot make")):
+        with pytest.raises(WorldError, match=complaint) as error:
+            Gym(gym_id, 1)
+        assert "\n" not in str(error.value)
+
+
+def test_a_machine_without_a_renderer_is_told_so_and_vectors_need_none(tmp_path):
+    code = "from dreamerv3.train import main; main(['--preset', 'smoke', '--task', 'dmc_vision_cartpole_balance'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment() | {"MUJOCO_GL": "disabled"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "MuJoCo cannot render (MUJOCO_GL=disabled" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_task_has_a_plan():
+    for task in TASKS:
+        for edition in ("arxiv_v2", "nature"):
+            assert Config(task=task, edition=edition).plan.train_ratio > 0
+    assert Config(task="atari57_pong").benchmark == "atari57"
+    plan = Config(task="dmc_proprio_walker_walk", train_ratio=7.0).plan
+    assert (plan.train_ratio, plan.size, plan.action_repeat, plan.env_frames) == (7.0, "12m", 2, 500_000)

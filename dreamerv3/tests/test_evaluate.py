@@ -1,0 +1,152 @@
+"""The test of a run: what an episode's return depends on, the curve, and the files of an evaluated run."""
+
+import json
+import shutil
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from common.run import RECORD_KEYS
+from dreamerv3 import evaluate, pictures
+from dreamerv3.agent import new_agent
+from dreamerv3.config import Config
+from dreamerv3.env import Worlds, make_world
+from dreamerv3.evaluate import agent_policy, play, random_policy, training_curve
+
+CONFIG = Config(task="gym", gym_id="CartPole-v1", size="1m")
+
+
+def worlds(count):
+    return Worlds(lambda: make_world(CONFIG), range(count), 0, "test")
+
+
+def test_random_play_depends_on_the_seed_alone():
+    returns = []
+    for seed in (0, 0, 1):
+        with worlds(5) as games:
+            returns.append(play(games, random_policy(games, seed)))
+    assert returns[0] == returns[1] != returns[2]
+    assert len(returns[0]) == 5
+    assert 8 <= min(returns[0]) <= max(returns[0]) < 150
+
+
+def test_the_agent_plays_and_repeats_itself():
+    found: list[Any] = []
+    for _ in range(2):
+        with worlds(3) as games:
+            agent = new_agent(games.spaces, games.actions, CONFIG)
+            if found:
+                agent.load_state_dict(found[0][0])
+            found.append((agent.state_dict(), play(games, agent_policy(agent, 3, 0))))
+    assert found[0][1] == found[1][1]
+    assert all(8 <= value <= 500 for value in found[0][1])
+
+
+def test_the_training_curve_has_the_published_bins():
+    ends = [(400, 1.0), (1000, 3.0), (1001, 10.0), (3500, 5.0), (3600, 7.0)]
+    lines = [{"stage": "train episode", "env_frames": frames, "total": total} for frames, total in ends]
+    curve, last = training_curve([*lines, {"stage": "train"}], 1000)
+    assert (curve["x"], curve["y"]) == ([1000, 2000, 4000], [2.0, 10.0, 6.0])
+    assert last == [5.0, 7.0]
+    assert training_curve([], 1000)[1] == []
+
+
+def test_the_score_of_crafter():
+    """Two achievements at 50 % and 0 %: exp(ln(51) / 2) - 1."""
+    lines = [{"stage": "train episode", "total": 1.0, "achievement a": float(k), "achievement b": 0.0} for k in (0, 1)]
+    found = evaluate._crafter_score(lines, Config(task="crafter"))
+    assert found["measurements"]["crafter score"]["value"] == pytest.approx(51**0.5 - 1)
+    assert evaluate._crafter_score(lines, CONFIG) == {}
+
+
+def check_record(folder, output):
+    record = json.loads((folder / "record.json").read_text())
+    assert set(record) == RECORD_KEYS
+    assert record["finished"] is True
+    assert record["claim"] == "learns"
+    samples = [record, *record["controls"].values(), *record["measurements"].values()]
+    for part in samples:
+        assert len(part["values"]) == part["episodes"] >= 1
+        assert part["value"] == pytest.approx(sum(part["values"]) / part["episodes"])
+    controls = record["controls"]
+    assert controls["twice uniform random"]["value"] == pytest.approx(2 * controls["uniform random"]["value"])
+    for curve in record["curves"].values():
+        assert len(curve["x"]) == len(curve["y"]) >= 1
+    assert f"{record['value']:.1f}" in output
+    for name in ("curves.png", "latents.png"):
+        assert (folder / name).stat().st_size > 1000
+    film = cv2.VideoCapture(str(folder / "video.webm"))
+    frames = []
+    while True:
+        ok, frame = film.read()
+        if not ok:
+            break
+        frames.append(frame)
+    film.release()
+    assert len(frames) > 5
+    assert min(frame.std() for frame in frames) > 5
+    return record
+
+
+def test_a_trained_run_is_tested_filmed_and_recorded(trained, start, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    process = start("dreamerv3.evaluate", "--run", str(folder))
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert errors == ""
+    record = check_record(folder, output)
+    assert (record["paper"], record["preset"], record["seed"]) == ("dreamerv3", "smoke", 0)
+    assert record["protocol"] == "dmc_proprio-episodes"
+    assert record["budget"] == {"env_frames": 400, "updates": 20}
+    assert sum(record["parameters"].values()) == 637_576
+
+
+def test_a_film_of_an_image_world_has_four_panels(tmp_path):
+    config = Config(task="crafter", size="1m", test_episodes=1)
+    with Worlds(lambda: make_world(config), [0], 0, "film") as games:
+        agent = new_agent(games.spaces, games.actions, config)
+        pictures.show(agent, games, agent_policy(agent, 1, 0), config, tmp_path)
+    film = cv2.VideoCapture(str(tmp_path / "video.webm"))
+    ok, frame = film.read()
+    film.release()
+    assert ok
+    assert frame.shape == (128, 4 * 128, 3)
+
+
+def test_an_imagination_is_long_enough_and_leaves_reality_alone():
+    with worlds(1) as games:
+        agent = new_agent(games.spaces, games.actions, CONFIG)
+        obs = {"obs": np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)}
+        actions = np.zeros(9, np.int64)
+        states, open_loop, dream = pictures.imaginations(agent, obs, actions, 0)
+        assert states.h.shape[0] == 9
+        assert open_loop.h.shape[0] == dream.h.shape[0] == 4
+        obs["obs"][5:] += 1  # not seen by either
+        _, again, _ = pictures.imaginations(agent, obs, actions, 0)
+        assert np.array_equal(open_loop.h.numpy(), again.h.numpy())
+
+
+def test_a_run_that_is_not_there_or_not_ended_or_of_another_size_is_named_in_one_line(trained, tmp_path, capsys):
+    unfinished, other = tmp_path / "unfinished", tmp_path / "other"
+    shutil.copytree(trained, unfinished)
+    max(unfinished.glob("train/step-*")).unlink()
+    shutil.copytree(trained, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"size": "12m"}))
+    cases = (
+        (tmp_path / "none", "is no run folder"),
+        (unfinished, "training has not ended"),
+        (other, "another size or world: agent: actor"),
+    )
+    for folder, reason in cases:
+        with pytest.raises(SystemExit) as end:
+            evaluate.main(["--run", str(folder)])
+        assert end.value.code == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert f"{folder}" in error
+        assert reason in error
+    assert not (tmp_path / "none").exists()

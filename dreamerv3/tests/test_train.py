@@ -1,0 +1,206 @@
+"""The real train command: killed and resumed, on two ranks, with bad options, with a loss that is not finite."""
+
+import json
+import random
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from common import checkpoint
+from common.run import NonFiniteError
+from dreamerv3 import evaluate, learner, train
+from dreamerv3.tests.calculation import calculate
+from dreamerv3.tests.conftest import SMOKE, environment
+
+IMAGE = ("--task", "crafter")
+FAST = (*SMOKE, "--checkpoint-seconds", "0")
+TOTAL = 100  # agent steps of each environment in the smoke preset of a control task
+
+
+def lines(folder):
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "wall"} for line in metrics]
+
+
+def same_tensors(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def same_runs(ours, theirs):
+    """Log, weights, optimiser, normaliser, and every row of the replay with its latents."""
+    assert lines(ours) == lines(theirs)
+    one, two = (checkpoint.load_latest(folder / "train") for folder in (ours, theirs))
+    assert one is not None
+    assert two is not None
+    assert one.step == two.step
+    assert one.state == two.state
+    same_tensors(one.tensors, two.tensors)
+    names = [path.name for path in (theirs / "replay-0").glob("*.bin") if not path.name.startswith("undo")]
+    assert {"h.bin", "z.bin", "action.bin", "reward.bin"} <= set(names)
+    for name in names:
+        a, b = (np.fromfile(folder / "replay-0" / name, np.uint8) for folder in (ours, theirs))
+        assert np.array_equal(a, b), name
+
+
+def kill_at(process, folder, step, rng):
+    """SIGKILL at a random moment after the checkpoint of `step`."""
+    while not list(folder.glob("train/step-*")) or max(folder.glob("train/step-*")).name < f"step-{step:09d}":
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.001)
+    time.sleep(rng.uniform(0, 0.05))
+    process.kill()
+    process.communicate()
+    assert process.returncode == -9
+    newest = checkpoint.load_latest(folder / "train")
+    assert newest is not None
+    assert newest.step < TOTAL, "killed too late to show anything"
+
+
+def test_killed_twice_and_resumed_equals_one_go(trained, start, tmp_path):
+    """The second time the newest checkpoint is gone too, and half a line of the log has just been written."""
+    folder, rng = tmp_path / "run", random.Random(0)
+    words = ("dreamerv3.train", *FAST, "--run", str(folder))
+    kill_at(start(*words), folder, 40, rng)
+    kill_at(start(*words), folder, 70, rng)
+    max(folder.glob("train/step-*")).unlink()
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"stage": "train", "st')
+    process = start(*words)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    same_runs(folder, trained)
+    assert len(json.loads((folder / "meta.json").read_text())["restarts"]) == 2
+
+
+def test_an_image_task_resumes_too(start, tmp_path):
+    """Crafter: pixels, discrete actions, the Nature edition."""
+    small = ("--edition", "nature", "--env-frames", "80", "--batch-length", "8", "--batch-size", "2")
+    folders = tmp_path / "one", tmp_path / "two"
+    words = ("dreamerv3.train", *FAST, *IMAGE, *small)
+    process = start(*words, "--run", str(folders[0]))
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    process = start(*words, "--run", str(folders[1]))
+    kill_at(process, folders[1], 20, random.Random(0))
+    process = start(*words, "--run", str(folders[1]))
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    same_runs(*folders)
+
+
+def test_a_finished_run_started_again_changes_nothing(trained, capsys):
+    before = {path: path.read_bytes() for path in trained.rglob("*.*") if path.name not in ("meta.json", "clock.json")}
+    seeds = torch.get_rng_state(), torch.are_deterministic_algorithms_enabled()
+    try:
+        train.main([*SMOKE, "--run", str(trained)])
+    finally:
+        torch.set_rng_state(seeds[0])
+        torch.use_deterministic_algorithms(seeds[1])
+    assert "trained" in capsys.readouterr().out
+    for path, content in before.items():
+        assert path.read_bytes() == content, path
+
+
+def test_two_ranks_equal_one(start, tmp_path):
+    """Gradients, summed in another order, to rounding; the return percentiles are those of the whole batch."""
+    folders = tmp_path / "one", tmp_path / "two"
+    for folder in folders:
+        folder.mkdir()
+    launch = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "dreamerv3.tests.calculation")
+    process = start(*launch, str(folders[1]))
+    calculate(folders[0])
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    one, two = (safetensors.torch.load_file(folder / "result.safetensors") for folder in folders)
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-4 * float(value.abs().max()), msg=name)
+
+
+def test_two_ranks_train_and_resume(tmp_path):
+    """torchrun takes --run for an option of its own, so the run lies in its default folder."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "dreamerv3.train", *FAST, "--env-frames", "160"]
+    found = []
+    for _ in range(2):
+        done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        (folder,) = tmp_path.glob("runs/dreamerv3/*")
+        assert (folder / "replay-1" / "h.bin").exists()
+        newest = checkpoint.load_latest(folder / "train")
+        assert newest is not None
+        found.append((lines(folder), newest.tensors, [np.fromfile(p, np.float32) for p in folder.glob("*/h.bin")]))
+        newest.path.unlink()  # back to the checkpoint before
+    assert found[0][0] == found[1][0]
+    same_tensors(found[0][1], found[1][1])
+    assert all(np.array_equal(a, b) for a, b in zip(found[0][2], found[1][2], strict=True))
+
+
+def test_a_loss_that_is_not_finite_names_stage_step_term_and_checkpoint(tmp_path, monkeypatch):
+    calls = []
+    real = learner.train_step
+
+    def broken(*args):
+        calls.append(1)
+        metrics, states = real(*args)
+        return ({**metrics, "loss_reward": torch.tensor(torch.nan)} if len(calls) == 10 else metrics), states
+
+    monkeypatch.setattr(learner, "train_step", broken)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    try:
+        with pytest.raises(NonFiniteError, match=r"train step \d+: loss_reward is nan; last good checkpoint: .*step-"):
+            train.main([*FAST, "--run", str(tmp_path / "run")])
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--bins", "40"], "bins must be odd, not 40"),
+        (["--task", "dmc_proprio_cartpole_balanc"], "did you mean 'dmc_proprio_cartpole_balance'"),
+        (["--edition", "v1"], "arxiv_v2, nature"),
+        (["--size", "2m"], "1m, 12m"),
+        (["--return-percentiles", "5"], "two numbers"),
+        (["--set", "x=1"], "'x'"),
+        (["--device", "cuda:99"], "cuda:99"),
+        (["--preset", "nite"], "night"),
+        (["--lr", "fast"], "fast"),
+        (["--task", "gym", "--gym-id", "NoSuchWorld-v0"], "NoSuchWorld"),
+        (["--task", "gym", "--gym-id", "Blackjack-v1"], "Blackjack-v1"),
+    ],
+)
+@pytest.mark.parametrize("program", [train, evaluate])
+def test_bad_options_end_in_one_line_and_leave_nothing(program, words, complaint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        program.main(["--preset", "smoke", *words])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert program is evaluate or complaint in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_of_other_settings_is_refused(trained, capsys):
+    with pytest.raises(SystemExit) as end:
+        train.main([*SMOKE, "--run", str(trained), "--size", "12m"])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "size (was 1m, now 12m)" in error
+
+
+def test_the_log_tells_updates_frames_and_episodes(trained):
+    found = lines(trained)
+    assert [line["updates"] for line in found if line["stage"] == "train"][-1] == 20
+    assert found[-1]["env_frames"] == 400
+    names = {"loss", "loss_rec/position", "loss_dyn", "loss_actor", "return_scale", "entropy"}
+    assert names <= set(found[-1])

@@ -1,0 +1,224 @@
+"""Train DreamerV3: act, remember, and replay; every update trains the world model, the actor and the critic at once.
+
+    python -m dreamerv3.train --preset cpu --seed 0
+
+The same command continues an interrupted run.
+Source: paper, Methods and Algorithm 1; reference code: run/train.py, agent.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common import dist
+from common.config import parse, user_error
+from common.run import Run, run_folder, seed_everything, usable_device
+from common.seeding import derive_seed
+from common.stage import LOG_EVERY, Stage
+from dreamerv3.agent import Agent, Noise, new_agent
+from dreamerv3.config import PRESETS, TASKS, Config
+from dreamerv3.data import Picks, Ratio, Replay
+from dreamerv3.env import WorldError, Worlds, make_world
+from dreamerv3.learner import Learner
+from dreamerv3.optimizer import LaProp
+from dreamerv3.rssm import State
+
+
+def new_optimizer(agent: Agent, config: Config) -> LaProp:
+    """One optimiser for all modules."""
+    return LaProp(
+        agent.trained_parameters(),
+        lr=config.lr,
+        warmup=config.warmup,
+        agc=config.agc,
+        pmin=config.agc_floor,
+        betas=(config.momentum, config.second_moment),
+        eps=config.eps,
+    )
+
+
+class Actor:
+    """The acting side of a run: worlds, the recurrent state, and the rows that go into the replay."""
+
+    def __init__(self, agent: Agent, worlds: Worlds, config: Config, ranks: dist.Ranks) -> None:
+        self.agent, self.worlds, self.config, self.ranks = agent, worlds, config, ranks
+        self.mine = dist.share(config.plan.envs, ranks)
+        count = self.mine.stop - self.mine.start
+        self.state = agent.world.rssm.initial_state(count)
+        shape = (count,) if worlds.actions.is_discrete else (count, worlds.actions.size)
+        self.action = torch.zeros(shape, dtype=torch.int64 if worlds.actions.is_discrete else torch.float32)
+
+    def step(self, number: int) -> dict[str, np.ndarray[Any, Any]]:
+        """One agent step in every world. Returns the rows of the replay, [W, ...] each."""
+        rows = self.worlds.step(self.action.cpu().numpy())
+        device, envs = self.ranks.device, self.config.plan.envs
+        obs = {name.removeprefix("obs/"): torch.from_numpy(rows[name]).to(device) for name in rows if "obs/" in name}
+        generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "act", number))
+        uniform, noise = (part[self.mine] for part in self.agent.draw_act_noise(envs, generator))
+        is_first = torch.from_numpy(rows["is_first"]).to(device)
+        self.state, action = self.agent.act(
+            self.state, self.action.to(device), obs, is_first, uniform.to(device), noise.to(device)
+        )
+        # The action at the end of an episode is never taken.
+        is_last = torch.from_numpy(rows["is_last"])
+        self.action = action.cpu()
+        self.action[is_last] = 0
+        latents = {"h": self.state.h.float().cpu().numpy(), "z": self.state.z.argmax(-1).cpu().numpy()}
+        return rows | {"action": self.action.numpy()} | latents
+
+
+class Trainer:
+    """The learning side of a run: replay, updates that are due, and refreshed latents."""
+
+    def __init__(self, run: Run, agent: Agent, worlds: Worlds, config: Config, ranks: dist.Ranks) -> None:
+        self.config, self.ranks, self.agent = config, ranks, agent
+        envs, plan = len(worlds.worlds), config.plan
+        rows = -(-plan.env_frames // (plan.action_repeat * plan.envs))
+        capacity = min(config.replay_capacity // ranks.world_size, rows * envs)
+        place = run.folder.resolve() / f"replay-{ranks.rank}"
+        self.replay = Replay(
+            place, worlds.spaces, worlds.actions, agent.world.rssm.sizes, envs, capacity, config.batch_length
+        )
+        self.optimizer = new_optimizer(agent, config)
+        self.learner = Learner(agent, self.optimizer, config, ranks)
+        self.ratio = Ratio(plan.train_ratio / (config.batch_size * config.batch_length))
+        self.first_windows = config.first_windows or agent.edition.first_windows
+        self.updates = 0
+        self.pending: tuple[Picks, Tensor, Tensor] | None = None
+        self.metrics: Mapping[str, Tensor] = {}
+
+    def remember(self, rows: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Take one step of all worlds in, and do the updates that are due at each of them."""
+        self.replay.add(rows)
+        size = self.ranks.world_size
+        for env in range(self.replay.envs):
+            self.replay.admit()
+            if self.replay.windows * size >= self.first_windows:
+                for _ in range(self.ratio(((self.replay.count - 1) * self.replay.envs + env + 1) * size)):
+                    self.update()
+
+    def update(self) -> None:
+        """One update. Its latents are stored after the next batch has been drawn, as in the reference code."""
+        config, ranks = self.config, self.ranks
+        mine = dist.share(config.batch_size, ranks)
+        rng = np.random.default_rng(derive_seed(config.seed, "batch", self.updates, ranks.rank))
+        picks = self.replay.choose(mine.stop - mine.start, rng)
+        batch = self.replay.batch(picks, ranks.device)
+        self.store()
+        self.metrics, states = self.learner.update(batch, self.noise())
+        self.pending = (picks, states.h, states.z.argmax(-1))
+        self.updates += 1
+
+    def noise(self) -> Noise:
+        """The random numbers of the next update: this rank's part of those of the whole batch."""
+        config, ranks = self.config, self.ranks
+        generator = torch.Generator(ranks.device).manual_seed(derive_seed(config.seed, "update", self.updates))
+        noise = self.agent.draw_noise(config.batch_size, config.batch_length, generator)
+        mine, starts = dist.share(config.batch_size, ranks), dist.share(noise.prior.shape[1], ranks)
+        return Noise(noise.posterior[mine], noise.prior[:, starts], noise.action[:, starts])
+
+    def store(self) -> None:
+        """Put the latents of the last update into the replay."""
+        if self.pending is not None:
+            picks, h, z = self.pending
+            self.replay.refresh(picks, h.float().cpu().numpy(), z.cpu().numpy().astype(np.uint8))
+            self.pending = None
+
+
+def save(stage: Stage, number: int, actor: Actor, trainer: Trainer) -> None:
+    """A checkpoint after step `number`: tensors and counts; the rows themselves are in the replay's files."""
+    ranks, config = trainer.ranks, trainer.config
+    trainer.replay.flush()
+    dist.barrier()
+    per_env = {
+        "h": actor.state.h,
+        "z": actor.state.z,
+        "episode": torch.tensor(actor.worlds.episode, device=ranks.device),
+    }
+    extra = {name: dist.gather_rows(value, config.plan.envs, ranks) for name, value in per_env.items()}
+    if trainer.pending is not None:
+        picks, h, z = trainer.pending
+        pending = {"picks": torch.from_numpy(picks).to(ranks.device), "pending_h": h, "pending_z": z}
+        extra |= {name: dist.gather_rows(value, config.batch_size, ranks) for name, value in pending.items()}
+    state = {"replay": trainer.replay.state(), "updates": trainer.updates, "ratio": trainer.ratio.previous}
+    stage.save(number, extra, state)
+    dist.barrier()
+    kept = [int(path.stem[5:]) for path in stage.folder.glob("step-*.safetensors")]
+    trainer.replay.saved(number + 1, kept)
+
+
+def restore(stage: Stage, actor: Actor, trainer: Trainer) -> None:
+    """Go on from the stage's checkpoint: replay, latents, counters, and every world in the middle of its episode."""
+    ranks, extra, config = trainer.ranks, stage.extra, trainer.config
+    trainer.replay.restore(stage.first, stage.state["replay"])
+    trainer.updates, trainer.ratio.previous = stage.state["updates"], stage.state["ratio"]
+    actor.state = State(extra["h"][actor.mine], extra["z"][actor.mine])
+    envs = range(trainer.replay.envs)
+    last = (trainer.replay.count - 1) % trainer.replay.slots
+    actor.action = torch.from_numpy(trainer.replay.arrays["action"][last].copy())
+    if actor.worlds.actions.is_discrete:
+        actor.action = actor.action.long()
+    if "picks" in extra:
+        mine = dist.share(config.batch_size, ranks)
+        trainer.pending = (extra["picks"][mine].cpu().numpy(), extra["pending_h"][mine], extra["pending_z"][mine])
+    actor.worlds.restore(extra["episode"][actor.mine].tolist(), [trainer.replay.episode(env) for env in envs])
+
+
+def train(run: Run, config: Config, ranks: dist.Ranks, worlds: Worlds) -> None:
+    """The whole run, from where it stopped."""
+    plan = config.plan
+    agent = new_agent(worlds.spaces, worlds.actions, config).to(ranks.device)
+    for parameter in agent.parameters():
+        dist.broadcast(parameter.data)
+    actor, trainer = Actor(agent, worlds, config, ranks), Trainer(run, agent, worlds, config, ranks)
+    total = -(-plan.env_frames // (plan.action_repeat * plan.envs))
+    stage = Stage(run, "train", total, config.checkpoint_seconds, ranks, {"agent": agent}, trainer.optimizer)
+    if stage.first:
+        restore(stage, actor, trainer)
+    actor.state = State(actor.state.h.to(ranks.device), actor.state.z.to(ranks.device))
+    logged = trainer.updates // LOG_EVERY
+    for number in stage.updates():
+        trainer.remember(actor.step(number))
+        env_frames = (number + 1) * plan.envs * plan.action_repeat
+        for episode in worlds.finished:
+            run.log("train episode", number + 1, env_frames=env_frames, total=episode.total, **episode.info)
+        if trainer.updates // LOG_EVERY > logged or (number + 1 == total and trainer.updates):
+            logged = trainer.updates // LOG_EVERY
+            stage.log(number, {"env_frames": env_frames, "updates": trainer.updates, **trainer.metrics}, every=1)
+        if stage.due(number) or trainer.replay.must_save:
+            save(stage, number, actor, trainer)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config, options = parse(Config, TASKS, PRESETS, argv, prog="python -m dreamerv3.train", description=__doc__ or "")
+    device = usable_device(config.device)
+    ranks = dist.setup(config.device)
+    try:
+        for name, count in (("batch_size", config.batch_size), ("envs", config.plan.envs)):
+            if count % ranks.world_size:  # every rank must have the same share of the work
+                user_error(f"{name} {count} does not divide over {ranks.world_size} processes")
+        indices = range(config.plan.envs)[dist.share(config.plan.envs, ranks)]
+        seed_everything(config.seed, str(device))
+        try:
+            worlds = Worlds(lambda: make_world(config), indices, config.seed, "train")
+        except WorldError as error:
+            user_error(str(error))
+        with worlds:
+            new_agent(worlds.spaces, worlds.actions, config)  # what does not fit must end before there is a folder
+            run = Run.open("dreamerv3", config, options.preset, run_folder("dreamerv3", config, options))
+            dist.barrier()
+            seed_everything(config.seed, str(device))
+            train(run, config, ranks, worlds)
+        if dist.is_main(ranks):
+            print(f"trained: {run.folder}")
+    finally:
+        dist.close()
+
+
+if __name__ == "__main__":
+    main()
