@@ -237,5 +237,6 @@ PRESETS = {
             "test_episodes": 2,
             "checkpoint_seconds": 0.5,
         },
+        {"crafter": {"env_frames": 160, "test_episodes": 1}},
     ),
 }

@@ -20,7 +20,7 @@ from common.config import parse, user_error
 from common.run import Run, run_folder, seed_everything, usable_device
 from common.seeding import derive_seed
 from common.stage import LOG_EVERY, Stage
-from dreamerv3.agent import Agent, Noise, new_agent
+from dreamerv3.agent import Agent, Noise, compute_dtype, new_agent
 from dreamerv3.config import PRESETS, TASKS, Config
 from dreamerv3.data import Picks, Ratio, Replay
 from dreamerv3.env import WorldError, Worlds, make_world
@@ -182,14 +182,17 @@ def train(run: Run, config: Config, ranks: dist.Ranks, worlds: Worlds) -> None:
         restore(stage, actor, trainer)
     actor.state = State(actor.state.h.to(ranks.device), actor.state.z.to(ranks.device))
     logged = trainer.updates // LOG_EVERY
+    shown: dict[str, str] = {}
     for number in stage.updates():
         trainer.remember(actor.step(number))
         env_frames = (number + 1) * plan.envs * plan.action_repeat
         for episode in worlds.finished:
+            shown["return"] = f"{episode.total:.1f}"
             run.log("train episode", number + 1, env_frames=env_frames, total=episode.total, **episode.info)
         if trainer.updates // LOG_EVERY > logged or (number + 1 == total and trainer.updates):
             logged = trainer.updates // LOG_EVERY
             stage.log(number, {"env_frames": env_frames, "updates": trainer.updates, **trainer.metrics}, every=1)
+            stage.bar.set_postfix({**shown, "loss": f"{float(trainer.metrics['loss']):.4g}"}, refresh=False)
         if stage.due(number) or trainer.replay.must_save:
             save(stage, number, actor, trainer)
 
@@ -198,6 +201,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, options = parse(Config, TASKS, PRESETS, argv, prog="python -m dreamerv3.train", description=__doc__ or "")
     device = usable_device(config.device)
     ranks = dist.setup(config.device)
+    if device.type == "cuda" and compute_dtype(config.precision, device) == torch.bfloat16:
+        torch.set_float32_matmul_precision("high")  # what stays in float32 may use the tensor cores of a GPU
     try:
         for name, count in (("batch_size", config.batch_size), ("envs", config.plan.envs)):
             if count % ranks.world_size:  # every rank must have the same share of the work
