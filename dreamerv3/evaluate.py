@@ -115,6 +115,7 @@ def sample(values: Sequence[float], name: str) -> dict[str, Any]:
 def record_of_run(info: dict[str, Any], agent: Agent, config: Config, steps: int, updates: int) -> dict[str, Any]:
     """The test of a finished run with its control, as record.json."""
     start = time.monotonic()
+    # Deviation D9: fresh episodes; the published numbers are those of training episodes.
     indices = range(config.test_episodes)
     with Worlds(lambda: make_world(config), indices, config.seed, "test") as worlds:
         returns = play(worlds, agent_policy(agent, config.test_episodes, config.seed))

@@ -61,6 +61,7 @@ class Player:
         generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "act", number))
         uniform, noise = (part[self.mine] for part in self.agent.draw_act_noise(envs, generator))
         is_first = torch.from_numpy(rows["is_first"]).to(device)
+        # Deviation D2: the reference code acts with parameters one update old.
         self.state, action = self.agent.act(
             self.state, self.action.to(device), obs, is_first, uniform.to(device), noise.to(device)
         )
@@ -117,6 +118,7 @@ class Trainer:
     def noise(self) -> Noise:
         """The random numbers of the next update: this rank's part of those of the whole batch."""
         config, ranks = self.config, self.ranks
+        # Deviation D3: numbers by position instead of a long stream.
         generator = torch.Generator(ranks.device).manual_seed(derive_seed(config.seed, "update", self.updates))
         noise = self.agent.draw_noise(config.batch_size, config.batch_length, generator)
         mine, starts = dist.share(config.batch_size, ranks), dist.share(noise.prior.shape[1], ranks)
@@ -186,6 +188,7 @@ def train(run: Run, config: Config, ranks: dist.Ranks, worlds: Worlds) -> None:
     for number in stage.updates():
         trainer.remember(player.step(number))
         env_frames = (number + 1) * plan.envs * plan.action_repeat
+        # Deviation D5: what the log holds takes nothing out of the online queue.
         for episode in worlds.finished:
             shown["return"] = f"{episode.total:.1f}"
             run.log(
