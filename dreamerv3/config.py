@@ -213,7 +213,7 @@ PRESETS = {
         "the agent learns: a return above twice that of uniform random play within minutes",
         {
             "size": "1m",
-            "env_frames": 24_000,
+            "env_frames": 30_000,
             "envs": 4,
             "train_ratio": 64,
             "batch_size": 8,
@@ -237,5 +237,6 @@ PRESETS = {
             "test_episodes": 2,
             "checkpoint_seconds": 0.5,
         },
+        {"crafter": {"env_frames": 160, "test_episodes": 1}},
     ),
 }

@@ -79,6 +79,7 @@ class Control:
 
     def __init__(self, name: str, repeat: int, is_vision: bool) -> None:
         # Vectors need no renderer, and a machine without one must still do.
+        # Deviation D8: the reference code renders every step for its logs.
         os.environ.setdefault("MUJOCO_GL", "egl" if is_vision else "disabled")
         try:
             suite = need("dm_control.suite")
@@ -184,6 +185,7 @@ class Atari:
             frame, _, terminated, truncated, _ = self._env.step(0)
             if terminated or truncated:
                 frame, _ = self._env.reset()
+        # Deviation D6: the reference code of 2024 shows the last frame of the game before.
         self._frames, self._count = [frame, frame], 0
         return Step(self._observe())
 
@@ -378,6 +380,7 @@ class Worlds:
         return found
 
     def _seed(self, k: int) -> int:
+        # Deviation D4: a seed per episode, the reference code has a stream per world.
         return derive_seed(self.seed, self.purpose, self.indices[k], self.episode[k]) % 2**31
 
     def restore(self, episode: Sequence[int], actions: Sequence[Sequence[Array]]) -> None:

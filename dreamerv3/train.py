@@ -20,7 +20,7 @@ from common.config import parse, user_error
 from common.run import Run, run_folder, seed_everything, usable_device
 from common.seeding import derive_seed
 from common.stage import LOG_EVERY, Stage
-from dreamerv3.agent import Agent, Noise, new_agent
+from dreamerv3.agent import Agent, Noise, compute_dtype, new_agent
 from dreamerv3.config import PRESETS, TASKS, Config
 from dreamerv3.data import Picks, Ratio, Replay
 from dreamerv3.env import WorldError, Worlds, make_world
@@ -42,7 +42,7 @@ def new_optimizer(agent: Agent, config: Config) -> LaProp:
     )
 
 
-class Actor:
+class Player:
     """The acting side of a run: worlds, the recurrent state, and the rows that go into the replay."""
 
     def __init__(self, agent: Agent, worlds: Worlds, config: Config, ranks: dist.Ranks) -> None:
@@ -61,6 +61,7 @@ class Actor:
         generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "act", number))
         uniform, noise = (part[self.mine] for part in self.agent.draw_act_noise(envs, generator))
         is_first = torch.from_numpy(rows["is_first"]).to(device)
+        # Deviation D2: the reference code acts with parameters one update old.
         self.state, action = self.agent.act(
             self.state, self.action.to(device), obs, is_first, uniform.to(device), noise.to(device)
         )
@@ -117,6 +118,7 @@ class Trainer:
     def noise(self) -> Noise:
         """The random numbers of the next update: this rank's part of those of the whole batch."""
         config, ranks = self.config, self.ranks
+        # Deviation D3: numbers by position instead of a long stream.
         generator = torch.Generator(ranks.device).manual_seed(derive_seed(config.seed, "update", self.updates))
         noise = self.agent.draw_noise(config.batch_size, config.batch_length, generator)
         mine, starts = dist.share(config.batch_size, ranks), dist.share(noise.prior.shape[1], ranks)
@@ -130,15 +132,15 @@ class Trainer:
             self.pending = None
 
 
-def save(stage: Stage, number: int, actor: Actor, trainer: Trainer) -> None:
+def save(stage: Stage, number: int, player: Player, trainer: Trainer) -> None:
     """A checkpoint after step `number`: tensors and counts; the rows themselves are in the replay's files."""
     ranks, config = trainer.ranks, trainer.config
     trainer.replay.flush()
     dist.barrier()
     per_env = {
-        "h": actor.state.h,
-        "z": actor.state.z,
-        "episode": torch.tensor(actor.worlds.episode, device=ranks.device),
+        "h": player.state.h,
+        "z": player.state.z,
+        "episode": torch.tensor(player.worlds.episode, device=ranks.device),
     }
     extra = {name: dist.gather_rows(value, config.plan.envs, ranks) for name, value in per_env.items()}
     if trainer.pending is not None:
@@ -152,21 +154,21 @@ def save(stage: Stage, number: int, actor: Actor, trainer: Trainer) -> None:
     trainer.replay.saved(number + 1, kept)
 
 
-def restore(stage: Stage, actor: Actor, trainer: Trainer) -> None:
+def restore(stage: Stage, player: Player, trainer: Trainer) -> None:
     """Go on from the stage's checkpoint: replay, latents, counters, and every world in the middle of its episode."""
     ranks, extra, config = trainer.ranks, stage.extra, trainer.config
     trainer.replay.restore(stage.first, stage.state["replay"])
     trainer.updates, trainer.ratio.previous = stage.state["updates"], stage.state["ratio"]
-    actor.state = State(extra["h"][actor.mine], extra["z"][actor.mine])
+    player.state = State(extra["h"][player.mine], extra["z"][player.mine])
     envs = range(trainer.replay.envs)
     last = (trainer.replay.count - 1) % trainer.replay.slots
-    actor.action = torch.from_numpy(trainer.replay.arrays["action"][last].copy())
-    if actor.worlds.actions.is_discrete:
-        actor.action = actor.action.long()
+    player.action = torch.from_numpy(trainer.replay.arrays["action"][last].copy())
+    if player.worlds.actions.is_discrete:
+        player.action = player.action.long()
     if "picks" in extra:
         mine = dist.share(config.batch_size, ranks)
         trainer.pending = (extra["picks"][mine].cpu().numpy(), extra["pending_h"][mine], extra["pending_z"][mine])
-    actor.worlds.restore(extra["episode"][actor.mine].tolist(), [trainer.replay.episode(env) for env in envs])
+    player.worlds.restore(extra["episode"][player.mine].tolist(), [trainer.replay.episode(env) for env in envs])
 
 
 def train(run: Run, config: Config, ranks: dist.Ranks, worlds: Worlds) -> None:
@@ -175,29 +177,42 @@ def train(run: Run, config: Config, ranks: dist.Ranks, worlds: Worlds) -> None:
     agent = new_agent(worlds.spaces, worlds.actions, config).to(ranks.device)
     for parameter in agent.parameters():
         dist.broadcast(parameter.data)
-    actor, trainer = Actor(agent, worlds, config, ranks), Trainer(run, agent, worlds, config, ranks)
+    player, trainer = Player(agent, worlds, config, ranks), Trainer(run, agent, worlds, config, ranks)
     total = -(-plan.env_frames // (plan.action_repeat * plan.envs))
     stage = Stage(run, "train", total, config.checkpoint_seconds, ranks, {"agent": agent}, trainer.optimizer)
     if stage.first:
-        restore(stage, actor, trainer)
-    actor.state = State(actor.state.h.to(ranks.device), actor.state.z.to(ranks.device))
+        restore(stage, player, trainer)
+    player.state = State(player.state.h.to(ranks.device), player.state.z.to(ranks.device))
     logged = trainer.updates // LOG_EVERY
+    shown: dict[str, str] = {}
     for number in stage.updates():
-        trainer.remember(actor.step(number))
+        trainer.remember(player.step(number))
         env_frames = (number + 1) * plan.envs * plan.action_repeat
+        # Deviation D5: what the log holds takes nothing out of the online queue.
         for episode in worlds.finished:
-            run.log("train episode", number + 1, env_frames=env_frames, total=episode.total, **episode.info)
+            shown["return"] = f"{episode.total:.1f}"
+            run.log(
+                "train episode",
+                number + 1,
+                env_frames=env_frames,
+                total=episode.total,
+                length=episode.length,
+                **episode.info,
+            )
         if trainer.updates // LOG_EVERY > logged or (number + 1 == total and trainer.updates):
             logged = trainer.updates // LOG_EVERY
             stage.log(number, {"env_frames": env_frames, "updates": trainer.updates, **trainer.metrics}, every=1)
+            stage.bar.set_postfix({**shown, "loss": f"{float(trainer.metrics['loss']):.4g}"}, refresh=False)
         if stage.due(number) or trainer.replay.must_save:
-            save(stage, number, actor, trainer)
+            save(stage, number, player, trainer)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, options = parse(Config, TASKS, PRESETS, argv, prog="python -m dreamerv3.train", description=__doc__ or "")
     device = usable_device(config.device)
     ranks = dist.setup(config.device)
+    if device.type == "cuda" and compute_dtype(config.precision, device) == torch.bfloat16:
+        torch.set_float32_matmul_precision("high")  # what stays in float32 may use the tensor cores of a GPU
     try:
         for name, count in (("batch_size", config.batch_size), ("envs", config.plan.envs)):
             if count % ranks.world_size:  # every rank must have the same share of the work

@@ -1,6 +1,7 @@
 """Rollouts of C in the real worlds, for the evolution of CarRacing's C and for every test: V and M as one batch.
 
-Shapes: E episodes, B games that are still playing, Z latent size, H hidden size, P parameters of C, A action size.
+Shapes: E episodes, B games that are still playing, N population members, R rollouts per member, Z latent size,
+H hidden size, P parameters of C, A action size.
 Source: paper, section 2.3 (the agent's loop); reference code: model.py of each task.
 """
 
@@ -13,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common import dist
 from common.run import progress_bar
+from common.seeding import derive_seed
 from ha2018 import data
 from ha2018.config import Config
 from ha2018.controller import Controller
@@ -96,3 +99,26 @@ def real_returns(
                 active = [active[row] for row in keep]
                 state, restart = State(state.c[keep], state.h[keep]), restart[keep]
     return returns, lengths
+
+
+def environment_returns(
+    params: np.ndarray,
+    seeds: np.ndarray,
+    vae: VAE,
+    memory: MDNRNN,
+    worlds: Worlds,
+    config: Config,
+    ranks: dist.Ranks,
+) -> tuple[np.ndarray, int]:
+    """Real returns [N, R] of the controllers params [N, P], and how many environment steps they took.
+
+    Rollout r of a member has a track by the member's seed and r. The members are divided over the ranks.
+    """
+    mine = dist.share(len(params), ranks)
+    tracks = [derive_seed(int(seed), "rollout", r) % 2**31 for seed in seeds[mine] for r in range(config.rollouts)]
+    each = torch.from_numpy(params[mine]).repeat_interleave(config.rollouts, dim=0)
+    controller = Controller(config.controller_inputs, config.controller_hidden)
+    found = np.stack(real_returns(vae, memory, controller, each, tracks, worlds), axis=-1)  # [E, (return, length)]
+    rows = torch.from_numpy(found).reshape(-1, config.rollouts, 2).to(ranks.device)
+    every = dist.gather_rows(rows, len(params), ranks).cpu().numpy()
+    return every[..., 0], int(every[..., 1].sum())

@@ -30,13 +30,11 @@ from ha2018 import data, env, racing, world
 from ha2018.agent import new_memory
 from ha2018.cma_es import Evolution, as_received_from_workers, as_sent_to_workers, cost, rollout_seeds
 from ha2018.config import PRESETS, TASKS, Config
-from ha2018.controller import Controller
 from ha2018.data import Batch, Frames, Latents
 from ha2018.dream import FirstFrames, rollout_returns
 from ha2018.memory import MDNRNN, State
 from ha2018.memory_fast import losses, unroll_teacher_forced
-from ha2018.processes import Worlds
-from ha2018.rollout import open_worlds, real_returns
+from ha2018.rollout import environment_returns, open_worlds
 from ha2018.vision import VAE, kl_loss, reconstruction_loss
 
 DOOM_STEPS = 2100  # the timeout of the game
@@ -195,29 +193,6 @@ def dream_returns(
         config.max_steps,
     )
     return dist.gather_rows(returns.to(ranks.device), len(params), ranks).cpu().numpy().astype(np.float64), 0
-
-
-def environment_returns(
-    params: np.ndarray,
-    seeds: np.ndarray,
-    vae: VAE,
-    memory: MDNRNN,
-    worlds: Worlds,
-    config: Config,
-    ranks: dist.Ranks,
-) -> tuple[np.ndarray, int]:
-    """Real returns [N, R] of the controllers params [N, P], and how many environment steps they took.
-
-    Rollout r of a member has a track by the member's seed and r. The members are divided over the ranks.
-    """
-    mine = dist.share(len(params), ranks)
-    tracks = [derive_seed(int(seed), "rollout", r) % 2**31 for seed in seeds[mine] for r in range(config.rollouts)]
-    each = torch.from_numpy(params[mine]).repeat_interleave(config.rollouts, dim=0)
-    controller = Controller(config.controller_inputs, config.controller_hidden)
-    found = np.stack(real_returns(vae, memory, controller, each, tracks, worlds), axis=-1)  # [E, (return, length)]
-    rows = torch.from_numpy(found).reshape(-1, config.rollouts, 2).to(ranks.device)
-    every = dist.gather_rows(rows, len(params), ranks).cpu().numpy()
-    return every[..., 0], int(every[..., 1].sum())
 
 
 def _spent(env_frames: int) -> dict[str, float]:

@@ -81,14 +81,14 @@ def test_killed_twice_and_resumed_equals_one_go(trained, start, tmp_path):
 
 def test_an_image_task_resumes_too(start, tmp_path):
     """Crafter: pixels, discrete actions, the Nature edition."""
-    small = ("--edition", "nature", "--env-frames", "80", "--batch-length", "8", "--batch-size", "2")
+    small = ("--edition", "nature", "--env-frames", "60", "--batch-length", "8", "--batch-size", "2")
     folders = tmp_path / "one", tmp_path / "two"
     words = ("dreamerv3.train", *FAST, *IMAGE, *small)
     process = start(*words, "--run", str(folders[0]))
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     process = start(*words, "--run", str(folders[1]))
-    kill_at(process, folders[1], 20, random.Random(0))
+    kill_at(process, folders[1], 12, random.Random(0))
     process = start(*words, "--run", str(folders[1]))
     _, errors = process.communicate()
     assert process.returncode == 0, errors
@@ -127,7 +127,7 @@ def test_two_ranks_equal_one(start, tmp_path):
 def test_two_ranks_train_and_resume(tmp_path):
     """torchrun takes --run for an option of its own, so the run lies in its default folder."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "dreamerv3.train", *FAST, "--env-frames", "160"]
+    command += ["-m", "dreamerv3.train", *FAST, "--env-frames", "100"]
     found = []
     for _ in range(2):
         done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
