@@ -16,7 +16,7 @@ def _control_rows(game: str, title: str) -> tuple[Row, Row]:
     """AtariARI's two controls on a game: the calibration of its labels, splits and probes."""
     random_cnn = Row(
         id=f"{game}-random-cnn",
-        title=f"{title}: F1 of linear probes on a random convolutional network, the benchmark's own calibration",
+        title=f"{title}: AtariARI's control, F1 of linear probes on a random convolutional network",
         kind="calibration",
         suite="calibration",
         task=game,
@@ -29,7 +29,7 @@ def _control_rows(game: str, title: str) -> tuple[Row, Row]:
     )
     majority = Row(
         id=f"{game}-majority",
-        title=f"{title}: F1 of the majority classifier, the calibration of labels and splits",
+        title=f"{title}: AtariARI's control, F1 of the majority classifier",
         kind="calibration",
         suite="calibration",
         task=game,

@@ -184,7 +184,7 @@ def label_record(config: Config, model: JEPA, device: torch.device) -> dict[str,
         "untrained encoder": partial(pooled_layers, untrained),
         "pixels": _thumbnails,
     }
-    recipe = Recipe(config.linear_optimizer, config.linear_epochs, config.linear_batch)
+    recipe = Recipe(config.linear_optimizer, config.linear_epochs, config.linear_batch, device)
     hits: dict[str, dict[str, np.ndarray]] = {}
     words = {}
     for name, encode_batch in encoders.items():
@@ -200,7 +200,7 @@ def label_record(config: Config, model: JEPA, device: torch.device) -> dict[str,
             parts = {kind: right for kind, (right, _) in probes.items()}
             words[name, factor] = probes["best"][1]
             if name == "I-JEPA":
-                parts["nearest neighbours"] = label_probe.nearest_neighbours(*x)
+                parts["nearest neighbours"] = label_probe.nearest_neighbours(*x, device)
                 parts["1 % of the labels"] = label_probe.low_shot(*x, config.seed)
                 parts[f"factor {factor}"] = parts["best"]
             for kind, right in parts.items():

@@ -25,6 +25,7 @@ LR_STEP, LR_FACTOR = 15, 0.1  # epochs
 MOMENTUM, TRUST = 0.9, 0.001
 HELD_OUT = 10  # one in so many training images chooses between the probes
 NEIGHBOURS, TEMPERATURE = 20, 0.07
+CHUNK = 1024  # test images at a time
 LOW_SHOT_SHARE = 0.01
 
 
@@ -50,11 +51,15 @@ class LARS(torch.optim.Optimizer):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a probe is trained: "lars" or "sgd", passes over the images, images per update."""
+    """How a probe is trained: "lars" or "sgd", passes over the images, images per update, and where.
+
+    Features stay where they are; batches of them go to the device.
+    """
 
     optimizer: str
     epochs: int
     batch: int
+    device: torch.device = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ def train_probe(features: Tensor, labels: Tensor, choice: Choice, recipe: Recipe
     nn.init.normal_(linear.weight, std=0.01, generator=generator)
     nn.init.zeros_(linear.bias)
     probe = nn.Sequential(nn.BatchNorm1d(features.shape[1]), linear) if choice.has_norm else linear
+    probe.to(recipe.device)
     batch = min(recipe.batch, len(features))
     lr, parameters = choice.lr * batch / 256, list(probe.parameters())
     optimizer: torch.optim.Optimizer
@@ -95,7 +101,7 @@ def train_probe(features: Tensor, labels: Tensor, choice: Choice, recipe: Recipe
         order = torch.randperm(len(features), generator=generator)
         for rows in order[: len(order) // batch * batch].split(batch):
             optimizer.zero_grad()
-            F.cross_entropy(probe(features[rows]), labels[rows]).backward()
+            F.cross_entropy(probe(features[rows].to(recipe.device)), labels[rows].to(recipe.device)).backward()
             optimizer.step()
         scheduler.step()
     return probe.eval()
@@ -104,7 +110,9 @@ def train_probe(features: Tensor, labels: Tensor, choice: Choice, recipe: Recipe
 @torch.no_grad()
 def correct(probe: nn.Module, features: Tensor, labels: Tensor) -> np.ndarray:
     """1 where the most likely class is the label, else 0: [T] float64."""
-    return (probe(features).argmax(1) == labels).double().numpy()
+    device = next(probe.parameters()).device
+    found = torch.cat([probe(part.to(device)).argmax(1).cpu() for part in features.split(CHUNK)])
+    return (found == labels).double().numpy()
 
 
 def linear_probe(
@@ -132,16 +140,19 @@ def linear_probe(
     return found
 
 
-def nearest_neighbours(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> np.ndarray:
+def nearest_neighbours(
+    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, device: torch.device
+) -> np.ndarray:
     """Hits [T] of a vote of the 20 nearest training images by cosine, weighted with exp(cosine / 0.07).
 
     On the last layer. The usual protocol of this family; I-JEPA's paper has no such number.
     """
-    known, asked = (F.normalize(inputs(x, 1), dim=1) for x in (train, test))
+    known, asked = (F.normalize(inputs(x, 1).to(device), dim=1) for x in (train, test))
     classes, hits = int(train_labels.max()) + 1, []
-    for part, labels in zip(asked.split(1024), test_labels.split(1024), strict=True):
+    for part, labels in zip(asked.split(CHUNK), test_labels.split(CHUNK), strict=True):
         cosine, rows = (part @ known.t()).topk(min(NEIGHBOURS, len(known)))
-        votes = torch.zeros(len(part), classes).scatter_add_(1, train_labels[rows], (cosine / TEMPERATURE).exp())
+        weights = (cosine / TEMPERATURE).exp().cpu()
+        votes = torch.zeros(len(part), classes).scatter_add_(1, train_labels[rows.cpu()], weights)
         hits.append(votes.argmax(1) == labels)
     return torch.cat(hits).double().numpy()
 

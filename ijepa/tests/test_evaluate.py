@@ -127,7 +127,7 @@ def test_probes_find_what_is_there():
     found = linear_probe(*data, Recipe("sgd", 20, 256), 0)
     assert found["last"][0].mean() > 0.9
     assert found["last four"][0].mean() > 0.9
-    assert nearest_neighbours(*data).mean() > 0.9
+    assert nearest_neighbours(*data, torch.device("cpu")).mean() > 0.9
     assert low_shot(*data, 0).mean() > 0.7
     noise = torch.randn(4500, 4, 16, generator=torch.Generator().manual_seed(3))
     found = linear_probe(noise[:4000], labels, noise[4000:], test_labels, Recipe("sgd", 5, 256), 0)
