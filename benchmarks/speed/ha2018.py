@@ -14,8 +14,9 @@ from gymnasium.envs.box2d.car_racing import CarRacing as GymnasiumCarRacing
 
 from benchmarks.speed.timing import figure, matmul_rate, timed
 from ha2018.config import Config
+from ha2018.controller import doom_action
 from ha2018.data import Batch
-from ha2018.dream import FirstFrames, rollout_returns
+from ha2018.dream import Dream, FirstFrames, rollout_returns
 from ha2018.dream_fast import FastDream
 from ha2018.env import TakeCover, random_episode
 from ha2018.memory import MDNRNN
@@ -39,7 +40,8 @@ def measure(device: torch.device) -> list[dict[str, Any]]:
     rollouts, steps = config.population * config.rollouts, 96
     dream = timed(lambda: _generation(memory, config, steps, device), device)
     rate = rollouts * steps / dream.median
-    single, processes = _one_at_a_time(config)
+    single, processes = _one_at_a_time(config, _readable_rollout)
+    single_fast, _ = _one_at_a_time(config, _fast_rollout)
     flops = 2 * sum(p.numel() for p in (memory.kernel, memory.output_w))
     found += [
         figure(
@@ -49,6 +51,16 @@ def measure(device: torch.device) -> list[dict[str, Any]]:
             rollouts * steps,
             peer=f"the same M one rollout at a time, {processes} CPU processes: {single:,.0f} steps/s",
             ratio=round(rate / single, 2),
+            note="as in 2018: one process per core, the readable step of dream.py",
+        ),
+        figure(
+            "dream, 64 x 16 rollouts, beside the fast step with one rollout",
+            "steps/s",
+            dream,
+            rollouts * steps,
+            peer=f"dream_fast.py with a batch of one, {processes} CPU processes: {single_fast:,.0f} steps/s",
+            ratio=round(rate / single_fast, 2),
+            note="what the batch alone is worth: both steps are ours",
         ),
         figure(
             "dream, share of the matrix product rate",
@@ -89,19 +101,34 @@ def _generation(memory: MDNRNN, config: Config, steps: int, device: torch.device
     rollout_returns(memory, bank, params, seeds, config.rollouts, config.temperature, steps)
 
 
-def _one_at_a_time(config: Config) -> tuple[float, int]:
-    """Dream steps per second with one rollout per process and one process per core, as in 2018."""
+Rollout = Callable[[Config, int], float]
+
+
+def _one_at_a_time(config: Config, rollout: Rollout) -> tuple[float, int]:
+    """Dream steps per second with one rollout per process and one process per core."""
     processes = multiprocessing.cpu_count()
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        pool.map(_single_rollout, [(config, 50)] * processes)
-        rates = pool.map(_single_rollout, [(config, 1500)] * processes, chunksize=1)
+        pool.starmap(rollout, [(config, 50)] * processes)
+        rates = pool.starmap(rollout, [(config, 1500)] * processes, chunksize=1)
     return sum(rates), processes
 
 
 @torch.no_grad()
-def _single_rollout(job: tuple[Config, int]) -> float:
-    """Steps per second of the fast step with a batch of one, random numbers included."""
-    config, steps = job
+def _readable_rollout(config: Config, steps: int) -> float:
+    """Steps per second of dream.py with a batch of one, random numbers included."""
+    torch.set_num_threads(1)
+    dream = Dream(_endless_memory(config), config.temperature, steps)
+    params = 0.1 * torch.randn(config.controller_params)
+    obs = dream.reset(torch.zeros(1, config.z_size))
+    start = time.perf_counter()
+    for _ in range(steps):
+        obs, _, _ = dream.step(doom_action(params, obs), torch.rand(1, config.z_size), torch.randn(1, config.z_size))
+    return steps / (time.perf_counter() - start)
+
+
+@torch.no_grad()
+def _fast_rollout(config: Config, steps: int) -> float:
+    """The same of dream_fast.py."""
     torch.set_num_threads(1)
     dream = FastDream(_endless_memory(config), config.temperature)
     dream.begin(torch.zeros(1, config.z_size), 0.1 * torch.randn(1, config.controller_params))
