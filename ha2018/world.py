@@ -34,7 +34,7 @@ def check(source: Path, config: Config) -> None:
     changed = _differences(settings, info["config"], config)
     if changed:
         user_error(f"--world-from {source}: V was made with other settings: {', '.join(changed)}")
-    if not all((source / name).exists() for name in LATENTS):
+    if not all((source / name).exists() for name in ("frames", *LATENTS)):
         user_error(f"--world-from {source}: its V and latents are not finished; the same train command goes on there")
     if _takes_memory(info["config"], config) and not _memory_is_finished(source, config):
         user_error(f"--world-from {source}: its M is not finished; the same train command goes on there")
@@ -44,6 +44,8 @@ def adopt(run: Run, source: Path, config: Config) -> None:
     """Make V, and M if its settings are the same, those of `source`. Killed at any moment, it is done again whole."""
     frames = run.folder / "frames"
     if frames.exists():
+        if frames.resolve() != (source / "frames").resolve():
+            user_error(f"{run.folder} has frames of its own; choose another folder with --run")
         return
     info = Run.load("ha2018", source)
     stages = ["vision", "memory"] if _takes_memory(info["config"], config) else ["vision"]

@@ -97,9 +97,18 @@ def test_a_world_that_does_not_fit_is_refused_and_leaves_nothing(trained, tmp_pa
     assert not folder.exists()
 
 
+def test_a_run_with_a_world_of_its_own_does_not_take_another(trained, tmp_path, capsys):
+    source = tmp_path / "source"
+    shutil.copytree(trained, source)
+    with pytest.raises(SystemExit) as end:
+        train.main([*SMOKE, "--run", str(trained), "--world-from", str(source)])
+    assert end.value.code == 2
+    assert "has frames of its own" in capsys.readouterr().err
+
+
 def test_an_unfinished_world_is_refused(trained, tmp_path, capsys):
     source = tmp_path / "source"
-    shutil.copytree(trained, source, ignore=shutil.ignore_patterns("frames", "controller*"))
+    shutil.copytree(trained, source, ignore=shutil.ignore_patterns("controller*"))
     metrics = (source / "metrics.jsonl").read_text().splitlines(keepends=True)
     (source / "metrics.jsonl").write_text("".join(line for line in metrics if "memory holdout" not in line))
     for name, part in (("memory", "its M is not finished"), ("latents.safetensors", "its V and latents")):
