@@ -124,7 +124,8 @@ def _decode(agent: Agent, states: State) -> dict[str, Array]:
     found = {}
     for name, value in agent.world.decoder(states.h, states.z).items():
         kind = agent.world.decoder.spaces[name].kind
-        shown = value if kind == "image" else symexp(value) if kind == "float" else value.argmax(-1)[..., None].float()
+        raw = symexp(value) if agent.config.use_symlog else value
+        shown = value if kind == "image" else raw if kind == "float" else value.argmax(-1)[..., None].float()
         found[name] = shown.cpu().numpy()
     return found
 
