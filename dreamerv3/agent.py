@@ -30,7 +30,7 @@ from dreamerv3.config import EDITIONS, SIZES, Config
 from dreamerv3.data import Batch
 from dreamerv3.rssm import State
 from dreamerv3.spaces import ActionSpace, Edition, ObsSpaces, Sizes
-from dreamerv3.world_model import Observed, TwoHotHead, WorldModel
+from dreamerv3.world_model import Observed, WorldModel, scalar_head
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,11 @@ class Agent(nn.Module):
             free_nats=config.free_nats,
             horizon=config.horizon,
             use_fast=config.use_fast,
+            use_symlog=config.use_symlog,
+            use_two_hot=config.use_two_hot,
         )
         self.actor = Actor(sizes, actions, config.actor_unimix)
-        self.critic = TwoHotHead(sizes, CRITIC_LAYERS, config.bins, edition.has_even_outputs)
+        self.critic = scalar_head(sizes, CRITIC_LAYERS, config.bins, edition.has_even_outputs, config.use_two_hot)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.return_norm = ReturnNorm(config.return_percentiles, config.return_rate, config.return_limit)
         self.register_buffer("updates", torch.zeros(()))

@@ -135,6 +135,10 @@ class Config:
     dyn_scale: float = setting(1.0, "weight of the dynamics KL", low=0)
     rep_scale: float = setting(0.1, "weight of the representation KL", low=0)
 
+    # Controls of the paper's robustness claims, besides free_nats and train_ratio
+    use_symlog: bool = setting(True, "vector observations in symlog space; without: as they are")
+    use_two_hot: bool = setting(True, "rewards and returns by symexp two-hot; without: by squared error")
+
     # Actor and critic
     imagination_length: int = setting(15, "H, imagined steps", low=1)
     horizon: float = setting(333.0, "steps; the discount is 1 - 1 / horizon", low=1)

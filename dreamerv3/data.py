@@ -20,6 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.config import user_error
+from common.run import disk_is_full
 from dreamerv3.spaces import ActionSpace, ObsSpaces, Sizes
 
 Rows = dict[str, NDArray[Any]]
@@ -27,6 +29,7 @@ Picks = NDArray[np.int64]
 
 # Rows beyond the capacity, which may be written between the older of two kept checkpoints and a kill.
 MARGIN = 4096
+RESERVED_ROWS = 256
 _DTYPES = {"image": np.uint8, "float": np.float32, "discrete": np.int32}
 
 
@@ -109,12 +112,28 @@ class Replay:
 
     def _file(self, name: str, shape: tuple[int, ...], kind: type[Any]) -> NDArray[Any]:
         """A sparse file of [slots, W, ...]; only rows that were written take space."""
-        path, full = self.folder / f"{name.replace('/', '-')}.bin", (self.slots, self.envs, *shape)
+        path, full = self._path(name), (self.slots, self.envs, *shape)
         size = int(np.prod(full)) * np.dtype(kind).itemsize
         if not path.exists() or path.stat().st_size != size:
             with open(path, "wb") as file:
                 file.truncate(size)
         return np.memmap(path, kind, "r+", shape=full)
+
+    def _reserve(self, slot: int) -> None:
+        """Give the files room for the next rows. A write into a mapped file on a full disk would be a bus error."""
+        rows = min(RESERVED_ROWS, self.slots - slot)
+        for name, array in self.arrays.items():
+            try:
+                with open(self._path(name), "r+b") as file:
+                    if hasattr(os, "posix_fallocate"):
+                        os.posix_fallocate(file.fileno(), slot * array[0].nbytes, rows * array[0].nbytes)
+            except OSError as error:
+                if not disk_is_full(error):
+                    raise
+                user_error(f"{self.folder}: disk full, no room for the replay; free some and start again")
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name.replace('/', '-')}.bin"
 
     # --- what goes in -------------------------------------------------------------------------------------------------
 
@@ -123,6 +142,8 @@ class Replay:
         if rows.keys() != self.arrays.keys():
             raise ValueError(f"replay: expected {sorted(self.arrays)}, got {sorted(rows)}")
         slot = self.count % self.slots
+        if slot % RESERVED_ROWS == 0:
+            self._reserve(slot)
         for name, array in self.arrays.items():
             array[slot] = rows[name]
         self._touched[slot * self.envs : (slot + 1) * self.envs] = True  # newer than the checkpoint
@@ -263,8 +284,3 @@ class Replay:
             if self.arrays["is_first"][row % self.slots, env]:
                 break
         return found[::-1]
-
-
-def disk_bytes(folder: Path) -> int:
-    """Space that the files of a replay take."""
-    return sum(os.stat(path).st_blocks * 512 for path in folder.glob("*.bin"))

@@ -130,12 +130,12 @@ def normal_entropy(std: Tensor) -> Tensor:
     return torch.distributions.Normal(torch.zeros_like(std), std, validate_args=False).entropy().sum(-1)
 
 
-def symlog_squared_error(prediction: Tensor, target: Tensor, tolerance: float) -> Tensor:
-    """sum (prediction - symlog(target))^2 over the last axis; squares below `tolerance` count as 0, gradient included.
+def squared_error(prediction: Tensor, target: Tensor, tolerance: float) -> Tensor:
+    """sum (prediction - target)^2 over the last axis; squares below `tolerance` count as 0, gradient included.
 
-    prediction [..., n] in symlog space, target [..., n] raw. Source: paper, Eq. 8; tolerance: reference code of 2024.
+    Both [..., n], in symlog space. Source: paper, Eq. 8, without its half; tolerance: reference code of 2024.
     """
-    square = (prediction - symlog(target)).square()
+    square = (prediction - target).square()
     if tolerance:
         square = torch.where(square < tolerance, 0.0, square)
     return square.sum(-1)

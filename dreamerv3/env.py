@@ -61,12 +61,12 @@ class World(Protocol):
         """Free what the world holds."""
 
 
-def need(module: str, extra: str = "dreamerv3") -> Any:
+def need(module: str, requirement: str) -> Any:
     """The imported module, or a line that says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise WorldError(f"{module} cannot be imported ({error}); pip install '.[{extra}]'") from error
+        raise WorldError(f"{module} cannot be imported ({error}); pip install {requirement}") from error
 
 
 def rescale(action: Array, low: Array, high: Array) -> Array:
@@ -82,7 +82,7 @@ class Control:
         # Deviation D8: the reference code renders every step for its logs.
         os.environ.setdefault("MUJOCO_GL", "egl" if is_vision else "disabled")
         try:
-            suite = need("dm_control.suite")
+            suite = need("dm_control.suite", "--no-deps dm_control==1.0.34")
         except RuntimeError as error:
             raise WorldError(render_complaint(error)) from error
         domain = "ball_in_cup" if name.startswith("ball_in_cup") else name.split("_")[0]
@@ -164,7 +164,7 @@ class Atari:
     """
 
     def __init__(self, game: str, repeat: int, rules: AtariRules) -> None:
-        ale = need("ale_py")
+        ale = need("ale_py", "ale-py")
         ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)
         gymnasium.register_envs(ale)
         name = "".join(word.capitalize() for word in game.split("_"))
@@ -216,7 +216,7 @@ class Crafter:
     """Crafter with its reward: 64 x 64 RGB, 17 actions, at most 10,000 steps. `info` has the achievements unlocked."""
 
     def __init__(self, repeat: int) -> None:
-        self._crafter, self._repeat = need("crafter"), repeat
+        self._crafter, self._repeat = need("crafter", "crafter"), repeat
         self.actions = ActionSpace(17, is_discrete=True)
         self.spaces = {"image": ObsSpace("image", (IMAGE_SIZE, IMAGE_SIZE, 3))}
 

@@ -18,7 +18,7 @@ from dreamerv3.actor_critic import Actor, BoundedNormal, Categorical, Imagined
 from dreamerv3.distributions import bounded_normal, mixed_probs
 from dreamerv3.networks import Layer, Linear
 from dreamerv3.rssm import RSSM, State, squash_action
-from dreamerv3.rssm_fast import norm_silu
+from dreamerv3.rssm_fast import for_device, norm_silu
 
 
 @torch.no_grad()
@@ -41,6 +41,7 @@ class _Imagination:
     def __init__(self, rssm: RSSM, actor: Actor, dtype: torch.dtype) -> None:
         self.sizes, self.unimix, self.dtype, self.actor = rssm.sizes, rssm.unimix, dtype, actor
         sizes = self.sizes
+        self.norm = for_device(norm_silu, rssm.hidden.weight.device.type)
         self.width = sizes.deter // sizes.blocks
         hidden = rssm.hidden.weight.to(dtype)
         self.w_own = hidden[:, : self.width]
@@ -81,7 +82,7 @@ class _Imagination:
 
     def layer(self, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
         """A Layer on [N, n]."""
-        return norm_silu(F.linear(x, weight, bias).float(), scale)[0].to(self.dtype)
+        return self.norm(F.linear(x, weight, bias).float(), scale)[0].to(self.dtype)
 
     def policy(self, x: Tensor) -> Categorical | BoundedNormal:
         """The actor on features [N, D + S * K]."""
@@ -98,11 +99,11 @@ class _Imagination:
         squashed = squash_action(action).to(self.dtype)
         parts = (feature[:, :deter], feature[:, deter:], squashed)
         pre = torch.stack([F.linear(x, *w) for x, w in zip(parts, self.inputs, strict=True)], 1).float()
-        shared = norm_silu(pre, self.s_inputs)[0].to(self.dtype).flatten(1)
+        shared = self.norm(pre, self.s_inputs)[0].to(self.dtype).flatten(1)
         own = torch.bmm(feature[:, :deter].unflatten(1, (blocks, -1)).transpose(0, 1), self.w_own)
         hidden = F.linear(shared, self.w_shared, self.b_hidden).float()
         hidden.view(starts, blocks, -1).add_(own.transpose(0, 1))
-        x = norm_silu(hidden, self.s_hidden)[0].to(self.dtype)
+        x = self.norm(hidden, self.s_hidden)[0].to(self.dtype)
         raw = torch.bmm(x.view(starts, blocks, -1).transpose(0, 1), self.w_gates).add_(self.b_gates)
         reset, candidate, update = raw.float().split(self.width, -1)  # [g, N, o]
         r, u = torch.sigmoid(reset), torch.sigmoid(update - 1)

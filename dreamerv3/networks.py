@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamerv3.distributions import symlog, symlog_squared_error
+from dreamerv3.distributions import squared_error, symlog
 from dreamerv3.spaces import Edition, Obs, ObsSpaces, Sizes
 
 NORM_EPS = 1e-4
@@ -243,11 +243,13 @@ class Encoder(nn.Module):
     """Observations -> tokens [..., E]: [vector branch, image branch].
 
     Vectors: floats in symlog, integers one-hot, concatenated, 3 Layers. Images are concatenated along their channels.
+    `use_symlog` False is a control.
     """
 
-    def __init__(self, spaces: ObsSpaces, sizes: Sizes, edition: Edition) -> None:
+    def __init__(self, spaces: ObsSpaces, sizes: Sizes, edition: Edition, *, use_symlog: bool = True) -> None:
         super().__init__()
         self.spaces, self.edition = dict(spaces), edition
+        self.squash = symlog if use_symlog else torch.clone
         self.vectors = keys_of(spaces, edition, "float", "discrete")
         self.images = keys_of(spaces, edition, "image")
         self.outputs = 0
@@ -276,19 +278,20 @@ class Encoder(nn.Module):
             space, value = self.spaces[name], obs[name]
             if space.kind == "discrete":
                 one_hot = F.one_hot(value.long(), space.classes).float()
-                parts.append(symlog(one_hot) if self.edition.squashes_one_hot else one_hot)
+                parts.append(self.squash(one_hot) if self.edition.squashes_one_hot else one_hot)
             else:
-                parts.append(symlog(value.float().reshape(*value.shape[: value.ndim - len(space.shape)], -1)))
+                parts.append(self.squash(value.float().reshape(*value.shape[: value.ndim - len(space.shape)], -1)))
         return torch.cat(parts, -1)
 
 
 class Decoder(nn.Module):
     """h [..., D], z [..., S, K] -> a prediction for every observation: float vectors in symlog space, logits of
-    integers, images in [0, 1]."""
+    integers, images in [0, 1]. `use_symlog` False is a control: float vectors as they are."""
 
-    def __init__(self, spaces: ObsSpaces, sizes: Sizes, edition: Edition) -> None:
+    def __init__(self, spaces: ObsSpaces, sizes: Sizes, edition: Edition, *, use_symlog: bool = True) -> None:
         super().__init__()
         self.spaces, self.edition = dict(spaces), edition
+        self.squash = symlog if use_symlog else torch.clone
         self.vectors = keys_of(spaces, edition, "float", "discrete")
         self.images = keys_of(spaces, edition, "image")
         if self.vectors:
@@ -329,7 +332,7 @@ class Decoder(nn.Module):
                 found[name] = (prediction - target.float() / 255).square().sum((-3, -2, -1))
             elif space.kind == "float":
                 flat = target.float().reshape(prediction.shape)
-                found[name] = symlog_squared_error(prediction, flat, self.edition.error_tolerance)
+                found[name] = squared_error(prediction, self.squash(flat), self.edition.error_tolerance)
             else:
                 log_probs = torch.log_softmax(prediction, -1)
                 found[name] = -log_probs.gather(-1, target.long()[..., None]).squeeze(-1)

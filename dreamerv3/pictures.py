@@ -27,6 +27,7 @@ from dreamerv3.rssm import State
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 Array = np.ndarray[Any, Any]
 
@@ -123,7 +124,8 @@ def _decode(agent: Agent, states: State) -> dict[str, Array]:
     found = {}
     for name, value in agent.world.decoder(states.h, states.z).items():
         kind = agent.world.decoder.spaces[name].kind
-        shown = value if kind == "image" else symexp(value) if kind == "float" else value.argmax(-1)[..., None].float()
+        raw = symexp(value) if agent.config.use_symlog else value
+        shown = value if kind == "image" else raw if kind == "float" else value.argmax(-1)[..., None].float()
         found[name] = shown.cpu().numpy()
     return found
 
@@ -135,6 +137,7 @@ def draw_latents(states: State, path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(7.5, 4), layout="constrained", width_ratios=(3, 1))
     axes[0].imshow(share, aspect="auto", cmap="magma", vmin=0, vmax=1, interpolation="nearest")
     axes[0].set(title="share of each class", xlabel="class", ylabel="latent")
+    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[1].barh(np.arange(len(used)), used, color="#2a6f97")
     axes[1].set(title="classes in use", xlabel="effective number", ylim=(len(used) - 0.5, -0.5), xlim=(0, None))
     figure.savefig(path, dpi=100)
@@ -162,7 +165,7 @@ def _vector_film(agent: Agent, obs: Mapping[str, Array], decoded: Mapping[str, M
     length = len(next(iter(obs.values())))
     curves = {"real": _flat(obs, names, length), **{part: _flat(decoded[part], names, length) for part in decoded}}
     rows = min(ROWS, curves["real"].shape[1])
-    titles = [f"{name} {k}" for name in names for k in range(curves["real"].shape[1])][:rows]
+    titles = [f"{name} {k}" for name in names for k in range(obs[name].reshape(length, -1).shape[1])][:rows]
     width, height = 480, 72
     frames = []
     for now in range(1, length + 1):

@@ -43,6 +43,31 @@ class TwoHotHead(nn.Module):
         return two_hot_loss(logits, target, self.bins)
 
 
+class ScalarHead(nn.Module):
+    """A control for `TwoHotHead`: one number, trained by half its squared error; it predicts 0 at first too."""
+
+    def __init__(self, sizes: Sizes, layers: int) -> None:
+        super().__init__()
+        self.mlp = MLP(sizes.feature, sizes.units, layers, 1, scale=0.0)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """[..., D + S * K] -> [..., 1] in float32."""
+        return self.mlp(feature).float()
+
+    def mean(self, output: Tensor) -> Tensor:
+        """The number, [...]."""
+        return output.squeeze(-1)
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """(x - target)^2 / 2, [...]."""
+        return 0.5 * (output.squeeze(-1) - target.detach()).square()
+
+
+def scalar_head(sizes: Sizes, layers: int, bins: int, is_even: bool, use_two_hot: bool) -> TwoHotHead | ScalarHead:
+    """The paper's head for rewards and returns, or its control."""
+    return TwoHotHead(sizes, layers, bins, is_even) if use_two_hot else ScalarHead(sizes, layers)
+
+
 @dataclass(frozen=True)
 class Observed:
     """What the model made of a batch: posterior states and raw posterior logits, [B, T, ...], with gradient."""
@@ -66,14 +91,16 @@ class WorldModel(nn.Module):
         free_nats: float,
         horizon: float,
         use_fast: bool,
+        use_symlog: bool,
+        use_two_hot: bool,
     ) -> None:
         super().__init__()
         self.use_fast = use_fast
         self.actions, self.unimix, self.free_nats, self.discount = actions, unimix, free_nats, 1 - 1 / horizon
-        self.encoder = Encoder(spaces, sizes, edition)
+        self.encoder = Encoder(spaces, sizes, edition, use_symlog=use_symlog)
         self.rssm = RSSM(sizes, actions.size, self.encoder.outputs, unimix)
-        self.decoder = Decoder(spaces, sizes, edition)
-        self.reward = TwoHotHead(sizes, HEAD_LAYERS, bins, edition.has_even_outputs)
+        self.decoder = Decoder(spaces, sizes, edition, use_symlog=use_symlog)
+        self.reward = scalar_head(sizes, HEAD_LAYERS, bins, edition.has_even_outputs, use_two_hot)
         self.cont = MLP(sizes.feature, sizes.units, HEAD_LAYERS, 1, scale=1.0)
 
     def action_vector(self, action: Tensor) -> Tensor:

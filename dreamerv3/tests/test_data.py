@@ -1,6 +1,8 @@
 """The replay: uniform windows, eviction, flags, and latents that survive a kill through the journal."""
 
 import collections
+import errno
+import os
 import shutil
 
 import numpy as np
@@ -171,3 +173,19 @@ def test_rows_of_another_world_are_refused(tmp_path):
 def test_the_train_ratio_is_kept_on_average():
     ratio = Ratio(0.3)
     assert sum(ratio(step) for step in range(1, 1001)) == pytest.approx(300, abs=2)
+
+
+def test_a_full_disk_ends_the_run_in_one_line(tmp_path, monkeypatch, capsys):
+    replay = new_replay(tmp_path)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(SystemExit) as end:
+        add(replay, 0)
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "disk full" in error
+    assert replay.count == 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dreamerv3.config import TASKS, Config
-from dreamerv3.env import Gym, Step, WorldError, Worlds, make_world, rescale
+from dreamerv3.env import Gym, Step, WorldError, Worlds, make_world, need, rescale
 from dreamerv3.spaces import ActionSpace, ObsSpace
 from dreamerv3.tests.conftest import environment
 
@@ -157,3 +157,8 @@ def test_every_task_has_a_plan():
     assert Config(task="atari57_pong").benchmark == "atari57"
     plan = Config(task="dmc_proprio_walker_walk", train_ratio=7.0).plan
     assert (plan.train_ratio, plan.size, plan.action_repeat, plan.env_frames) == (7.0, "12m", 2, 500_000)
+
+
+def test_a_missing_package_is_named_with_its_remedy():
+    with pytest.raises(WorldError, match=r"no_such_world cannot be imported \(.*\); pip install this"):
+        need("no_such_world", "this")

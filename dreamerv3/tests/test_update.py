@@ -208,3 +208,28 @@ def test_the_captured_update_is_the_readable_one(is_discrete):
         assert (found.graph is not None) == use_fast
         weights.append(torch.cat([p.detach().flatten() for p in agent.trained_parameters()]))
     torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("control", [{"use_symlog": False}, {"use_two_hot": False}, {"free_nats": 0.0}])
+def test_the_controls_change_what_they_should_and_nothing_else(control):
+    """From the same weights: the losses that a control touches are others, the rest is the same."""
+    agents = [
+        tiny_agent(is_discrete=False, imagination_length=1),
+        tiny_agent(is_discrete=False, imagination_length=1, **control),
+    ]
+    shared = agents[0].state_dict()
+    names = {name for name, value in agents[1].state_dict().items() if value.shape == shared[name].shape}
+    agents[1].load_state_dict({name: shared[name] for name in names}, strict=False)
+    batch = tiny_batch(agents[0])
+    found = [agent.losses(batch, noise_for(agent, batch), RANKS).losses for agent in agents]
+    touched = {name for name in found[0] if not torch.allclose(found[0][name], found[1][name], rtol=1e-4, atol=1e-5)}
+    heads = {"reward", "actor", "critic", "replay_critic"}
+    if "use_two_hot" in control:
+        assert {"reward", "critic"} <= touched <= heads
+    elif "free_nats" in control:
+        assert touched <= {"dyn", "rep"}
+        assert float(found[1]["dyn"].detach().min()) < 1
+    else:
+        assert "rec/speed" in touched
+        tokens = [agent.world.encoder(batch.obs) for agent in agents]
+        assert not torch.allclose(tokens[0], tokens[1])
