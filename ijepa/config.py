@@ -96,6 +96,16 @@ class Config:
         return self.batch // self.micro_batch
 
 
+def _at_batch(batch: int) -> dict[str, Any]:
+    """A smaller batch and the paper's learning rates times the square root of its share.
+
+    At the paper's rates, the features of a game collapse to a few directions within some hundred small batches.
+    """
+    share = (batch / 2048) ** 0.5
+    rates = {name: float(f"{share * rate:.3g}") for name, rate in (("lr_start", 2e-4), ("lr", 1e-3), ("lr_end", 1e-6))}
+    return {"batch": batch, "micro_batch": batch, **rates}
+
+
 # Frames are 210 x 160 grey, padded to 224 x 160: 14 x 10 patches. Objects stand at a pixel, so nothing is cropped.
 _GAME: Mapping[str, Any] = {
     "size": (224, 160),
@@ -105,8 +115,7 @@ _GAME: Mapping[str, Any] = {
     "predictor_width": 192,
     "predictor_depth": 6,
     "epochs": 20,
-    "batch": 64,
-    "micro_batch": 64,
+    **_at_batch(64),
 }
 _SHAPES: Mapping[str, Any] = {
     "size": (64, 64),
@@ -117,31 +126,19 @@ _SHAPES: Mapping[str, Any] = {
     "predictor_depth": 3,
     "min_keep": 4,
     "epochs": 10,
-    "batch": 128,
-    "micro_batch": 128,
+    **_at_batch(128),
     "linear_optimizer": "sgd",
     "linear_batch": 256,
 }
 TASKS: dict[str, Mapping[str, Any]] = {"imagenet": {}, "shapes": _SHAPES} | dict.fromkeys(games.GAMES, _GAME)
 
-# Rates follow the square root of the batch: 32 images instead of 2048, an eighth of the paper's. With the paper's own,
-# the features of a game lost three quarters of their directions within 400 updates.
-_SMALL: Mapping[str, Any] = {
-    "encoder": "nano",
-    "predictor_width": 64,
-    "predictor_depth": 2,
-    "batch": 32,
-    "micro_batch": 32,
-    "lr_start": 2e-4 / 8,
-    "lr": 1e-3 / 8,
-    "lr_end": 1e-6 / 8,
-}
+_SMALL: Mapping[str, Any] = {"encoder": "nano", "predictor_width": 64, "predictor_depth": 2, **_at_batch(32)}
 
 PRESETS = {
     "paper": Preset("ViT-H/14, 300 epochs of ImageNet-1K: 79.3 % top-1 with a linear probe"),
     "gpu": Preset(
         "AtariARI at its full size: probes on I-JEPA beside pixel prediction, CPC and ST-DIM on all 22 games",
-        {"task": "pong", "device": "cuda", "workers": 16, "batch": 256, "micro_batch": 256},
+        {"task": "pong", "device": "cuda", "workers": 16, **_at_batch(256)},
     ),
     "night": Preset(
         "AtariARI with its full play and a small encoder: probes on I-JEPA beat those on a random network",

@@ -124,7 +124,7 @@ def linear_task(lengths, seed):
     rng = np.random.default_rng(seed)
     x = torch.randn(sum(lengths), 8, generator=torch.Generator().manual_seed(seed))
     labels = np.stack([x[:, :4].argmax(1).numpy(), rng.integers(0, 4, len(x))], 1)
-    return x, Part(np.arange(len(x)), np.array(lengths), labels)
+    return 10 * x, Part(np.arange(len(x)), np.array(lengths), labels)
 
 
 def test_probes_learn_what_is_linear_and_nothing_else():
