@@ -49,7 +49,7 @@ def test_returns_depend_on_the_seed_and_the_controller_alone(parts, inputs, hidd
     seeds, own = [3, 1, 4], params.repeat_interleave(3, dim=0)
     together, lengths = play(parts, controller, own, seeds * 3, 2)
     assert lengths.tolist() == [STEPS] * 9
-    assert len(np.unique(together)) >= 3
+    assert len(np.unique(together)) > 1
     for member in range(3):
         alone, _ = play(parts, controller, params[member], seeds, 3)
         np.testing.assert_allclose(together[3 * member : 3 * member + 3], alone, atol=1e-9)
