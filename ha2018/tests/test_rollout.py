@@ -45,14 +45,14 @@ def play(parts, controller, params, seeds, games, max_steps=STEPS):
 def test_returns_depend_on_the_seed_and_the_controller_alone(parts, inputs, hidden):
     """More episodes than games, so that some games play twice."""
     controller = Controller(inputs, hidden)
-    params = torch.randn(3, controller.params(4, 6), generator=torch.Generator().manual_seed(1))
-    seeds, own = [3, 1, 4], params.repeat_interleave(3, dim=0)
-    together, lengths = play(parts, controller, own, seeds * 3, 2)
-    assert lengths.tolist() == [STEPS] * 9
-    assert len(np.unique(together)) >= 3
-    for member in range(3):
-        alone, _ = play(parts, controller, params[member], seeds, 3)
-        np.testing.assert_allclose(together[3 * member : 3 * member + 3], alone, atol=1e-9)
+    params = torch.randn(2, controller.params(4, 6), generator=torch.Generator().manual_seed(1))
+    seeds, own = [3, 1], params.repeat_interleave(2, dim=0)
+    together, lengths = play(parts, controller, own, seeds * 2, 3)
+    assert lengths.tolist() == [STEPS] * 4
+    assert len(np.unique(together)) > 1
+    for member in range(2):
+        alone, _ = play(parts, controller, params[member], seeds, 1)
+        np.testing.assert_allclose(together[2 * member : 2 * member + 2], alone, atol=1e-9)
 
 
 def test_what_the_games_are_told():
