@@ -63,7 +63,8 @@ def two_hot_mean(logits: Tensor, bins: Tensor) -> Tensor:
     """
     half = len(bins) // 2
     probs = torch.softmax(logits, -1)
-    return (probs[..., half + 1 :] - probs[..., :half].flip(-1)) @ bins[half + 1 :]
+    pairs = probs[..., half + 1 :] - probs[..., :half].flip(-1)
+    return (pairs * bins[half + 1 :]).sum(-1)  # no matrix product: under autocast that would round to bfloat16
 
 
 def mixed_probs(logits: Tensor, unimix: float) -> Tensor:
