@@ -217,12 +217,13 @@ PRESETS = {
         "the agent learns: a return above twice that of uniform random play within minutes",
         {
             "size": "1m",
-            "env_frames": 30_000,
+            "env_frames": 20_000,
             "envs": 4,
-            "train_ratio": 64,
+            "train_ratio": 80,
             "batch_size": 8,
             "batch_length": 32,
-            "lr": 3e-4,
+            # Few updates: ten times the paper's learning rate, reached ten times sooner.
+            "lr": 5e-4,
             "warmup": 100,
         },
     ),

@@ -25,7 +25,7 @@ def symexp_bins(count: int) -> Tensor:
     """`count` bins [N], symexp of an even grid on [-20, 20]: exactly symmetric, a zero in the middle; odd counts."""
     if count < 3 or count % 2 == 0:
         raise ValueError(f"bins: expected an odd count of at least 3, not {count}")
-    below = symexp(torch.linspace(-SYMEXP_RANGE, 0, (count + 1) // 2))
+    below = symexp(torch.linspace(-SYMEXP_RANGE, 0, (count + 1) // 2, dtype=torch.float64)).float()
     return torch.cat([below, -below[:-1].flip(0)])
 
 
@@ -63,7 +63,8 @@ def two_hot_mean(logits: Tensor, bins: Tensor) -> Tensor:
     """
     half = len(bins) // 2
     probs = torch.softmax(logits, -1)
-    return (probs[..., half + 1 :] - probs[..., :half].flip(-1)) @ bins[half + 1 :]
+    pairs = probs[..., half + 1 :] - probs[..., :half].flip(-1)
+    return (pairs * bins[half + 1 :]).sum(-1)  # no matrix product: under autocast that would round to bfloat16
 
 
 def mixed_probs(logits: Tensor, unimix: float) -> Tensor:

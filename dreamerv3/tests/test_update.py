@@ -12,6 +12,7 @@ from dreamerv3 import imagination_fast, rssm_fast
 from dreamerv3.actor_critic import imagine, lambda_return
 from dreamerv3.config import Config
 from dreamerv3.data import Batch
+from dreamerv3.distributions import symexp_bins, two_hot_mean
 from dreamerv3.learner import Learner, cloned, scales, tensors_of, train_step, weighted_sum
 from dreamerv3.rssm import State
 from dreamerv3.tests.conftest import tiny_agent, tiny_batch
@@ -233,3 +234,12 @@ def test_the_controls_change_what_they_should_and_nothing_else(control):
         assert "rec/speed" in touched
         tokens = [agent.world.encoder(batch.obs) for agent in agents]
         assert not torch.allclose(tokens[0], tokens[1])
+
+
+def test_values_are_not_rounded_to_bfloat16():
+    """Products of the networks may be; an expected value of 300 rounded to 8 bits is 2 off."""
+    logits, bins = torch.randn(50, 255, generator=torch.Generator().manual_seed(0)), symexp_bins(255)
+    logits[:, 143] += 30  # nearly all weight on one bin
+    exact = two_hot_mean(logits.double(), bins.double())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(two_hot_mean(logits, bins).double(), exact, rtol=1e-4, atol=1e-3)
