@@ -67,7 +67,7 @@ class Table:
 
 
 def verdict_table(results: Sequence[Result]) -> Table:
-    """The table of reported and reproduced numbers, one line per row of every suite; what is not run yet stands last."""
+    """The table of reported and reproduced numbers, a line per row of every suite; what is not run yet stands last."""
     results = sorted(results, key=lambda result: not result.seeds)
     columns = (
         "paper", "row", "reported", "reproduced", "verdict", "preset, seeds", "budget", "command", "device",
