@@ -147,7 +147,9 @@ def save(stage: Stage, number: int, player: Player, trainer: Trainer) -> None:
         picks, h, z = trainer.pending
         pending = {"picks": torch.from_numpy(picks).to(ranks.device), "pending_h": h, "pending_z": z}
         extra |= {name: dist.gather_rows(value, config.batch_size, ranks) for name, value in pending.items()}
+    metrics = {name: float(value) for name, value in trainer.metrics.items()}
     state = {"replay": trainer.replay.state(), "updates": trainer.updates, "ratio": trainer.ratio.previous}
+    state["metrics"] = metrics  # the last line of the log may follow a step without an update
     stage.save(number, extra, state)
     dist.barrier()
     kept = [int(path.stem[5:]) for path in stage.folder.glob("step-*.safetensors")]
@@ -159,6 +161,7 @@ def restore(stage: Stage, player: Player, trainer: Trainer) -> None:
     ranks, extra, config = trainer.ranks, stage.extra, trainer.config
     trainer.replay.restore(stage.first, stage.state["replay"])
     trainer.updates, trainer.ratio.previous = stage.state["updates"], stage.state["ratio"]
+    trainer.metrics = {name: torch.tensor(value) for name, value in stage.state["metrics"].items()}
     player.state = State(extra["h"][player.mine], extra["z"][player.mine])
     envs = range(trainer.replay.envs)
     last = (trainer.replay.count - 1) % trainer.replay.slots
