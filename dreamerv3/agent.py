@@ -7,14 +7,13 @@ Source: paper, Methods; reference code: agent.py.
 from __future__ import annotations
 
 import copy
-import functools
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from common import dist
+from common.precision import compute_dtype
 from dreamerv3 import imagination_fast
 from dreamerv3.actor_critic import (
     CRITIC_LAYERS,
@@ -212,20 +211,6 @@ class Agent(nn.Module):
 def new_agent(spaces: ObsSpaces, actions: ActionSpace, config: Config) -> Agent:
     """An agent for a world, at the edition and size of the config."""
     return Agent(spaces, actions, SIZES[config.plan.size], EDITIONS[config.edition], config)
-
-
-def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """bfloat16 or float32; "auto" is bfloat16, the paper's, wherever the device multiplies in it."""
-    if precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" or _processor_has_bfloat16() else torch.float32
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32
-
-
-@functools.cache
-def _processor_has_bfloat16() -> bool:
-    """Whether this processor has products of bfloat16; without, they are slower than those of float32."""
-    flags = Path("/proc/cpuinfo")
-    return flags.exists() and any(name in flags.read_text() for name in ("avx512_bf16", "amx_bf16"))
 
 
 def gathered(returns: Tensor, ranks: dist.Ranks) -> Tensor:

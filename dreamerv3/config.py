@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from common.config import Preset, setting
+from common.precision import PRECISIONS
 from dreamerv3.spaces import Edition, Sizes
 
 STOCH, BLOCKS = 32, 8
@@ -169,7 +170,7 @@ class Config:
     precision: str = setting(
         "auto",
         "of products; auto: bfloat16, the paper's, where the device has it",
-        choices=("auto", "float32", "bfloat16"),
+        choices=PRECISIONS,
     )
     use_fast: bool = setting(True, "the update written for speed; without: the readable reference")
     checkpoint_seconds: float = setting(60.0, "seconds between checkpoints", low=0)

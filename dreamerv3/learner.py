@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from common import dist
-from dreamerv3.agent import Agent, Noise, compute_dtype
+from common.precision import compute_dtype
+from dreamerv3.agent import Agent, Noise
 from dreamerv3.config import Config
 from dreamerv3.data import Batch
 from dreamerv3.optimizer import LaProp

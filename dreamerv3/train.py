@@ -17,10 +17,11 @@ from torch import Tensor
 
 from common import dist
 from common.config import parse, user_error
+from common.precision import compute_dtype
 from common.run import Run, run_folder, seed_everything, usable_device
 from common.seeding import derive_seed
 from common.stage import LOG_EVERY, Stage
-from dreamerv3.agent import Agent, Noise, compute_dtype, new_agent
+from dreamerv3.agent import Agent, Noise, new_agent
 from dreamerv3.config import PRESETS, TASKS, Config
 from dreamerv3.data import Picks, Ratio, Replay
 from dreamerv3.env import WorldError, Worlds, make_world

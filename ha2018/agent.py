@@ -10,6 +10,7 @@ import torch
 
 from common import checkpoint
 from common.config import user_error
+from common.precision import compute_dtype
 from ha2018.config import Config
 from ha2018.controller import CAR_ACTIONS, Controller
 from ha2018.dream import FirstFrames
@@ -25,14 +26,18 @@ def new_memory(config: Config) -> MDNRNN:
 
 
 class Agent:
-    """`vae`, `memory`, the controller's `params` [P] and the `bank` of dream beginnings, read from a run folder."""
+    """`vae`, `memory`, the controller's `params` [P] and the `bank` of dream beginnings, read from a run folder.
+
+    `dtype` is what V and dreams multiply.
+    """
 
     def __init__(self, folder: Path, config: Config, device: torch.device) -> None:
         """One line and exit code 2 if training has not ended."""
         if not (folder / "controller.safetensors").exists():
             user_error(f"{folder}: training has not ended; the same train command goes on with it")
         self.device = device
-        self.vae = VAE(config.z_size).to(device).eval()
+        self.dtype = compute_dtype(config.precision, device)
+        self.vae = VAE(config.z_size, self.dtype).to(device).eval()
         self.memory = new_memory(config).to(device).eval()
         for stage, name, module in (("vision", "V", self.vae), ("memory", "M", self.memory)):
             found = checkpoint.load_latest(folder / stage, device)

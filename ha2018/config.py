@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.config import Preset, setting
+from common.precision import PRECISIONS
 from ha2018.controller import Controller
 
 
@@ -68,6 +69,12 @@ class Config:
     test_games: int = setting(16, "games stepped as one batch in the test; changes no number beyond rounding", low=1)
 
     # Housekeeping
+    # Deviation D14: the reduced presets choose auto.
+    precision: str = setting(
+        "float32",
+        "of the products of V and of dreams; auto: bfloat16 where the device has it",
+        choices=PRECISIONS,
+    )
     checkpoint_seconds: float = setting(30.0, "seconds between checkpoints inside a stage", low=0)
 
     def __post_init__(self) -> None:
@@ -105,7 +112,7 @@ PRESETS = {
     "gpu": Preset(
         "doom: the paper's data and sizes at 300 of 1,800 generations, the level and order of the temperature table; "
         "car: the paper's sizes on a twentieth of its data, the published learning curve at equal environment steps",
-        {"device": "cuda", "workers": 16, "generations": 300},
+        {"device": "cuda", "workers": 16, "generations": 300, "precision": "auto"},
         {
             "car": {
                 "episodes": 500,
@@ -129,20 +136,22 @@ PRESETS = {
             "holdout_episodes": 32,
             "z_size": 32,
             "vision_epochs": 10,
-            "vision_updates": 8000,
+            "vision_updates": 5000,
             "vision_batch": 32,
             "vision_lr": 5e-4,
             "kl_tolerance": 2.0,
+            "hidden_size": 256,
             "memory_epochs": 1000,
-            "memory_updates": 4000,
-            "memory_batch": 50,
-            "memory_length": 200,
+            "memory_updates": 2000,
+            "memory_batch": 32,
+            "memory_length": 256,
             "memory_lr": 5e-3,
             "memory_lr_end": 1e-4,
-            "memory_lr_decay": 0.999,
+            "memory_lr_decay": 0.998,
             "restart_weight": 200.0,
             "rollouts": 8,
-            "generations": 30,
+            "precision": "auto",
+            "generations": 40,
             "trial_every": 5,
             "trial_seeds": 32,
         },
@@ -193,6 +202,7 @@ PRESETS = {
             "first_frames": 400,
             "population": 32,
             "rollouts": 8,
+            "precision": "auto",
             "generations": 16,
             "trial_every": 4,
             "trial_seeds": 16,
@@ -234,6 +244,7 @@ PRESETS = {
             "max_steps": 200,
             "population": 8,
             "rollouts": 2,
+            "precision": "auto",
             "generations": 4,
             "trial_every": 2,
             "trial_seeds": 4,

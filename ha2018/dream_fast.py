@@ -2,7 +2,8 @@
 
 The mathematics to read is in memory.py and dream.py; tests show that both agree. What differs is the order of the
 output columns (mixtures before latents, so that every operation runs along contiguous memory), that the mixture weights
-are compared with u times their sum instead of being normalised, and that nothing is allocated.
+are compared with u times their sum instead of being normalised, that the state is updated in place, and that the
+products can be made in bfloat16: state, gates and sampling stay in float32.
 
 Shapes: B rollouts, Z latent size, H hidden size, K mixtures, I = Z + 2 inputs of M.
 """
@@ -20,13 +21,16 @@ class FastDream:
 
     granularity = 64  # batch sizes are multiples of this, which bounds the number of graphs
 
-    def __init__(self, memory: MDNRNN, temperature: float) -> None:
+    def __init__(self, memory: MDNRNN, temperature: float, dtype: torch.dtype = torch.float32) -> None:
+        """dtype bfloat16: the products are made in it; otherwise in that of the weights."""
         self.z_size, self.hidden_size, self.mixtures = memory.z_size, memory.hidden_size, memory.mixtures
         self.temperature = temperature
         self.kernel = memory.kernel.detach()
         self.bias = memory.bias.detach().clone()
         self.bias[2 * self.hidden_size : 3 * self.hidden_size] += 1  # the forget gate's constant
         self.output_w, self.output_b = _mixtures_first(memory)
+        if dtype == torch.bfloat16:
+            self.kernel, self.output_w = self.kernel.to(dtype), self.output_w.to(dtype)
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def begin(self, z: Tensor, params: Tensor) -> None:
@@ -88,12 +92,12 @@ class FastDream:
         torch.tanh(action, out=action)
         self.inputs[:, n] = action
 
-        torch.addmm(self.bias, self.inputs, self.kernel, out=self.gates)
+        _affine(self.inputs, self.kernel, self.bias, out=self.gates)
         i, j, f, o = self.gates.chunk(4, dim=1)
         c.mul_(f.sigmoid_()).addcmul_(i.sigmoid_(), j.tanh_())
         torch.mul(torch.tanh(c), o.sigmoid_(), out=h)
 
-        torch.addmm(self.output_b, h, self.output_w, out=self.out)
+        _affine(h, self.output_w, self.output_b, out=self.out)
         rows = self.out[:, :-1].unflatten(1, (3 * k, n))  # [B, 3K, Z]
         logits, mean, logstd = rows.split(k, dim=1)
         weight = logits.sub_(logits.amax(1, keepdim=True)).mul_(1 / self.temperature).exp_()
@@ -104,6 +108,14 @@ class FastDream:
         torch.addcmul(mean, logstd.exp_(), self.normal, value=math.sqrt(self.temperature), out=z)
         self.inputs[:, n + 1] = 0  # only the first step of an episode carries the restart flag
         torch.gt(self.out[:, -1], 0, out=self.done)
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
+    """out = x weight + bias; the product in the dtype of the weight, the sum in that of x."""
+    if weight.dtype == x.dtype:
+        torch.addmm(bias, x, weight, out=out)
+    else:
+        out.copy_(x.to(weight.dtype) @ weight).add_(bias)
 
 
 def _mixtures_first(memory: MDNRNN) -> tuple[Tensor, Tensor]:

@@ -51,9 +51,8 @@ def dream_test(agent: Agent, config: Config) -> list[float]:
     """Returns of the agent over as many fresh episodes of the dream as the test in the game has."""
     seeds = fresh_seeds(config.seed, config.test_episodes)
     params = agent.params.expand(len(seeds), -1)
-    return rollout_returns(agent.memory, agent.bank, params, seeds, 1, config.temperature, config.max_steps)[
-        :, 0
-    ].tolist()
+    dream = agent.memory, agent.bank, params, seeds, 1, config.temperature, config.max_steps, agent.dtype
+    return rollout_returns(*dream)[:, 0].tolist()
 
 
 def protocol(config: Config) -> str:

@@ -99,7 +99,7 @@ class _LSTM(torch.autograd.Function):
         to_c = o * (1 - tanh_c * tanh_c)
         carry = f * keep
         d_gates = slope  # filled in place: each slope is read once, at its own step
-        transposed = recurrent.t()
+        transposed = recurrent.t().contiguous()
         d_h, d_c = torch.zeros_like(tanh_c[0]), torch.zeros_like(tanh_c[0])
         for t in range(steps - 1, -1, -1):
             d_h = d_h + grad_h[t]

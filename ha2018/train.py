@@ -23,6 +23,7 @@ from torch import Tensor
 
 from common import dist
 from common.config import parse, user_error
+from common.precision import compute_dtype
 from common.run import Run, atomic_write, run_folder, seed_everything, usable_device
 from common.seeding import derive_seed
 from common.stage import Stage
@@ -88,7 +89,7 @@ def memory_step(
 
 def train_vision(run: Run, config: Config, ranks: dist.Ranks, frames: Frames, holdout: Frames) -> VAE:
     """V on all frames, without rewards."""
-    vae = VAE(config.z_size).to(ranks.device)
+    vae = VAE(config.z_size, compute_dtype(config.precision, ranks.device)).to(ranks.device)
     optimizer = torch.optim.Adam(vae.parameters(), lr=config.vision_lr, fused=True)
     total = min(config.vision_epochs * (len(frames) // config.vision_batch), config.vision_updates or sys.maxsize)
     stage = Stage(run, "vision", total, config.checkpoint_seconds, ranks, {"V": vae}, optimizer)
@@ -191,6 +192,7 @@ def dream_returns(
         config.rollouts,
         config.temperature,
         config.max_steps,
+        compute_dtype(config.precision, ranks.device),
     )
     return dist.gather_rows(returns.to(ranks.device), len(params), ranks).cpu().numpy().astype(np.float64), 0
 

@@ -25,9 +25,10 @@ class VAE(nn.Module):
     4,348,547 parameters at Z = 32 (CarRacing), 4,446,915 at Z = 64 (Doom).
     """
 
-    def __init__(self, z_size: int) -> None:
+    def __init__(self, z_size: int, dtype: torch.dtype = torch.float32) -> None:
+        """dtype: what the convolutions multiply, float32 (or that of the weights) or bfloat16."""
         super().__init__()
-        self.z_size = z_size
+        self.z_size, self.dtype = z_size, dtype
         self.enc_conv1 = nn.Conv2d(3, 32, 4, stride=2)
         self.enc_conv2 = nn.Conv2d(32, 64, 4, stride=2)
         self.enc_conv3 = nn.Conv2d(64, 128, 4, stride=2)
@@ -52,20 +53,27 @@ class VAE(nn.Module):
         if images.ndim != 4 or images.shape[1:] != (3, 64, 64):
             raise ValueError(f"images: expected [B, 3, 64, 64], got {list(images.shape)}")
         x = images.contiguous(memory_format=torch.channels_last)
-        x = F.relu_(self.enc_conv1(x))
-        x = F.relu_(self.enc_conv2(x))
-        x = F.relu_(self.enc_conv3(x))
-        x = F.relu_(self.enc_conv4(x))
-        x = x.permute(0, 2, 3, 1).flatten(1)  # [B, 256, 2, 2] -> [B, 1024] in (row, column, channel) order
+        with self._convolutions(x.device):
+            x = F.relu_(self.enc_conv1(x))
+            x = F.relu_(self.enc_conv2(x))
+            x = F.relu_(self.enc_conv3(x))
+            x = F.relu_(self.enc_conv4(x))
+        x = x.to(images.dtype).permute(0, 2, 3, 1).flatten(1)  # [B, 256, 2, 2] -> [B, 1024]: (row, column, channel)
         return self.enc_mu(x), self.enc_logvar(x)
 
     def decode(self, z: Tensor) -> Tensor:
         """z [B, Z] -> images [B, 3, 64, 64] in (0, 1). No activation follows the linear layer."""
         x = self.dec_fc(z)[:, :, None, None]
-        x = F.relu_(self.dec_deconv1(x)).contiguous(memory_format=torch.channels_last)
-        x = F.relu_(self.dec_deconv2(x))
-        x = F.relu_(self.dec_deconv3(x))
-        return torch.sigmoid(self.dec_deconv4(x))
+        with self._convolutions(x.device):
+            x = F.relu_(self.dec_deconv1(x)).contiguous(memory_format=torch.channels_last)
+            x = F.relu_(self.dec_deconv2(x))
+            x = F.relu_(self.dec_deconv3(x))
+            x = self.dec_deconv4(x)
+        return torch.sigmoid(x.to(z.dtype))
+
+    def _convolutions(self, device: torch.device) -> torch.autocast:
+        # Deviation D14: in bfloat16 where the preset allows it and the device has it.
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstruct `images` with the standard normal `noise` [B, Z]. Returns reconstruction, mu, logvar."""

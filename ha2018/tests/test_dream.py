@@ -81,6 +81,20 @@ def test_the_fast_step_equals_the_readable_one(dtype, tolerance):
         assert torch.equal(done, finished)
 
 
+def test_products_in_bfloat16_change_a_step_by_their_rounding_alone():
+    memory, _ = make(4, 12, 5, torch.float32)
+    z, params = numbers(64, 4, dtype=torch.float32), controllers(64, memory)
+    exact, rounded = FastDream(memory, TAU), FastDream(memory, TAU, torch.bfloat16)
+    uniform = torch.full((64, 4), 0.5)
+    for dream in (exact, rounded):
+        dream.begin(z, params)
+        with torch.no_grad():
+            dream.advance(uniform, torch.zeros(64, 4))
+    # Two products of numbers that are rounded to 8 bits, and gates that do not amplify.
+    error = (exact.inputs[:, 6:] - rounded.inputs[:, 6:]).abs().max()
+    assert 0 < error < 2**-6
+
+
 def test_compaction_changes_nothing(monkeypatch):
     memory, bank = make()
     arguments = memory, bank, controllers(10, memory), list(range(10)), 9, TAU, CAP

@@ -43,6 +43,17 @@ def test_losses_are_sums_over_an_image_and_means_over_the_batch():
     assert kl_loss(torch.ones(3, 8), torch.zeros(3, 8), 0.0).item() == pytest.approx(4)
 
 
+def test_convolutions_in_bfloat16_change_latents_and_pixels_by_their_rounding_alone():
+    torch.manual_seed(0)
+    exact = VAE(8)
+    rounded, images, noise = VAE(8, torch.bfloat16), torch.rand(4, 3, 64, 64), torch.randn(4, 8)
+    rounded.load_state_dict(exact.state_dict())
+    for ours, theirs in zip(rounded(images, noise), exact(images, noise), strict=True):
+        assert ours.dtype == torch.float32
+        # Four layers, each with inputs and weights of 8 bits.
+        assert 0 < (ours - theirs).norm() / theirs.norm() < 4 * 2**-8
+
+
 def test_images_of_a_batch_are_independent():
     torch.manual_seed(0)
     vae, images, noise = VAE(4).double(), torch.rand(3, 3, 64, 64).double(), torch.randn(3, 4).double()
