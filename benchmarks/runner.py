@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,17 +187,22 @@ def proofs(suite: Suite) -> list[list[str]]:
 
 
 def smoke(suites: Sequence[Suite], options: argparse.Namespace) -> int:
-    """The kill-and-resume tour of every task."""
-    failed = 0
-    for suite in suites:
-        for task in suite.tasks:
-            if options.task not in (None, task):
-                continue
-            try:
-                print(f"{suite.paper} {task}: ok ({tour(suite.paper, task, ROOT):.0f} s)", flush=True)
-            except SmokeError as error:
-                failed += 1
-                print(f"{suite.paper} {task}: {error}", file=sys.stderr)
+    """The kill-and-resume tour of every task, as many side by side as there are cores."""
+    chosen = [(suite.paper, task) for suite in suites for task in suite.tasks if options.task in (None, task)]
+    failed, cores = 0, os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // max(1, len(chosen)))))
+    with ThreadPoolExecutor(cores) as pool:
+        tours = [pool.submit(tour, paper, task, ROOT) for paper, task in chosen]
+        try:
+            for (paper, task), running in zip(chosen, tours, strict=True):
+                try:
+                    print(f"{paper} {task}: ok ({running.result():.0f} s)", flush=True)
+                except SmokeError as error:
+                    failed += 1
+                    print(f"{paper} {task}: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return 1 if failed else 0
 
 
