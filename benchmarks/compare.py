@@ -44,7 +44,10 @@ NOT_RUN = Verdict("not run", "none")
 
 @dataclass(frozen=True)
 class Seed:
-    """What one record says about one row; the interval is the 95 % bootstrap over its episodes."""
+    """What one record says about one row; the interval is the 95 % bootstrap over its episodes.
+
+    finished: whether the run, and the rival if there is one, came to its end. control: the mean of either.
+    """
 
     seed: int
     record: Record
@@ -53,6 +56,7 @@ class Seed:
     mean: float | None = None
     interval: tuple[float, float] | None = None
     control: float | None = None
+    rival: Record | None = None
 
 
 @dataclass(frozen=True)
@@ -81,26 +85,29 @@ def compare(suite: Suite, row: Row, records: Sequence[Record], published: Publis
     """The verdict of one row. ValueError if the row and a record or a published number cannot be joined."""
     key = (suite.paper, row.published)
     reported, curve = published.numbers.get(key), published.curves.get(key)
-    if (curve if row.kind == "curve" else reported) is None:
+    is_needed = bool(row.published) or row.kind != "claim"
+    if is_needed and (curve if row.kind == "curve" else reported) is None:
         raise ValueError(f"row {suite.paper}/{row.id}: no published {row.kind} {row.published!r}")
-    wanted = (suite.paper, row.suite, row.task, row.claim)
-    mine = [r for r in records if tuple(r.data[k] for k in ("paper", "suite", "task", "claim")) == wanted]
-    mine.sort(key=lambda record: record.seed)
+    mine = _records(suite, row, row.claim, records)
+    rivals = {record.seed: record for record in _records(suite, row, row.rival, records)}
+    if row.rival:
+        # One run alone is no comparison: such a seed is not run.
+        mine = [record for record in mine if record.seed in rivals]
     if not mine:
         return Result(suite.paper, row, NOT_RUN, reported, curve)
     budget = "" if reported is None or row.kind == "calibration" else budget_words(mine, reported)
     if row.kind == "curve":
         assert curve is not None
         return _compare_curve(suite.paper, row, mine, curve)
-    assert reported is not None
-    seeds = tuple(_seed(row, record, published) for record in mine)
+    seeds = tuple(_seed(row, record, rivals.get(record.seed), published) for record in mine)
     notes = _notes(row, seeds)
     done = [seed for seed in seeds if seed.values]
     if not done:
         unfinished = Verdict("not run (unfinished)", "none")
         return Result(suite.paper, row, unfinished, reported, None, seeds, notes=notes)
-    for seed in done:
-        _check_protocol(row, seed, reported)
+    if reported is not None:
+        for seed in done:
+            _check_protocol(row, seed, reported)
     pooled = [value for seed in done for value in seed.values]
     over_seeds = len(done) > 1
     spread = summary([seed.mean for seed in done if seed.mean is not None] if over_seeds else pooled)
@@ -108,6 +115,7 @@ def compare(suite: Suite, row: Row, records: Sequence[Record], published: Publis
     if row.kind == "claim":
         verdict = _claim_verdict(row, seeds)
     else:
+        assert reported is not None
         verdict = number_verdict(row, reported, spread.mean, interval, [seed.record for seed in done])
     std_over = "seeds" if over_seeds else "episodes"
     return Result(
@@ -175,24 +183,40 @@ def percent(share: float) -> str:
     return f"{value:.0f} %" if value >= 9.95 or value == 0 else f"{value:.2g} %"
 
 
-def _seed(row: Row, record: Record, published: Published) -> Seed:
+def _records(suite: Suite, row: Row, claim: str, records: Sequence[Record]) -> list[Record]:
+    wanted = (suite.paper, row.suite, row.task, claim)
+    found = [r for r in records if tuple(r.data[k] for k in ("paper", "suite", "task", "claim")) == wanted]
+    return sorted(found, key=lambda record: record.seed)
+
+
+def _seed(row: Row, record: Record, rival: Record | None, published: Published) -> Seed:
     found = sample(record.data, row.quantity)
-    if not record.finished:
-        return Seed(record.seed, record, finished=False)
+    if not record.finished or (rival is not None and not rival.finished):
+        return Seed(record.seed, record, finished=False, rival=rival)
     if found is None:
         raise ValueError(f"{record.path}: row {row.id} needs {row.quantity!r}")
     if found["protocol"] not in published.protocols:
         raise ValueError(f"{record.path}: unknown protocol {found['protocol']!r}")
-    control = None
-    if row.kind == "claim":
-        other = sample(record.data, f"controls/{row.control}")
-        if other is None:
-            raise ValueError(f"{record.path}: row {row.id} needs the control {row.control!r}")
-        if other["protocol"] != found["protocol"]:
-            raise ValueError(f"{record.path}: control {row.control!r} was run under another protocol")
-        control = float(other["value"])
+    control = _control(row, record, rival, found["protocol"]) if row.kind == "claim" else None
     values = tuple(float(value) for value in found["values"])
-    return Seed(record.seed, record, True, values, float(found["value"]), bootstrap_interval(values), control)
+    return Seed(record.seed, record, True, values, float(found["value"]), bootstrap_interval(values), control, rival)
+
+
+def _control(row: Row, record: Record, rival: Record | None, protocol: str) -> float:
+    """The mean that a claim has to exceed: of a control in the record, or of the rival's record."""
+    if rival is None:
+        where, name, other = record.path, f"control {row.control!r}", sample(record.data, f"controls/{row.control}")
+    else:
+        where, name, other = rival.path, f"rival {row.rival!r}", sample(rival.data, row.quantity)
+    if other is None:
+        raise ValueError(f"{where}: row {row.id} needs the {name}")
+    if other["protocol"] != protocol:
+        raise ValueError(f"{where}: {name} was run under another protocol")
+    if rival is not None:
+        ours, theirs = (data["budget"].get(row.fraction_of) for data in (record.data, rival.data))
+        if ours != theirs:
+            raise ValueError(f"{where}: {name} spent {theirs} {row.fraction_of}, row {row.id} {ours}")
+    return float(other["value"])
 
 
 def _check_protocol(row: Row, seed: Seed, reported: PublishedNumber) -> None:
@@ -225,7 +249,7 @@ def _notes(row: Row, seeds: Sequence[Seed]) -> tuple[str, ...]:
         if not seed.finished:
             notes.append(f"seed {seed.seed}: unfinished")
         elif seed.mean is not None and seed.interval is not None:
-            against = "" if seed.control is None else f" against {seed.control:.1f} ({row.control})"
+            against = "" if seed.control is None else f" against {seed.control:.1f} ({row.control or row.rival})"
             interval = f"[{seed.interval[0]:.1f}, {seed.interval[1]:.1f}]"
             episodes = f"{len(seed.values)} episodes"
             notes.append(f"seed {seed.seed}: {seed.mean:.1f} {interval}{against}, {episodes}")

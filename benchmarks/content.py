@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.compare import Result
-from benchmarks.records import Record, Results
+from benchmarks.records import Record, Results, sample
 
 HOW_TO_READ = (
     (
@@ -33,7 +33,8 @@ HOW_TO_READ = (
         "claim holds / fails",
         "none",
         "A comparison that the paper claims, at the scale stated: for every seed the lower end of the 95 % "
-        "bootstrap interval over episodes lies above the control's mean, or not.",
+        "bootstrap interval over episodes lies above the control's mean, or not. The control stands in the same "
+        "record, or is another run of the same seed and budget with other settings.",
     ),
     ("not run", "none", "No record yet."),
 )
@@ -176,16 +177,15 @@ def parity_table(results: Results) -> Table:
 
 def protocol_table(results: Sequence[Result], protocols: Mapping[str, str]) -> Table:
     """What the protocol keys of the verdict table stand for."""
-    published = (result.reported or result.curve for result in results)
-    used = dict.fromkeys(source.protocol for source in published if source is not None)
+    used = dict.fromkeys(name for name in map(_protocol, results) if name)
     rows = tuple((Cell(name), Cell(protocols[name])) for name in used)
     return Table("Protocols", ("protocol", "meaning"), rows, "No protocol is in use.")
 
 
 def reported(result: Result) -> str:
-    """The published number or the name of the published curve, without its source."""
+    """The published number or the name of the published curve, without its source; "" for none."""
     if result.reported is None:
-        return "published curve"
+        return "" if result.curve is None else "published curve"
     spread = "" if result.reported.std is None else f" ± {result.reported.std:g}"
     return f"{result.reported.value:g}{spread}"
 
@@ -234,7 +234,7 @@ def _verdict_row(result: Result) -> tuple[Cell, ...]:
         Cell(measured(result), "; ".join(part for part in (interval, over) if part)),
         Cell(result.verdict.text, "; ".join(result.notes), tone=result.verdict.tone),
         Cell(result.row.suite, runs.text, runs.links),
-        Cell(result.budget, f"published: {size}"),
+        Cell(result.budget, f"published: {size}" if size else ""),
         Cell(command(result), is_code=True),
         Cell(devices(done), f"revision {revisions}" if revisions else ""),
     )
@@ -243,6 +243,9 @@ def _verdict_row(result: Result) -> tuple[Cell, ...]:
 def _published_words(result: Result) -> tuple[str, str, str]:
     """Unit and protocol, source, and budget of what a row is compared with."""
     curve, found = result.curve, result.reported
+    if found is None and curve is None:
+        unit = result.seeds[0].record.data["unit"] if result.seeds else ""
+        return "; ".join(word for word in (unit, _protocol(result)) if word), "", ""
     if found is None:
         assert curve is not None
         return f"{curve.y_unit} per {curve.x_unit}; {curve.protocol}", curve.source, curve.budget
@@ -252,7 +255,20 @@ def _published_words(result: Result) -> tuple[str, str, str]:
     return f"{found.unit}; {found.protocol}", f"{n}{over}{found.source}{certainty}", found.budget
 
 
+def _protocol(result: Result) -> str:
+    """The protocol of the published number or curve, else that of the records; "" if there are none yet."""
+    source = result.reported or result.curve
+    if source is not None:
+        return source.protocol
+    found = sample(result.seeds[0].record.data, result.row.quantity) if result.seeds else None
+    return str(found["protocol"]) if found else ""
+
+
 def _seed_links(result: Result) -> Cell:
-    links = tuple((f"seed {s.seed}" + ("" if s.finished else " (unfinished)"), s.record.path) for s in result.seeds)
-    count = "one seed" if len(links) == 1 else f"{len(links)} seeds" if links else "none"
-    return Cell(count, links=links)
+    links = []
+    for seed in result.seeds:
+        links.append((f"seed {seed.seed}" + ("" if seed.finished else " (unfinished)"), seed.record.path))
+        if seed.rival is not None:
+            links.append((f"seed {seed.seed} of {result.row.rival}", seed.rival.path))
+    count = len(result.seeds)
+    return Cell("one seed" if count == 1 else f"{count} seeds" if count else "none", links=tuple(links))

@@ -1,4 +1,4 @@
-"""Rows of I-JEPA (Assran et al. 2023, arXiv 2301.08243): AtariARI probes, their controls, ImageNet."""
+"""Rows of I-JEPA (Assran et al. 2023, arXiv 2301.08243): AtariARI probes, ablations on drawn shapes, ImageNet."""
 
 from __future__ import annotations
 
@@ -10,6 +10,20 @@ CONTROLS = (
     ("spaceinvaders", "Space Invaders"),
 )  # fmt: skip
 FULL_PLAY = ("--controls", "--preset", "paper")
+NIGHT_GAMES = CONTROLS[:3]
+METHODS = (
+    ("pixel-pred", "pixel prediction"), ("cpc", "CPC"), ("st-dim", "ST-DIM"), ("supervised", "supervised training"),
+)  # fmt: skip
+SHAPES = "Drawn shapes: linear probes on I-JEPA beat"
+# Tables 6 and 7. The published numbers are those of ImageNet: other images and another protocol.
+ABLATIONS = (
+    ("masking", "block", "those after training with one block as target (direction of table 6)"),
+    ("masking", "random", "those after training with random patches as target (direction of table 6)"),
+    ("masking", "rasterized", "those after training with quadrants as targets (direction of table 6)"),
+    ("target", "pixels", "those after training to predict pixels (direction of table 7)"),
+    ("target", "online", "those after training on targets of the encoder itself, without a moving average"),
+    ("target", "attached", "those after training on targets of the encoder itself, with gradient"),
+)
 
 
 def _control_rows(game: str, title: str) -> tuple[Row, Row]:
@@ -42,6 +56,43 @@ def _control_rows(game: str, title: str) -> tuple[Row, Row]:
         is_trained=False,
     )
     return random_cnn, majority
+
+
+def _beside(game: str, title: str) -> tuple[Row, ...]:
+    """The night preset on a game beside the numbers that AtariARI has of other methods on the same play."""
+    return tuple(
+        Row(
+            id=f"night-{game}-{method}",
+            title=f"{title}: linear probes on I-JEPA, beside those on {words} (AtariARI F1)",
+            kind="number",
+            suite="night",
+            task=game,
+            seeds=SEEDS,
+            claim="probe-f1",
+            published=f"{game}-{method}",
+            minutes=150,
+        )
+        for method, words in METHODS
+    )
+
+
+def _shapes(id: str, title: str, control: str = "", rival: str = "", rival_settings: tuple[str, ...] = ()) -> Row:
+    """A comparison on drawn shapes at the night preset, one seed."""
+    return Row(
+        id=f"night-shapes-{id}",
+        title=f"{SHAPES} {title}",
+        kind="claim",
+        suite="night",
+        task="shapes",
+        seeds=(0,),
+        claim="probe-accuracy",
+        published="",
+        control=control,
+        rival=rival,
+        rival_settings=rival_settings,
+        fraction_of="updates",
+        minutes=5,
+    )
 
 
 SUITE = Suite(
@@ -86,6 +137,13 @@ SUITE = Suite(
             minutes=8,
         ),
         *(row for game, title in CONTROLS for row in _control_rows(game, title)),
+        _shapes("untrained", "those on the same encoder before its training", "untrained encoder"),
+        _shapes("thumbnails", "those on pixels", "pixels"),
+        *(
+            _shapes(value, words, rival=f"probe-accuracy-{value}", rival_settings=(f"{field}={value}",))
+            for field, value, words in ABLATIONS
+        ),
+        *(row for game, title in NIGHT_GAMES for row in _beside(game, title)),
         Row(
             id="imagenet-h14",
             title="ImageNet-1K: top-1 of a linear probe on ViT-H/14, 300 epochs",

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.compare import Result
+from benchmarks.records import sample
 
 # Each stands for a CSS variable: matplotlib writes the hex value, `_themed` puts the variable in its place.
 INK, MUTED, LINE, OURS, PUBLISHED, CONTROL = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
@@ -42,19 +43,13 @@ class Plot:
 
 def draw(results: Sequence[Result]) -> list[Plot]:
     """A plot per curve row and per group of claim rows that share their runs, if one of these is finished."""
-    plots: list[Plot] = []
-    shown: set[tuple[str, ...]] = set()
+    groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
         row = result.row
-        group = (result.paper, row.kind, row.suite, row.task, row.claim, row.quantity)
-        if group in shown or not any(seed.finished for seed in result.seeds):
-            continue
-        shown.add(group)
-        if result.row.kind == "curve":
-            plots.append(_curve(result))
-        elif result.row.kind == "claim":
-            plots.append(_episodes(result))
-    return plots
+        if row.kind in ("curve", "claim") and any(seed.finished for seed in result.seeds):
+            key = (result.paper, row.kind, row.suite, row.task, row.claim, row.quantity)
+            groups.setdefault(key, []).append(result)
+    return [_curve(group[0]) if group[0].row.kind == "curve" else _episodes(group) for group in groups.values()]
 
 
 def _curve(result: Result) -> Plot:
@@ -83,29 +78,39 @@ def _curve(result: Result) -> Plot:
     return _finish(figure, f"{result.paper}-{result.row.id}", caption, [x, y, spread, ours])
 
 
-def _episodes(result: Result) -> Plot:
-    """Every episode as a tick, means as dots: our seeds, the controls of the first, the published ± std."""
+def _episodes(group: Sequence[Result]) -> Plot:
+    """Every episode as a tick, means as dots: our seeds, controls and rivals of the first, the published ± std."""
+    result = group[0]
     rows: list[tuple[str, list[float], str]] = []
     done = [seed for seed in result.seeds if seed.finished]
     for seed in done:
         rows.append((f"ours, seed {seed.seed}", list(seed.values), OURS))
     for name, control in done[0].record.data["controls"].items():
         rows.append((name, list(control["values"]), CONTROL))
-    figure, axes = _figure(0.8 + 0.36 * (len(rows) + 1))
+    for other in group:
+        rival = next((seed.rival for seed in other.seeds if seed.finished), None)
+        found = sample(rival.data, other.row.quantity) if rival is not None else None
+        if found is not None:
+            rows.append((other.row.rival, list(found["values"]), CONTROL))
+    reported = result.reported
+    names = [name for name, _, _ in rows] + ([] if reported is None else ["published, ± std"])
+    figure, axes = _figure(0.8 + 0.36 * len(names))
     for position, (_, values, colour) in enumerate(rows):
         axes.plot(values, [position] * len(values), "|", color=colour, alpha=0.45, markersize=11)
         axes.plot([sum(values) / len(values)], [position], "o", color=colour, markersize=7)
-    reported = result.reported
-    assert reported is not None
-    std = reported.std or 0.0
-    axes.errorbar([reported.value], [len(rows)], xerr=[std], fmt="D", color=PUBLISHED, capsize=4, markersize=6)
-    axes.set_yticks(range(len(rows) + 1), [name for name, _, _ in rows] + ["published, ± std"])
-    axes.set_ylim(len(rows) + 0.6, -0.6)
+    if reported is not None:
+        std = reported.std or 0.0
+        axes.errorbar([reported.value], [len(rows)], xerr=[std], fmt="D", color=PUBLISHED, capsize=4, markersize=6)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(left=min(0.0, *(min(values) for _, values, _ in rows)))
-    axes.set_xlabel(reported.unit)
-    metric = f"{reported.metric} of each episode ({reported.protocol})"
-    caption = f"{result.paper} {result.row.task}, preset {result.row.suite}: {metric}; dots are means"
-    return _finish(figure, f"{result.paper}-{result.row.id}", caption, [rows, reported.value, reported.std])
+    data = done[0].record.data
+    axes.set_xlabel(data["unit"] if reported is None else reported.unit)
+    metric, protocol = (data["metric"], data["protocol"]) if reported is None else (reported.metric, reported.protocol)
+    drawn = [rows] if reported is None else [rows, reported.value, reported.std]
+    measured = f"{metric} of each episode ({protocol})"
+    caption = f"{result.paper} {result.row.task}, preset {result.row.suite}: {measured}; dots are means"
+    return _finish(figure, f"{result.paper}-{result.row.id}", caption, drawn)
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:

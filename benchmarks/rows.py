@@ -8,7 +8,7 @@ from typing import Literal
 PAPERS = ("ha2018", "dreamerv3", "muzero", "diamond", "ijepa", "vjepa")
 
 # number: our value against a published one. calibration: the same for something untrained, without a budget.
-# claim: our value against a control of the same record. curve: our curve against a published one.
+# claim: our value against a control of the same record, or against another run. curve: ours against a published one.
 Kind = Literal["number", "calibration", "claim", "curve"]
 
 
@@ -17,14 +17,17 @@ class Row:
     """One row of the verdict table.
 
     suite and claim select the records, by the words that stand in them; seeds are those that the suite runs.
-    published is the key of a published number (of a published curve for kind "curve").
+    published is the key of a published number (of a published curve for kind "curve"); a claim may have none.
     quantity is "value", "controls/NAME", "measurements/NAME" or, for kind "curve", the name of a curve.
     control is the name of a control, for kind "claim" only.
-    fraction_of is the budget column that gives the x of "reduced (x %)".
+    rival is, in place of a control, the claim word of other records of the same suite, task and seed: our value against
+    theirs. rival_settings are to that run what settings are to ours.
+    fraction_of is the budget column that gives the x of "reduced (x %)"; a rival must have spent the same of it.
     evaluate holds further words for the evaluate command; is_trained is False if there is nothing to train.
     minutes is the expected time of one seed on the hardware that the preset is for.
     settings are field=value words of the train command that make this run another one than that of the preset.
-    shares_world: V and M come from the run of the same preset and seed without settings, which stands before.
+    shares_world: V and M of a run with settings come from the run of that preset and seed without them, which stands
+    before.
     """
 
     id: str
@@ -38,6 +41,8 @@ class Row:
     minutes: float
     quantity: str = "value"
     control: str = ""
+    rival: str = ""
+    rival_settings: tuple[str, ...] = ()
     fraction_of: str = "env_frames"
     evaluate: tuple[str, ...] = ()
     is_trained: bool = True

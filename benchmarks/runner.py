@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -89,15 +90,17 @@ class Job:
 
 
 def jobs(suite: Suite, rows: Sequence[Row], seeds: Sequence[int] | None, overrides: Sequence[str] = ()) -> list[Job]:
-    """The runs that some rows need, each once. `seeds` replaces the seeds of the rows that are trained."""
+    """The runs that some rows need, rivals too, each once. `seeds` replaces the seeds of the rows that are trained."""
     found = []
     for row in rows:
-        for seed in row.seeds if seeds is None or not row.is_trained else seeds:
-            part = row.claim if row.settings else ""
-            label = "-".join(word for word in (row.suite, part) if word) if row.is_trained else row.claim
+        chosen = row.seeds if seeds is None or not row.is_trained else seeds
+        pair = [(row.claim, row.settings), *([(row.rival, row.rival_settings)] if row.rival else [])]
+        for seed, (claim, settings) in product(chosen, pair):
+            part = claim if settings else ""
+            label = "-".join(word for word in (row.suite, part) if word) if row.is_trained else claim
             common = tuple(overrides) if row.is_trained else ()
             base, name = ("-".join((f"{row.task}-{word}-seed{seed}", *sorted(common))) for word in (row.suite, label))
-            changed, world = common + row.settings, base if row.shares_world else ""
+            changed, world = common + settings, base if row.shares_world and settings else ""
             job = Job(suite.paper, row.task, row.suite, seed, name, row.evaluate, row.is_trained, changed, world, part)
             found.append(job)
     return list(dict.fromkeys(found))

@@ -107,6 +107,19 @@ def protocol(config: Config) -> str:
     return f"{config.benchmark}-episodes"
 
 
+def claim(config: Config, preset: str) -> str:
+    """The word that tells apart the records of one task: what of the robustness controls is not the preset's."""
+    found = PRESETS[preset]
+    usual = {**found.values, **found.by_task.get(config.task, {})}
+    parts = {
+        f"free{config.free_nats:g}": config.free_nats != Config.free_nats,
+        "no-symlog": not config.use_symlog,
+        "no-two-hot": not config.use_two_hot,
+        f"ratio{config.plan.train_ratio:g}": config.train_ratio != usual.get("train_ratio"),
+    }
+    return "-".join(["learns", *(word for word, is_changed in parts.items() if is_changed)])
+
+
 def sample(values: Sequence[float], name: str) -> dict[str, Any]:
     """A control or measurement as it stands in a record."""
     return {"value": float(np.mean(values)), "values": list(values), "episodes": len(values), "protocol": name}
@@ -134,7 +147,7 @@ def record_of_run(info: dict[str, Any], agent: Agent, config: Config, steps: int
         measurements["crafter score"] = sample([crafter_score(metrics)], "crafter-score")
     return runs.record_template(info) | {
         "suite": info["meta"]["preset"],
-        "claim": "learns",
+        "claim": claim(config, info["meta"]["preset"]),
         **sample(returns, name),
         "metric": "return",
         "unit": "return",

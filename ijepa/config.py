@@ -141,8 +141,11 @@ PRESETS = {
         {"task": "pong", "device": "cuda", "workers": 16, **_at_batch(256)},
     ),
     "night": Preset(
-        "AtariARI with its full play and a small encoder: probes on I-JEPA beat those on a random network",
+        "AtariARI with its full play and a small encoder: probes on I-JEPA beat those on a random network; on drawn "
+        "shapes, short runs that compare masks and targets",
         {"task": "pong", **_SMALL, "updates": 20_000},
+        # Minutes a run, since an ablation is several.
+        {"shapes": {"updates": 1200, "images": 12_000, "linear_epochs": 20}},
     ),
     "cpu": Preset(
         "probes on I-JEPA beat those on a random convolutional network, AtariARI's control",

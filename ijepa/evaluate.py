@@ -32,6 +32,9 @@ from ijepa.label_probe import Recipe
 from ijepa.nature_cnn import NatureCNN
 from ijepa.vit import VisionTransformer
 
+# What the score of labelled images averages. Of drawn shapes, colour is no test, and the distance to the border is that
+# of one shape that looks like the others.
+SCORED = ("class", "number")
 RESAMPLES = 2000
 GROUPS = 100
 
@@ -40,6 +43,14 @@ def sample(values: np.ndarray | Sequence[float], protocol: str) -> dict[str, Any
     """A measurement or control as it stands in a record; its value is the mean of its values."""
     numbers = [float(value) for value in values]
     return {"value": float(np.mean(numbers)), "values": numbers, "episodes": len(numbers), "protocol": protocol}
+
+
+def claim(config: Config) -> str:
+    """The word that tells apart the records of one task: the kind of probe, and the masks and targets of ablations."""
+    word = "probe-f1" if config.task in GAMES else "probe-accuracy"
+    masking = "" if config.masking == "multi-block" else f"-{config.masking}"
+    target = "" if config.target == "ema" else f"-{config.target}"
+    return word + masking + target
 
 
 # --- the memory of games ----------------------------------------------------------------------------------------------
@@ -129,7 +140,6 @@ def game_record(config: Config, folder: Path, model: JEPA, device: torch.device)
     interval |= {"interval high": sample([100 * high], "atariari-f1-part")}
     return {
         **test.sample(ours),
-        "claim": "probe-f1",
         "metric": "F1",
         "unit": "%",
         "policy": "target encoder, last four blocks averaged over patches",
@@ -175,7 +185,7 @@ def record_of_controls(config: Config, folder: Path) -> dict[str, Any]:
 
 
 def label_record(config: Config, model: JEPA, device: torch.device) -> dict[str, Any]:
-    """Probes of a finished run on labels and their controls; with several factors, the mean over factors."""
+    """Probes of a finished run on labels and their controls; the mean over the factors SCORED, others beside it."""
     splits = data.load_splits(config)
     protocol = f"{config.task}-linear"
     untrained = build(config, data.channels(config)).target_encoder.to(device).eval()
@@ -195,6 +205,8 @@ def label_record(config: Config, model: JEPA, device: torch.device) -> dict[str,
         )
         found: dict[str, list[np.ndarray]] = {}
         for k, factor in enumerate(splits.train.factors):
+            if factor not in SCORED and name != "I-JEPA":
+                continue
             x = train, train_labels[:, k], test, test_labels[:, k]
             probes = label_probe.linear_probe(*x, recipe, config.seed)
             parts = {kind: right for kind, (right, _) in probes.items()}
@@ -202,14 +214,13 @@ def label_record(config: Config, model: JEPA, device: torch.device) -> dict[str,
             if name == "I-JEPA":
                 parts["nearest neighbours"] = label_probe.nearest_neighbours(*x, device)
                 parts["1 % of the labels"] = label_probe.low_shot(*x, config.seed)
-                parts[f"factor {factor}"] = parts["best"]
-            for kind, right in parts.items():
+                found[f"factor {factor}"] = [parts["best"]]
+            for kind, right in parts.items() if factor in SCORED else ():
                 found.setdefault(kind, []).append(right)
         hits[name] = {kind: 100 * np.mean(right, axis=0) for kind, right in found.items()}
     ours = hits["I-JEPA"]
     return {
         **sample(_grouped(ours["best"]), protocol),
-        "claim": "probe-accuracy",
         "metric": "top-1 accuracy",
         "unit": "%",
         "policy": "; ".join(f"{factor}: {text}" for (name, factor), text in words.items() if name == "I-JEPA"),
@@ -264,6 +275,7 @@ def record_of_run(
         | found
         | {
             "suite": info["meta"]["preset"],
+            "claim": claim(config),
             "budget": {"env_frames": frames, "updates": updates, "images": updates * config.batch},
             "curves": curves,
             "parameters": {

@@ -116,6 +116,68 @@ def test_a_claim_without_its_control_is_refused():
         verdict("transfer-held", record(NEAR, controls={}))
 
 
+def duel(*found: Record, **changes: Any) -> Result:
+    """The row "transfer" with another run, of claim "rival", in place of its control, and no published number."""
+    row = replace(ROWS["transfer"], **{"control": "", "rival": "rival", "published": "", **changes})
+    return compare(ha2018.SUITE, row, found, PUBLISHED)
+
+
+def test_a_claim_against_another_run():
+    ours = [record([300.0, 320.0], seed) for seed in (0, 1, 2)]
+    theirs = [record([250.0, 305.0], seed, claim="rival") for seed in (0, 1, 2)]
+    result = duel(*theirs, *ours)
+    assert result.verdict.text == "claim holds"
+    assert result.reported is None
+    assert result.mean == 310.0
+    assert "seed 0: 310.0 [300.0, 320.0] against 277.5 (rival), 2 episodes" in result.notes
+    better = record([250.0, 400.0], 1, claim="rival")
+    assert duel(theirs[0], better, theirs[2], *ours).verdict.text == "claim fails (2 of 3 seeds)"
+    assert duel(ours[0], theirs[0]).verdict.text == "claim holds (one seed of 3 planned)"
+
+
+def test_a_rival_of_another_seed_suite_or_task_is_none():
+    ours = record([300.0, 320.0])
+    for changes in ({"suite": "night"}, {"task": "car"}):
+        assert duel(ours, record([1.0], claim="rival", **changes)).verdict.text == "not run"
+    assert duel(ours, record([1.0], 1, claim="rival")).verdict.text == "not run"
+
+
+def test_a_seed_without_both_runs_is_not_run():
+    ours, theirs = [record([300.0, 320.0], seed) for seed in (0, 1)], record([1.0], claim="rival")
+    assert duel(*ours).verdict.text == "not run"
+    assert duel(theirs).verdict.text == "not run"
+    result = duel(*ours, theirs)
+    assert result.verdict.text == "claim holds (one seed of 3 planned)"
+    assert "not run: seed 1, 2" in result.notes
+
+
+def test_an_unfinished_rival_is_no_rival_that_was_beaten():
+    ours = [record([300.0, 320.0], seed) for seed in (0, 1)]
+    unfinished = record([1.0], claim="rival", finished=False)
+    assert duel(ours[0], unfinished).verdict.text == "not run (unfinished)"
+    result = duel(*ours, unfinished, record([1.0], 1, claim="rival"))
+    assert result.verdict.text == "claim fails (1 of 2 seeds)"
+    assert "seed 0: unfinished" in result.notes
+
+
+def test_a_rival_of_another_protocol_or_budget_is_refused():
+    ours = record([300.0, 320.0])
+    with pytest.raises(ValueError, match="rival 'rival' was run under another protocol"):
+        duel(ours, record([1.0], claim="rival", protocol="doom-dream"))
+    budget = {**ours.data["budget"], "env_frames": 7}
+    with pytest.raises(ValueError, match="rival 'rival' spent 7 env_frames"):
+        duel(ours, record([1.0], claim="rival", budget=budget))
+    assert duel(ours, record([1.0], claim="rival", budget=budget), fraction_of="rollouts").mean == 310.0
+
+
+def test_a_rival_beside_a_published_number_of_the_same_protocol():
+    result = duel(record([300.0]), record([1.0], claim="rival"), published=ROWS["transfer"].published)
+    assert result.reported is not None
+    both = [record([300.0], claim=claim, protocol="doom-dream") for claim in ("dream-transfer", "rival")]
+    with pytest.raises(ValueError, match="protocol 'doom-dream'"):
+        duel(*both, published=ROWS["transfer"].published)
+
+
 def test_on_and_off_the_curve_at_the_last_common_generation():
     on = record(NEAR, curves=curve(0.0, 0.0, 345.0))
     assert verdict("dream-curve", on).verdict.text == "on the curve (one seed of 3 planned)"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from benchmarks import markdown, records, report
+from benchmarks import content, ha2018, markdown, plots, published, records, report
+from benchmarks.compare import compare
+from benchmarks.rows import Row
 from benchmarks.tests.hand_made import record
 from benchmarks.tests.test_records import PARITY, SPEED
 
@@ -74,6 +77,28 @@ def test_check_is_not_disturbed_by_a_matplotlib_that_draws_other_bytes():
 
     assert report.essence(page("1", "<path/>")) == report.essence(page("1", "<path d=''/>"))
     assert report.essence(page("1", "<path/>")) != report.essence(page("2", "<path/>"))
+
+
+def test_a_claim_against_another_run_points_to_both_records_and_has_no_published_number():
+    row = Row("a", "Title", "claim", "cpu", "doom", (0,), "dream-transfer", "", 1, rival="rival")
+    ours, theirs = record([300.0, 320.0]), replace(record([250.0, 270.0], claim="rival"), path=Path("rival.json"))
+    known = published.load()
+    results = [compare(ha2018.SUITE, row, [ours, theirs], known)]
+    table = content.verdict_table(results)
+    cells = dict(zip(table.columns, table.rows[0], strict=True))
+    assert (cells["reported"].text, cells["reported"].small) == ("", "")
+    assert cells["row"].small == "tics survived; doom-100"
+    assert (cells["budget"].text, cells["budget"].small) == ("", "")
+    assert cells["preset, seeds"].text == "cpu"
+    assert cells["preset, seeds"].small == "one seed"
+    assert cells["preset, seeds"].links == (("seed 0", ours.path), ("seed 0 of rival", theirs.path))
+    assert [line[0].text for line in content.protocol_table(results, known.protocols).rows] == ["doom-100"]
+    (plot,) = plots.draw(results)
+    worse = replace(theirs, data=record([25.0, 27.0], claim="rival").data)
+    assert plot.svg != plots.draw([compare(ha2018.SUITE, row, [ours, worse], known)])[0].svg
+    waiting = compare(ha2018.SUITE, row, [ours], known)
+    assert content.protocol_table([waiting], known.protocols).rows == ()
+    assert plots.draw([waiting]) == []
 
 
 def test_the_readme_block_is_replaced_and_the_rest_kept(root: Path):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks import ha2018, records, runner, smoke
+from benchmarks.rows import Row
 from benchmarks.tests.hand_made import record
 
 TOY_TRAIN = """
@@ -79,6 +81,27 @@ def test_rows_with_settings_share_the_world_of_the_row_without_them():
         assert command[command.index("--world-from") + 1] == "runs/ha2018/car-night-seed2-episodes=50"
         assert "episodes=50" in command
     assert "controller_inputs=z" in others[0].commands()[0]
+
+
+def test_a_rival_is_a_run_of_its_own_and_shared_runs_start_once():
+    row = Row(
+        "a", "", "claim", "night", "doom", (0, 1), "dream-transfer", "", 1, rival="dream-transfer-tau0.50",
+        rival_settings=("temperature=0.5",),
+    )  # fmt: skip
+    other = replace(row, id="b", rival="dream-transfer-tau0.10", rival_settings=("temperature=0.1",), shares_world=True)
+    between = replace(row, id="c", claim=row.rival, settings=row.rival_settings, rival="dream-transfer")
+    between = replace(between, rival_settings=())
+    found = runner.jobs(ha2018.SUITE, [row, other, between], None)
+    base, half, tenth = found[0], found[1], found[4]
+    assert [job.name for job in found] == [
+        "doom-night-seed0", "doom-night-dream-transfer-tau0.50-seed0",
+        "doom-night-seed1", "doom-night-dream-transfer-tau0.50-seed1",
+        "doom-night-dream-transfer-tau0.10-seed0", "doom-night-dream-transfer-tau0.10-seed1",
+    ]  # fmt: skip
+    assert (base.part, half.part) == ("", "dream-transfer-tau0.50")
+    assert "--set" not in base.commands()[0]
+    assert "temperature=0.5" in half.commands()[0]
+    assert [job.world for job in (base, half, tenth)] == ["", "", "doom-night-seed0"]
 
 
 def test_records_of_rows_with_settings_have_names_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -53,6 +53,15 @@ def test_the_training_curve_has_the_published_bins():
     assert training_curve([], 1000)[1] == []
 
 
+def test_each_control_of_robustness_has_a_claim_of_its_own():
+    changes = [{}, {"free_nats": 0.0}, {"use_symlog": False}, {"use_two_hot": False}, {"train_ratio": 32.0}]
+    words = [evaluate.claim(Config(**change), "night") for change in changes]
+    assert words == ["learns", "learns-free0", "learns-no-symlog", "learns-no-two-hot", "learns-ratio32"]
+    assert evaluate.claim(Config(free_nats=0.5, train_ratio=128.0), "night") == "learns-free0.5-ratio128"
+    assert evaluate.claim(Config(train_ratio=80.0), "cpu") == "learns"
+    assert evaluate.claim(Config(), "cpu") == "learns-ratio512"
+
+
 def test_the_score_of_crafter():
     """Two achievements at 50 % and 0 %: exp(ln(51) / 2) - 1."""
     lines = [{"stage": "train episode", "total": 1.0, "achievement a": float(k), "achievement b": 0.0} for k in (0, 1)]

@@ -10,7 +10,11 @@ import torch
 
 from common.run import RECORD_KEYS
 from ijepa import env, evaluate, label_probe
+from ijepa.config import Config
+from ijepa.jepa import TARGETS
 from ijepa.label_probe import LARS, Recipe, linear_probe, low_shot, nearest_neighbours
+from ijepa.masks import STRATEGIES
+from ijepa.shapes import Shapes
 
 
 def check_record(folder, task):
@@ -38,6 +42,8 @@ def test_a_run_on_shapes_is_probed_pictured_and_recorded(trained, start, tmp_pat
     assert record["budget"] == {"env_frames": 0, "updates": 30, "images": 480}
     assert set(record["controls"]) == {"untrained encoder", "pixels"}
     assert {"last", "last four", "nearest neighbours", "1 % of the labels"} <= set(record["measurements"])
+    factors = {name: record["measurements"][f"factor {name}"]["value"] for name in Shapes.factors}
+    assert record["value"] == pytest.approx((factors["class"] + factors["number"]) / 2)
     assert set(record["curves"]) == {"loss", "loss beside a constant", "feature spread", "effective rank"}
     assert f"{record['value']:.1f}" in output
     for name in ("curves.png", "masks.png", "neighbours.png", "features.png"):
@@ -49,6 +55,14 @@ def test_a_run_on_shapes_is_probed_pictured_and_recorded(trained, start, tmp_pat
     film.release()
     assert ok
     assert frame.std() > 5
+
+
+def test_each_ablation_has_a_claim_of_its_own():
+    fields = [("masking", value) for value in STRATEGIES] + [("target", value) for value in TARGETS]
+    words = [evaluate.claim(Config(task="shapes", **{field: value})) for field, value in fields]
+    assert set(words) == {"probe-accuracy"} | {f"probe-accuracy-{value}" for _, value in fields[1:] if value != "ema"}
+    assert evaluate.claim(Config(task="pong")) == "probe-f1"
+    assert evaluate.claim(Config(task="pong", masking="block", target="online")) == "probe-f1-block-online"
 
 
 def test_a_game_is_probed_with_its_controls(start, tmp_path):
