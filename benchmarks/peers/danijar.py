@@ -37,7 +37,7 @@ def main() -> None:
     facts = {
         "parameters": sum(int(value.size) for name, value in agent.params.items() if LEARNT.match(name)),
         "form": f"{order['precision']}, jax {jax.__version__}",
-        "unlike": "is compiled",
+        "unlike": "is compiled by XLA",
     }
     line.serve(facts, update)
 

@@ -60,8 +60,9 @@ class Loader:
 
     def __iter__(self) -> Iterator[Any]:
         encoder, predictor, _ = self.modules
+        learnt = [p for module in (encoder, predictor) for p in module.parameters() if p.requires_grad]
         facts = {
-            "parameters": sum(p.numel() for module in (encoder, predictor) for p in module.parameters()),
+            "parameters": sum(p.numel() for p in learnt),
             "form": f"float32, torch {torch.__version__}",
             "unlike": "also measures its gradients, and runs without DistributedDataParallel",
         }

@@ -109,7 +109,7 @@ def compared(
     name: str, unit: str, ours: Timing, theirs: Timing, peer: Peer, parameters: int, amount: float = 0.0
 ) -> dict[str, Any]:
     """A measurement of a speed record: ours with so many parameters, beside a peer's; `amount` as in `figure`."""
-    facts, there = peer.facts, figure(name, unit, theirs, amount)["value"]
+    facts, there, threads = peer.facts, figure(name, unit, theirs, amount)["value"], torch.get_num_threads()
     return figure(
         name,
         unit,
@@ -117,7 +117,7 @@ def compared(
         amount,
         peer=f"{peer.title}, {facts['form']}: {there} {unit}",
         ratio=round(theirs.median / ours.median, 2),
-        note=f"in turns, {torch.get_num_threads()} threads each; {parameters:,} parameters, the peer "
+        note=f"in turns, {threads} thread{'s' if threads != 1 else ''} each; {parameters:,} parameters, the peer "
         f"{facts['parameters']:,}; the peer {facts['unlike']}",
     )
 

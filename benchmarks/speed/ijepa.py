@@ -77,7 +77,7 @@ def measure_beside(checkouts: Mapping[str, Path]) -> list[dict[str, Any]]:
         "context": [mask.tolist() for mask in masks.context],
         "target": [mask.tolist() for mask in masks.target],
     }
-    parameters = sum(p.numel() for module in (model.encoder, model.predictor) for p in module.parameters())
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     found = []
     for name, checkout in checkouts.items():
         update, _ = _update(SMALL, torch.device("cpu"))

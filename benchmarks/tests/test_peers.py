@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import throughput
+from benchmarks import records, throughput
 from benchmarks.peers import peer
-from benchmarks.speed.timing import Timing, in_turns
+from benchmarks.speed.timing import Timing, figure, in_turns
 
 TOY = """
 from benchmarks.peers.line import Line
@@ -55,6 +56,29 @@ def test_a_bad_peer_is_named_in_one_line(words: list[str], message: str, capsys:
 def test_a_checkout_is_known_by_its_file(tmp_path: Path):
     (tmp_path / "dreamer.py").touch()
     assert peer.checkouts([f"nm512={tmp_path}"], ["dreamerv3"]) == {"nm512": tmp_path}
+
+
+@pytest.mark.parametrize("has_peer", [False, True])
+def test_a_record_has_rows_of_peers_only_with_the_option(
+    has_peer: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "dreamer.py").touch()
+    timing = Timing(1.0, 1.0, 1.0, 1)
+    found = peer.Peer("nm512", "NM512/dreamerv3-torch abc", subprocess.Popen(["true"], text=True), io.StringIO())
+    found.facts = {"form": "float32", "parameters": 9, "unlike": "is a toy"}
+    beside = peer.compared("beside", "ms", timing, Timing(2.0, 2.0, 2.0, 1), found, 8)
+    monkeypatch.setattr(records, "FOLDER", tmp_path / "benchmarks" / "results")
+    monkeypatch.setitem(throughput.SUITES, "dreamerv3", lambda device: [figure("alone", "ms", timing)])
+    monkeypatch.setitem(throughput.BESIDE, "dreamerv3", lambda checkouts: [beside])
+    option = ["--peer", f"nm512={tmp_path}"] if has_peer else []
+    assert throughput.main(["dreamerv3", "--device", "cpu", *option]) == 0
+    (path,) = tmp_path.rglob("*.json")
+    rows = json.loads(path.read_text())["measurements"]
+    assert [row["name"] for row in rows] == ["alone", "beside"][: 1 + has_peer]
+    if has_peer:
+        assert rows[1]["ratio"] == 2.0
+        assert rows[1]["peer"] == "NM512/dreamerv3-torch abc, float32: 2000.0 ms"
+        assert "8 parameters, the peer 9; the peer is a toy" in rows[1]["note"]
 
 
 def test_a_peer_answers_orders_whatever_it_prints():
