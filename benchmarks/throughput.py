@@ -2,6 +2,7 @@
 
 Every figure is the median of repeats after a warm-up. A peer is measured in the same run on the same machine.
 Writes benchmarks/results/<paper>/throughput/<device>.json. What is measured: `speed/<paper>.py`.
+--peer adds other people's learners, on a CPU: `peers/<name>.py`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import numpy as np
 import torch
 
 from benchmarks import records
+from benchmarks.peers.peer import ORIGINS, checkouts
 from benchmarks.rows import PAPERS
 from benchmarks.speed import dreamerv3, ha2018, ijepa
+from common.config import user_error
 from common.run import (
     atomic_write,
     command_line,
@@ -28,6 +31,7 @@ from common.run import (
 )
 
 SUITES = {"ha2018": ha2018.measure, "dreamerv3": dreamerv3.measure, "ijepa": ijepa.measure}
+BESIDE = {"dreamerv3": dreamerv3.measure_beside, "ijepa": ijepa.measure_beside}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,14 +39,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=(__doc__ or "").strip())
     parser.add_argument("paper", nargs="*", help=f"one or more of {', '.join(SUITES)}; default: all")
     parser.add_argument("--device", help="torch device; default: cuda where there is one, else cpu")
+    parser.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help=f"measure a checkout of {', '.join(f'{o.repository} ({name})' for name, o in ORIGINS.items())} too",
+    )
     options = parser.parse_args(argv)
     unknown = [name for name in options.paper if name not in SUITES]
     if unknown:
         print(f"throughput: error: unknown paper {unknown[0]}; known: {', '.join(SUITES)}", file=sys.stderr)
         return 2
     device = usable_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    papers = options.paper or [name for name in PAPERS if name in SUITES]
+    peers = checkouts(options.peer, papers)
+    if peers and device.type != "cpu":
+        user_error(f"--peer is measured on a CPU, not on {device}; use --device cpu")
     np.random.seed(0)
-    for paper in options.paper or [name for name in PAPERS if name in SUITES]:
+    for paper in papers:
+        mine = {name: folder for name, folder in peers.items() if ORIGINS[name].paper == paper}
+        measurements = SUITES[paper](device)
+        if mine:
+            measurements += BESIDE[paper](mine)
         name = describe_device(str(device))
         record = {
             "schema": records.SCHEMA,
@@ -51,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "revision": git_revision(),
             "packages": package_versions(),
             "command": command_line(),
-            "measurements": SUITES[paper](device),
+            "measurements": measurements,
         }
         records.check_speed(record)
         path = records.FOLDER / paper / "throughput" / f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.json"

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.speed.timing import figure, timed
+from benchmarks.peers.peer import compared, started
+from benchmarks.speed.timing import figure, in_turns, seconds_of, timed
 from common import dist
-from dreamerv3.agent import Agent, new_agent
+from dreamerv3.agent import Agent, compute_dtype, new_agent
 from dreamerv3.config import Config
 from dreamerv3.data import Batch
 from dreamerv3.learner import Learner
@@ -16,6 +22,12 @@ from dreamerv3.spaces import ActionSpace, ObsSpace
 from dreamerv3.train import new_optimizer
 
 SOURCE = "another project's table for one GB200, bfloat16: the authors' JAX code 22.0 ms"
+
+# NM512's GRU is dense: as wide as ours it has more parameters; the narrower one makes the learners equal in number.
+FORMS: dict[str, tuple[dict[str, Any], ...]] = {
+    "nm512": ({"deter": 314}, {"deter": 512}),
+    "danijar": ({"precision": "float32"}, {"precision": "bfloat16"}),
+}
 
 
 def measure(device: torch.device) -> list[dict[str, Any]]:
@@ -30,35 +42,55 @@ def measure(device: torch.device) -> list[dict[str, Any]]:
     return [*found, _act(device)]
 
 
-def _agent(size: str, is_image: bool, use_fast: bool) -> Agent:
+def measure_beside(checkouts: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """One update at batch 16 x 64 from vectors at size 1m, in float32 and as shipped, in turns with those of peers."""
+    cpu, config = torch.device("cpu"), Config(size="1m", edition="nature")
+    shipped = str(compute_dtype(config.precision, cpu)).removeprefix("torch.")
+    agents = {name: _agent(replace(config, precision=name), False) for name in dict.fromkeys(("float32", shipped))}
+    shape = {"batch": config.batch_size, "length": config.batch_length}
+    with ExitStack() as stack:
+        peers = [
+            stack.enter_context(started(name, checkouts[name], shape | form))
+            for name, forms in FORMS.items()
+            if name in checkouts
+            for form in forms
+        ]
+        calls = [_drawn(agent) for agent in agents.values()]
+        timings = in_turns([*calls, *(peer.update for peer in peers)], repeats=9, warmup=3)
+    found = []
+    for peer, theirs in zip(peers, timings[len(agents) :], strict=True):
+        for (name, agent), ours in zip(agents.items(), timings, strict=False):
+            parameters = sum(agent.parameter_counts().values())
+            row = f"update, size 1m, vectors, 16 x 64, {name}, beside {peer.title.split()[0]}"
+            found.append(compared(row, "ms", ours, theirs, peer, parameters))
+    return found
+
+
+def _drawn(agent: Agent) -> Callable[[], float]:
+    """Seconds of an update with the drawing of its random numbers, which is part of the update in others' code."""
+    config, cpu = agent.config, torch.device("cpu")
+    batch, learner = _batch(agent, False, cpu), _learner(agent, cpu)
+    generator = torch.Generator().manual_seed(0)
+
+    def update() -> None:
+        learner.update(batch, agent.draw_noise(config.batch_size, config.batch_length, generator))
+
+    return partial(seconds_of, update)
+
+
+def _agent(config: Config, is_image: bool) -> Agent:
     image = {"image": ObsSpace("image", (64, 64, 3))}
     vectors = {name: ObsSpace("float", (n,)) for name, n in (("position", 3), ("velocity", 2))}
     actions = ActionSpace(18 if is_image else 1, is_discrete=is_image)
-    config = Config(size=size, use_fast=use_fast)
     return new_agent(image if is_image else vectors, actions, config)
 
 
 def _update(size: str, device: torch.device, *, is_image: bool, use_fast: bool) -> dict[str, Any]:
     torch.manual_seed(0)
-    agent = _agent(size, is_image, use_fast).to(device)
-    config, sizes, shape = agent.config, agent.world.rssm.sizes, (agent.config.batch_size, agent.config.batch_length)
-    flags = torch.zeros(shape, dtype=torch.bool, device=device)
-    obs = {name: torch.randn(*shape, *space.shape, device=device) for name, space in agent.world.encoder.spaces.items()}
-    if is_image:
-        obs = {"image": torch.randint(256, (*shape, 64, 64, 3), device=device, dtype=torch.uint8)}
-    action = torch.randint(18, shape, device=device) if is_image else torch.rand(*shape, 1, device=device)
-    batch = Batch(
-        obs=obs,
-        prev_action=action,
-        reward=torch.randn(shape, device=device),
-        is_first=torch.rand(shape, device=device) < 0.01,
-        is_last=flags,
-        is_terminal=flags,
-        start_h=torch.zeros(shape[0], sizes.deter, device=device),
-        start_z=torch.zeros(shape[0], sizes.stoch, dtype=torch.uint8, device=device),
-    )
-    noise = agent.draw_noise(*shape, torch.Generator(device).manual_seed(0))
-    learner = Learner(agent, new_optimizer(agent, config), config, dist.setup(str(device)))
+    agent = _agent(Config(size=size, use_fast=use_fast), is_image).to(device)
+    batch = _batch(agent, is_image, device)
+    noise = agent.draw_noise(agent.config.batch_size, agent.config.batch_length, torch.Generator(device).manual_seed(0))
+    learner = _learner(agent, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     timing = timed(lambda: learner.update(batch, noise), device, repeats=7, warmup=3 if device.type == "cuda" else 2)
@@ -68,8 +100,32 @@ def _update(size: str, device: torch.device, *, is_image: bool, use_fast: bool) 
     return figure(f"update, size {size}, {world}, 16 x 64{form}", "ms", timing, note=peak)
 
 
+def _learner(agent: Agent, device: torch.device) -> Learner:
+    return Learner(agent, new_optimizer(agent, agent.config), agent.config, dist.setup(str(device)))
+
+
+def _batch(agent: Agent, is_image: bool, device: torch.device) -> Batch:
+    """Random steps."""
+    sizes, shape = agent.world.rssm.sizes, (agent.config.batch_size, agent.config.batch_length)
+    flags = torch.zeros(shape, dtype=torch.bool, device=device)
+    obs = {name: torch.randn(*shape, *space.shape, device=device) for name, space in agent.world.encoder.spaces.items()}
+    if is_image:
+        obs = {"image": torch.randint(256, (*shape, 64, 64, 3), device=device, dtype=torch.uint8)}
+    action = torch.randint(18, shape, device=device) if is_image else torch.rand(*shape, 1, device=device)
+    return Batch(
+        obs=obs,
+        prev_action=action,
+        reward=torch.randn(shape, device=device),
+        is_first=torch.rand(shape, device=device) < 0.01,
+        is_last=flags,
+        is_terminal=flags,
+        start_h=torch.zeros(shape[0], sizes.deter, device=device),
+        start_z=torch.zeros(shape[0], sizes.stoch, dtype=torch.uint8, device=device),
+    )
+
+
 def _act(device: torch.device) -> dict[str, Any]:
-    agent, count = _agent("1m", False, True).to(device), 16
+    agent, count = _agent(Config(size="1m"), False).to(device), 16
     state, action = agent.world.rssm.initial_state(count), torch.zeros(count, 1, device=device)
     obs = {name: torch.randn(count, *s.shape, device=device) for name, s in agent.world.encoder.spaces.items()}
     uniform, noise = (part.to(device) for part in agent.draw_act_noise(count, torch.Generator().manual_seed(0)))

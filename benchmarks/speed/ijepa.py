@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.speed.timing import figure, matmul_rate, timed
+from benchmarks.peers.peer import compared, started
+from benchmarks.speed.timing import figure, in_turns, matmul_rate, seconds_of, timed
 from ijepa.build import build, mask_config, schedule
 from ijepa.config import Config
 from ijepa.jepa import JEPA, new_optimizer
@@ -17,6 +19,8 @@ from ijepa.ram_probe import Probes
 from ijepa.train import micro_step, train_step
 from ijepa.vit import Attention, Block
 
+SMALL = Config(size=(64, 64), patch=8, encoder="small", predictor_depth=6, min_keep=4, batch=64, micro_batch=64)
+
 
 def measure(device: torch.device) -> list[dict[str, Any]]:
     """Pretraining updates on random images, mask sampling, and the probes of AtariARI."""
@@ -24,8 +28,7 @@ def measure(device: torch.device) -> list[dict[str, Any]]:
     product = matmul_rate(device)
     gflops = 2 * 2048**3 / product.median / 1e9
     found = [figure("float32 matrix product 2048", "GFLOP/s", product, 2 * 2048**3 / 1e9)]
-    small = Config(size=(64, 64), patch=8, encoder="small", predictor_depth=6, min_keep=4, batch=64, micro_batch=64)
-    cases = [("ViT-S/8 at 64 px, batch 64", small)]
+    cases = [("ViT-S/8 at 64 px, batch 64", SMALL)]
     if device.type == "cuda":
         base = Config(patch=16, encoder="base", predictor_depth=6, batch=256, micro_batch=256)
         cases += [("ViT-B/16 at 224 px, batch 256", base)]
@@ -61,13 +64,42 @@ def measure(device: torch.device) -> list[dict[str, Any]]:
     return [*found, figure("masks of 128 images, 16 x 16 patches", "ms", sampling), _ram_probes()]
 
 
+def measure_beside(checkouts: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """The pretraining update in turns with that of the authors' code, on the same masks."""
+    model = build(SMALL, 3)
+    masks = _masks(SMALL, model)
+    order = {
+        "batch": SMALL.batch,
+        "size": SMALL.size[0],
+        "patch": SMALL.patch,
+        "predictor_depth": SMALL.predictor_depth,
+        "predictor_width": SMALL.predictor_width,
+        "context": [mask.tolist() for mask in masks.context],
+        "target": [mask.tolist() for mask in masks.target],
+    }
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    found = []
+    for name, checkout in checkouts.items():
+        update, _ = _update(SMALL, torch.device("cpu"))
+        with started(name, checkout, order) as peer:
+            ours, theirs = in_turns([partial(seconds_of, update), peer.update], repeats=15, warmup=3)
+        row = "pretraining update, ViT-S/8 at 64 px, batch 64, beside the authors' code"
+        found.append(compared(row, "images/s", ours, theirs, peer, parameters, SMALL.batch))
+    return found
+
+
+def _masks(config: Config, model: JEPA) -> Masks:
+    grid = model.encoder.grid
+    return sample_masks(mask_config(config, grid), config.batch, 0, torch.Generator().manual_seed(0))
+
+
 def _update(config: Config, device: torch.device, is_written_out: bool = False) -> tuple[Callable[[], object], float]:
     """One update on fixed images and masks, and its floating point operations in matrix products.
 
     is_written_out: attention as softmax(q k) v and AdamW tensor by tensor, as in the authors' code.
     """
     model = build(config, 3).to(device)
-    masks = sample_masks(mask_config(config, model.encoder.grid), config.batch, 0, torch.Generator().manual_seed(0))
+    masks = _masks(config, model)
     images = torch.randn(config.batch, 3, *config.size, device=device)
     rates, optimizer, is_cuda = schedule(config, 1000), new_optimizer(model), device.type == "cuda"
     if is_written_out:

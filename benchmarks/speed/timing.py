@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,24 @@ def timed(call: Callable[[], object], device: torch.device, repeats: int = 5, wa
             torch.cuda.synchronize(device)
         if k >= warmup:
             seconds.append(time.perf_counter() - start)
-    return Timing(statistics.median(seconds), min(seconds), max(seconds), repeats)
+    return _timing(seconds)
+
+
+def in_turns(calls: Sequence[Callable[[], float]], repeats: int, warmup: int) -> list[Timing]:
+    """Time calls that give their own seconds, one of each in turn, so that a slow moment of the machine meets all."""
+    rounds = [[call() for call in calls] for _ in range(warmup + repeats)]
+    return [_timing(seconds) for seconds in zip(*rounds[warmup:], strict=True)]
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """Seconds of one call on the CPU."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _timing(seconds: Sequence[float]) -> Timing:
+    return Timing(statistics.median(seconds), min(seconds), max(seconds), len(seconds))
 
 
 def figure(name: str, unit: str, timing: Timing, amount: float = 0.0, **more: Any) -> dict[str, Any]:

@@ -1,0 +1,104 @@
+"""Other people's learners: the option's bad input, and the line to a peer's process."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import records, throughput
+from benchmarks.peers import peer
+from benchmarks.speed.timing import Timing, figure, in_turns
+
+TOY = """
+from benchmarks.peers.line import Line
+line = Line()
+order = line.start()
+print("a word of the peer's own")
+line.serve({"form": "float32", "parameters": order["size"], "unlike": "is a toy"}, lambda: None)
+"""
+
+
+def toy(code: str, size: int = 7) -> peer.Peer:
+    """A peer that is this program, started as a peer is."""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=peer.ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True
+    )
+    found = peer.Peer("nm512", "NM512/dreamerv3-torch abc", process, io.StringIO("first\nno module named x\n"))
+    found.facts = found.ask({"checkout": "", "size": size})
+    return found
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nobody=."], "expected NAME=DIR with a name of nm512"),
+        (["nm512"], "expected NAME=DIR"),
+        (["nm512=no/such/folder"], "no checkout of NM512/dreamerv3-torch there, dreamer.py is missing"),
+        (["facebookresearch=."], "measured with ijepa, which is not among dreamerv3"),
+    ],
+)
+def test_a_bad_peer_is_named_in_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    argv = ["dreamerv3", "--device", "cpu", *(part for word in words for part in ("--peer", word))]
+    with pytest.raises(SystemExit) as exit_:
+        throughput.main(argv)
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_checkout_is_known_by_its_file(tmp_path: Path):
+    (tmp_path / "dreamer.py").touch()
+    assert peer.checkouts([f"nm512={tmp_path}"], ["dreamerv3"]) == {"nm512": tmp_path}
+
+
+@pytest.mark.parametrize("has_peer", [False, True])
+def test_a_record_has_rows_of_peers_only_with_the_option(
+    has_peer: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "dreamer.py").touch()
+    timing = Timing(1.0, 1.0, 1.0, 1)
+    found = peer.Peer("nm512", "NM512/dreamerv3-torch abc", subprocess.Popen(["true"], text=True), io.StringIO())
+    found.facts = {"form": "float32", "parameters": 9, "unlike": "is a toy"}
+    beside = peer.compared("beside", "ms", timing, Timing(2.0, 2.0, 2.0, 1), found, 8)
+    monkeypatch.setattr(records, "FOLDER", tmp_path / "benchmarks" / "results")
+    monkeypatch.setitem(throughput.SUITES, "dreamerv3", lambda device: [figure("alone", "ms", timing)])
+    monkeypatch.setitem(throughput.BESIDE, "dreamerv3", lambda checkouts: [beside])
+    option = ["--peer", f"nm512={tmp_path}"] if has_peer else []
+    assert throughput.main(["dreamerv3", "--device", "cpu", *option]) == 0
+    (path,) = tmp_path.rglob("*.json")
+    rows = json.loads(path.read_text())["measurements"]
+    assert [row["name"] for row in rows] == ["alone", "beside"][: 1 + has_peer]
+    if has_peer:
+        assert rows[1]["ratio"] == 2.0
+        assert rows[1]["peer"] == "NM512/dreamerv3-torch abc, float32: 2000.0 ms"
+        assert "8 parameters, the peer 9; the peer is a toy" in rows[1]["note"]
+
+
+def test_a_peer_answers_orders_whatever_it_prints():
+    found = toy(TOY)
+    with found.process:
+        assert found.facts == {"form": "float32", "parameters": 7, "unlike": "is a toy"}
+        assert 0 <= found.update() < 1
+        assert 0 <= found.update() < 1
+        found.process.kill()
+
+
+def test_a_peer_that_stops_is_named_with_its_last_word(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as exit_:
+        toy("raise SystemExit(3)")
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "error: --peer nm512: it stopped with exit code 3: no module named x\n"
+
+
+def test_calls_in_turns_leave_the_warm_up_out():
+    seconds = iter([9.0, 9.0, 1.0, 2.0, 3.0, 6.0, 2.0, 4.0])
+    ours, theirs = in_turns([lambda: next(seconds)] * 2, repeats=3, warmup=1)
+    assert ours == Timing(2.0, 1.0, 3.0, 3)
+    assert theirs == Timing(4.0, 2.0, 6.0, 3)
