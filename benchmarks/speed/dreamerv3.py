@@ -14,7 +14,8 @@ import torch
 from benchmarks.peers.peer import compared, started
 from benchmarks.speed.timing import figure, in_turns, seconds_of, timed
 from common import dist
-from dreamerv3.agent import Agent, compute_dtype, new_agent
+from common.precision import compute_dtype
+from dreamerv3.agent import Agent, new_agent
 from dreamerv3.config import Config
 from dreamerv3.data import Batch
 from dreamerv3.learner import Learner
