@@ -18,6 +18,8 @@ import vizdoom
 import vizdoom.gymnasium_wrapper  # registers the Vizdoom* environments
 from PIL import Image
 
+from common.seeding import derive_seed
+
 OBS_SIZE = 64
 NOTHING, MOVE_RIGHT, MOVE_LEFT = 0, 1, 2  # actions of VizdoomTakeCover-v1, which counts its buttons from the last
 BUTTON_THRESHOLD = 0.3333  # not one third: reference code, doomreal.py
@@ -177,14 +179,23 @@ class Game(Protocol):
     def close(self) -> None: ...
 
 
-def random_episode(game: TakeCover, seed: int, longest_hold: int) -> tuple[np.ndarray, np.ndarray]:
-    """One episode of the collection policy in the real game.
+def varied_hold(seed: int, longest_hold: int) -> int:
+    """The longest hold of one episode, log-uniform from 1 to `longest_hold` tics."""
+    share = np.random.default_rng(derive_seed(seed, "longest hold")).random()
+    return int((longest_hold + 1) ** share)
+
+
+def random_episode(
+    game: TakeCover, seed: int, longest_hold: int, vary_hold: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """One episode of the collection policy in the real game, `vary_hold`: with a longest hold of its own.
 
     Returns frames [T, 64, 64, 3] uint8 and actions [T] float32 in [-1, 1]: the observation before each action; the
     terminal frame is not stored. The return of the episode is T.
     """
     frames, actions = [], []
-    for action in _play(game, seed, held_actions(seed, longest_hold)):
+    hold = varied_hold(seed, longest_hold) if vary_hold else longest_hold
+    for action in _play(game, seed, held_actions(seed, hold)):
         frames.append(game.observe())
         actions.append(action)
     return np.stack(frames), np.asarray(actions, np.float32)

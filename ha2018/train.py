@@ -258,7 +258,7 @@ def train(run: Run, config: Config, ranks: dist.Ranks, last: str) -> None:
             needed = config.episodes + config.holdout_episodes
             play: Any = racing.random_episode
             if config.task == "doom":
-                play = partial(env.random_episode, longest_hold=config.longest_hold)
+                play = partial(env.random_episode, longest_hold=config.longest_hold, vary_hold=config.vary_hold)
             with open_worlds(config, config.workers, longest_collected(config)) as worlds:
                 data.collect(run, folder / "frames", worlds, play, needed, config.min_frames, config.seed)
     dist.barrier()

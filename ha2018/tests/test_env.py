@@ -50,6 +50,22 @@ def test_the_recipe(game):
     assert obs.dtype == np.uint8
 
 
+def test_varied_holds_are_log_uniform():
+    holds = np.array([env.varied_hold(seed, 400) for seed in range(4000)])
+    assert (holds.min(), holds.max()) == (1, 400)
+    # Each of n holds has the share log(1 + 1 / n) / log(401), so those below 20 half of the whole.
+    np.testing.assert_allclose([np.mean(holds == 1), np.mean(holds < 20)], [0.1156, 0.4998], atol=0.025)
+    assert env.varied_hold(5, 400) == env.varied_hold(5, 400)
+
+
+def test_an_episode_can_have_a_longest_hold_of_its_own(game):
+    seed = next(seed for seed in range(100) if env.varied_hold(seed, 60) == 1)
+    _, held = random_episode(game, seed, 60)
+    _, varied = random_episode(game, seed, 60, vary_hold=True)
+    np.testing.assert_array_equal(varied, random_episode(game, seed, 1)[1])
+    assert not np.array_equal(varied, held)
+
+
 def test_the_status_bar_is_rendered_and_cropped(game):
     game.reset(0)
     before, bar = game.observe(), game.frame[100:]
