@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.config import Preset, setting
+from common.precision import PRECISIONS
 from ijepa import games
 from ijepa.jepa import TARGETS
 from ijepa.masks import STRATEGIES
@@ -63,7 +64,11 @@ class Config:
     momentum: float = setting(0.996, "of the target encoder, at the beginning", low=0, high=1)
     momentum_end: float = setting(1.0, "of the target encoder, at the end", low=0, high=1)
     stretch: float = setting(1.0, "lay the schedules out for so many times the updates, and cut them", low=1)
-    bfloat16: bool = setting(True, "autocast to bfloat16 (on CUDA only)")
+    precision: str = setting(
+        "auto",
+        "of the products in pretraining; auto: bfloat16, the paper's, where the device has it",
+        choices=PRECISIONS,
+    )
 
     # What is generated
     images: int = setting(30_000, "task shapes: images drawn for training, half as many for the probes", low=100)
@@ -132,7 +137,14 @@ _SHAPES: Mapping[str, Any] = {
 }
 TASKS: dict[str, Mapping[str, Any]] = {"imagenet": {}, "shapes": _SHAPES} | dict.fromkeys(games.GAMES, _GAME)
 
-_SMALL: Mapping[str, Any] = {"encoder": "nano", "predictor_width": 64, "predictor_depth": 2, **_at_batch(32)}
+# So narrow a network is faster in float32.
+_SMALL: Mapping[str, Any] = {
+    "encoder": "nano",
+    "predictor_width": 64,
+    "predictor_depth": 2,
+    "precision": "float32",
+    **_at_batch(32),
+}
 
 PRESETS = {
     "paper": Preset("ViT-H/14, 300 epochs of ImageNet-1K: 79.3 % top-1 with a linear probe"),

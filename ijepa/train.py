@@ -13,6 +13,7 @@ from torch import Tensor
 
 from common import dist
 from common.config import parse, user_error
+from common.precision import compute_dtype
 from common.run import Run, run_folder, seed_everything, usable_device
 from common.stage import LOG_EVERY, Stage
 from ijepa import collapse, data, env, masks
@@ -60,21 +61,22 @@ def train_step(
     update: int,
     kind: str = "ema",
     *,
-    bfloat16: bool = False,
+    dtype: torch.dtype = torch.float32,
     is_watched: bool = False,
     step: Callable[..., list[Tensor]] = micro_step,
 ) -> dict[str, Tensor]:
     """One update on this rank's micro-batches, each images [m, C, H, W] normalised and its masks.
 
     The gradient is the mean over micro-batches and ranks. Returns the loss before the update, and with `is_watched`
-    the numbers of `collapse.watch` on the first micro-batch. `step` may be a compiled `micro_step`.
+    the numbers of `collapse.watch` on the first micro-batch. dtype: what the matrix products multiply, float32 (or that
+    of the weights) or bfloat16. `step` may be a compiled `micro_step`.
     """
     set_schedule(optimizer, schedule.lr_at(update), schedule.weight_decay_at(update))
     optimizer.zero_grad(set_to_none=True)
     losses, watched = [], {}
     for k, (images, found) in enumerate(batches):
         # Deviation D4: no gradient scaler; bfloat16 has the exponents of float32.
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             loss, tokens = step(model, images, found.context, found.target, kind)
         (loss / len(batches)).backward()
         losses.append(loss.detach())
@@ -96,9 +98,9 @@ def train_encoder(run: Run, config: Config, ranks: dist.Ranks, model: JEPA, imag
     modules = {"encoder": model.encoder, "predictor": model.predictor, "target_encoder": model.target_encoder}
     stage = Stage(run, STAGE, total, config.checkpoint_seconds, ranks, modules, optimizer)
     faults = Faults(len(images))
-    is_cuda = ranks.device.type == "cuda"
+    dtype = compute_dtype(config.precision, ranks.device)
     # Lengths of masks change from update to update: one graph for all of them.
-    step = torch.compile(micro_step, dynamic=True) if is_cuda else micro_step
+    step = torch.compile(micro_step, dynamic=True) if ranks.device.type == "cuda" else micro_step
     stream = micro_batches(batches, ranks, stage.first)
     for update, found in zip(stage.updates(), stream, strict=True):
         for batch in found:
@@ -114,7 +116,7 @@ def train_encoder(run: Run, config: Config, ranks: dist.Ranks, model: JEPA, imag
             rates,
             update,
             config.target,
-            bfloat16=config.bfloat16 and is_cuda,
+            dtype=dtype,
             is_watched=is_watched,
             step=step,
         )

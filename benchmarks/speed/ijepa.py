@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from benchmarks.peers.peer import compared, started
 from benchmarks.speed.timing import figure, in_turns, matmul_rate, seconds_of, timed
+from common.precision import compute_dtype
 from ijepa.build import build, mask_config, schedule
 from ijepa.config import Config
 from ijepa.jepa import JEPA, new_optimizer
@@ -19,6 +21,7 @@ from ijepa.ram_probe import Probes
 from ijepa.train import micro_step, train_step
 from ijepa.vit import Attention, Block
 
+CPU = torch.device("cpu")
 SMALL = Config(size=(64, 64), patch=8, encoder="small", predictor_depth=6, min_keep=4, batch=64, micro_batch=64)
 
 
@@ -33,34 +36,36 @@ def measure(device: torch.device) -> list[dict[str, Any]]:
         base = Config(patch=16, encoder="base", predictor_depth=6, batch=256, micro_batch=256)
         cases += [("ViT-B/16 at 224 px, batch 256", base)]
         cases += [("ViT-H/14 at 224 px, batch 64", Config(batch=64, micro_batch=64))]
-    for name, config in cases:
-        step, flops = _update(config, device)
-        timing = timed(step, device, repeats=5, warmup=3)
-        peer = None
+    for name, case in cases:
+        plain = None
         if device.type == "cpu":
-            peer = timed(_update(config, device, is_written_out=True)[0], device, repeats=5, warmup=1).median
-        found += [
-            figure(
-                f"pretraining update, {name}",
-                "images/s",
-                timing,
-                config.batch,
-                peer=None
-                if peer is None
-                else f"the same with attention and optimiser written out: {config.batch / peer:,.1f} images/s",
-                ratio=None if peer is None else round(peer / timing.median, 2),
-            ),
-            figure(
-                f"pretraining update, {name}, share of the float32 matrix product rate",
-                "GFLOP/s",
-                timing,
-                flops / 1e9,
-                peer=f"float32 matrix product, {gflops:,.0f} GFLOP/s",
-                ratio=round(flops / timing.median / 1e9 / gflops, 3),
-            ),
-        ]
+            exact = replace(case, precision="float32")
+            plain = timed(_update(exact, device, is_written_out=True)[0], device, repeats=5, warmup=1).median
+        for words, config in _precisions(case, device).items():
+            step, flops = _update(config, device)
+            timing = timed(step, device, repeats=5, warmup=3)
+            found += [
+                figure(
+                    f"pretraining update, {name}, {words}",
+                    "images/s",
+                    timing,
+                    config.batch,
+                    peer=None
+                    if plain is None
+                    else f"in float32 with attention and optimiser written out: {config.batch / plain:,.1f} images/s",
+                    ratio=None if plain is None else round(plain / timing.median, 2),
+                ),
+                figure(
+                    f"pretraining update, {name}, {words}, share of the float32 matrix product rate",
+                    "GFLOP/s",
+                    timing,
+                    flops / 1e9,
+                    peer=f"float32 matrix product, {gflops:,.0f} GFLOP/s",
+                    ratio=round(flops / timing.median / 1e9 / gflops, 3),
+                ),
+            ]
     masks = mask_config(Config(), (16, 16))
-    sampling = timed(lambda: sample_masks(masks, 128, 0, torch.Generator().manual_seed(0)), torch.device("cpu"))
+    sampling = timed(lambda: sample_masks(masks, 128, 0, torch.Generator().manual_seed(0)), CPU)
     return [*found, figure("masks of 128 images, 16 x 16 patches", "ms", sampling), _ram_probes()]
 
 
@@ -78,14 +83,21 @@ def measure_beside(checkouts: Mapping[str, Path]) -> list[dict[str, Any]]:
         "target": [mask.tolist() for mask in masks.target],
     }
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    updates = {words: partial(seconds_of, _update(config, CPU)[0]) for words, config in _precisions(SMALL, CPU).items()}
     found = []
     for name, checkout in checkouts.items():
-        update, _ = _update(SMALL, torch.device("cpu"))
         with started(name, checkout, order) as peer:
-            ours, theirs = in_turns([partial(seconds_of, update), peer.update], repeats=15, warmup=3)
-        row = "pretraining update, ViT-S/8 at 64 px, batch 64, beside the authors' code"
-        found.append(compared(row, "images/s", ours, theirs, peer, parameters, SMALL.batch))
+            *timings, theirs = in_turns([*updates.values(), peer.update], repeats=15, warmup=3)
+        for words, ours in zip(updates, timings, strict=True):
+            row = f"pretraining update, ViT-S/8 at 64 px, batch 64, {words}, beside the authors' code"
+            found.append(compared(row, "images/s", ours, theirs, peer, parameters, SMALL.batch))
     return found
+
+
+def _precisions(config: Config, device: torch.device) -> dict[str, Config]:
+    """The configuration in float32 and as it is on this device, by the name of what is multiplied."""
+    shipped = str(compute_dtype(config.precision, device)).removeprefix("torch.")
+    return {words: replace(config, precision=words) for words in ("float32", shipped)}
 
 
 def _masks(config: Config, model: JEPA) -> Masks:
@@ -101,7 +113,7 @@ def _update(config: Config, device: torch.device, is_written_out: bool = False) 
     model = build(config, 3).to(device)
     masks = _masks(config, model)
     images = torch.randn(config.batch, 3, *config.size, device=device)
-    rates, optimizer, is_cuda = schedule(config, 1000), new_optimizer(model), device.type == "cuda"
+    rates, optimizer = schedule(config, 1000), new_optimizer(model)
     if is_written_out:
         groups = [{**group, "fused": False, "foreach": False} for group in optimizer.param_groups]
         optimizer = torch.optim.AdamW(groups, foreach=False)
@@ -110,11 +122,11 @@ def _update(config: Config, device: torch.device, is_written_out: bool = False) 
                 module.forward = partial(_written_out, module)  # type: ignore[method-assign]
             elif isinstance(module, Block):
                 module.last = partial(_cut, module)  # type: ignore[method-assign]
-    step = torch.compile(micro_step, dynamic=True) if is_cuda else micro_step
+    step = torch.compile(micro_step, dynamic=True) if device.type == "cuda" else micro_step
     batches = [(images, masks.to(device))]
 
     def update() -> None:
-        train_step(model, optimizer, batches, rates, 5, bfloat16=is_cuda and config.bfloat16, step=step)
+        train_step(model, optimizer, batches, rates, 5, dtype=compute_dtype(config.precision, device), step=step)
 
     return update, _flops(model, config, masks)
 
@@ -155,4 +167,4 @@ def _ram_probes() -> dict[str, Any]:
         for _ in range(50):
             probes.step(x, labels, range(6))
 
-    return figure("AtariARI, six linear probes, batch 64", "updates/s", timed(updates, torch.device("cpu")), 50)
+    return figure("AtariARI, six linear probes, batch 64", "updates/s", timed(updates, CPU), 50)

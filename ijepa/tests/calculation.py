@@ -15,6 +15,7 @@ from ijepa.shapes import Shapes
 CONFIG = Config(
     task="shapes", size=(32, 32), patch=8, encoder="nano", predictor_width=16, predictor_depth=1, min_keep=1,
     target_scale=(0.2, 0.3), batch=8, micro_batch=4, images=100, updates=3, workers=0, checkpoint_seconds=0,
+    precision="float32",
 )  # fmt: skip
 
 

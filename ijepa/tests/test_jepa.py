@@ -86,6 +86,19 @@ def test_micro_batches_are_averaged():
             torch.testing.assert_close(p, split.get_parameter(name), msg=name)
 
 
+def test_products_in_bfloat16_change_an_update_by_their_rounding_alone():
+    (images, masks), found = batch(), {}
+    for dtype in (torch.float32, torch.bfloat16):
+        jepa = model(Size(64, 2, 2, 256), torch.float32)
+        loss = train_step(jepa, new_optimizer(jepa), [(images.float(), masks)], SCHEDULE, 0, dtype=dtype)["loss"]
+        assert all(p.dtype == torch.float32 for p in jepa.parameters())
+        found[dtype] = loss, torch.cat([p.grad.flatten() for p in jepa.parameters() if p.grad is not None])
+    (exact, gradient), (loss, rounded) = found.values()
+    assert loss != exact
+    assert loss.item() == pytest.approx(exact.item(), rel=0.01)
+    assert torch.cosine_similarity(gradient, rounded, dim=0) > 0.99
+
+
 def test_training_begins_as_the_released_one():
     """Every layer has std 0.02, in the last block too: the official factory undoes the official rescaling by depth."""
     jepa = model(Size(64, 6, 2, 256))
