@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -212,6 +213,16 @@ class Atari:
         return {"image": image}
 
 
+class _Ordered(dict[Any, None]):
+    """A set that hands its members out in the order in which they came."""
+
+    def add(self, member: Any) -> None:
+        self[member] = None
+
+    def remove(self, member: Any) -> None:
+        del self[member]
+
+
 class Crafter:
     """Crafter with its reward: 64 x 64 RGB, 17 actions, at most 10,000 steps. `info` has the achievements unlocked."""
 
@@ -222,7 +233,13 @@ class Crafter:
 
     def reset(self, seed: int) -> Step:
         self._env = self._crafter.Env(size=(IMAGE_SIZE, IMAGE_SIZE), reward=True, seed=seed)
-        return Step({"image": self._env.reset()})
+        first, world = self._env.reset(), self._env._world
+        # Deviation D10: which of several creatures vanishes hangs on the order of the sets that Crafter keeps them in,
+        # and that on addresses in memory.
+        place = {creature: k for k, creature in enumerate(world.objects)}
+        chunks = {area: _Ordered.fromkeys(sorted(found, key=place.__getitem__)) for area, found in world.chunks.items()}
+        world._chunks = defaultdict(_Ordered, chunks)
+        return Step({"image": first})
 
     def step(self, action: Array) -> Step:
         total, is_last = 0.0, False

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dreamerv3.config import TASKS, Config
-from dreamerv3.env import Gym, Step, WorldError, Worlds, make_world, need, rescale
+from dreamerv3.env import Crafter, Gym, Step, WorldError, Worlds, make_world, need, rescale
 from dreamerv3.spaces import ActionSpace, ObsSpace
 from dreamerv3.tests.conftest import environment
 
@@ -65,6 +65,20 @@ def test_a_control_episode_is_1000_environment_steps_and_never_terminal():
         assert count == steps
         assert not found.is_terminal
         world.close()
+
+
+def test_the_creatures_of_crafter_do_not_depend_on_addresses_in_memory():
+    def creatures(seed: int) -> list[Any]:
+        world, rng, found = Crafter(repeat=1), np.random.default_rng(seed), []
+        world.reset(seed)
+        for _ in range(120):
+            if world.step(np.asarray(rng.integers(17))).is_last:
+                break
+            found.append([(type(creature), *creature.pos) for creature in world._env._world.objects])
+        return found
+
+    for seed in (0, 1):
+        assert creatures(seed) == creatures(seed)
 
 
 def test_repeated_rewards_are_summed():
