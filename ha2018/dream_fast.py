@@ -2,7 +2,7 @@
 
 The mathematics to read is in memory.py and dream.py; tests show that both agree. What differs is the order of the
 output columns (mixtures before latents, so that every operation runs along contiguous memory), that the mixture weights
-are compared with u times their sum instead of being normalised, that the state is updated in place, and that the
+are compared with u times their sum instead of being normalised, that everything is updated in place, and that the
 products can be made in bfloat16: state, gates and sampling stay in float32.
 
 Shapes: B rollouts, Z latent size, H hidden size, K mixtures, I = Z + 2 inputs of M.

@@ -180,7 +180,7 @@ class Game(Protocol):
 
 
 def varied_hold(seed: int, longest_hold: int) -> int:
-    """The longest hold of one episode, log-uniform from 1 to `longest_hold` tics."""
+    """The longest hold of one episode, log-uniform from 1 to `longest_hold` tics. Deviation D15."""
     share = np.random.default_rng(derive_seed(seed, "longest hold")).random()
     return int((longest_hold + 1) ** share)
 
@@ -188,7 +188,7 @@ def varied_hold(seed: int, longest_hold: int) -> int:
 def random_episode(
     game: TakeCover, seed: int, longest_hold: int, vary_hold: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One episode of the collection policy in the real game, `vary_hold`: with a longest hold of its own.
+    """One episode of the collection policy in the real game; with `vary_hold` its longest hold is its own.
 
     Returns frames [T, 64, 64, 3] uint8 and actions [T] float32 in [-1, 1]: the observation before each action; the
     terminal frame is not stored. The return of the episode is T.

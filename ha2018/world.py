@@ -18,7 +18,7 @@ from ha2018.config import Config
 # Settings that frames and V, and those that M, depend on. The seed may differ: then it is that of C alone.
 VISION_SETTINGS = [
     *("task", "longest_hold", "vary_hold", "episodes", "holdout_episodes", "min_frames"),
-    *("z_size", "kl_tolerance", "vision_epochs", "vision_updates", "vision_batch", "vision_lr"),
+    *("z_size", "kl_tolerance", "vision_epochs", "vision_updates", "vision_batch", "vision_lr", "precision"),
 ]
 MEMORY_SETTINGS = [
     *("hidden_size", "mixtures", "memory_epochs", "memory_updates", "memory_batch", "memory_length"),

@@ -60,7 +60,7 @@ def measure_beside(checkouts: Mapping[str, Path]) -> list[dict[str, Any]]:
         timings = in_turns([*calls, *(peer.update for peer in peers)], repeats=9, warmup=3)
     found = []
     for peer, theirs in zip(peers, timings[len(agents) :], strict=True):
-        for (name, agent), ours in zip(agents.items(), timings, strict=False):
+        for (name, agent), ours in zip(agents.items(), timings[: len(agents)], strict=True):
             parameters = sum(agent.parameter_counts().values())
             row = f"update, size 1m, vectors, 16 x 64, {name}, beside {peer.title.split()[0]}"
             found.append(compared(row, "ms", ours, theirs, peer, parameters))

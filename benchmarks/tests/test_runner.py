@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import ha2018, records, runner, smoke
 from benchmarks.rows import Row
+from benchmarks.suites import SUITES
 from benchmarks.tests.hand_made import record
 
 TOY_TRAIN = """
@@ -102,6 +103,11 @@ def test_a_rival_is_a_run_of_its_own_and_shared_runs_start_once():
     assert "--set" not in base.commands()[0]
     assert "temperature=0.5" in half.commands()[0]
     assert [job.world for job in (base, half, tenth)] == ["", "", "doom-night-seed0"]
+
+
+def test_reproduce_takes_only_the_calibrations_that_are_done_in_a_moment():
+    short = {row.task for suite in SUITES for row in suite.rows if runner._is_short_calibration(row)}
+    assert short == {"doom"}
 
 
 def test_records_of_rows_with_settings_have_names_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
