@@ -65,7 +65,7 @@ def _curve(result: Result) -> Plot:
         [a - b for a, b in zip(y, spread, strict=True)],
         [a + b for a, b in zip(y, spread, strict=True)],
     )
-    band = "published, ± one std of the population"
+    band = "published, ± one standard deviation"
     axes.fill_between(x, low, high, color=PUBLISHED, alpha=0.16, linewidth=0, label=band)
     axes.plot(x, y, color=PUBLISHED, linewidth=1.4, label="published")
     for position, (seed, line) in enumerate(ours):
