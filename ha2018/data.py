@@ -24,7 +24,7 @@ from torch import Tensor
 from common.run import Run, atomic_write
 from common.seeding import derive_seed
 from ha2018.processes import Worlds
-from ha2018.shards import Play, play_shard
+from ha2018.shards import SHARD_EPISODES, Play, play_shard
 from ha2018.vision import VAE, sample_z
 
 ENCODE_BATCH = 256
@@ -53,17 +53,20 @@ def collect(run: Run, folder: Path, worlds: Worlds, play: Play, episodes: int, m
     kept, number = 0, 0
     with run.progress(episodes, "collect", unit="episode") as bar:
         while kept < episodes:
-            numbers = range(number, number + worlds.parallel)
+            # At least so many shards are still needed: asked for together, no process waits for another.
+            shards = max(worlds.parallel, -(-(episodes - kept) // SHARD_EPISODES))
+            numbers = range(number, number + shards)
+            number += shards
             missing = [n for n in numbers if not shard_path(folder, n).exists()]
             jobs = [partial(play_shard, play=play, min_frames=min_frames, seed=seed, number=n) for n in missing]
-            for n, content in zip(missing, worlds.each(jobs), strict=True):
-                atomic_write(shard_path(folder, n), content)
+            contents = worlds.each(jobs)
             for n in numbers:
+                if n in missing:
+                    atomic_write(shard_path(folder, n), next(contents))
                 with safetensors.safe_open(shard_path(folder, n), "pt") as shard:
                     count = len(shard.get_tensor("length"))
                 kept += count
                 bar.update(min(count, episodes - bar.n))
-            number += worlds.parallel
 
 
 def shard_path(folder: Path, number: int) -> Path:

@@ -39,7 +39,7 @@ def play(agent: Agent, seeds: Sequence[int], worlds: Worlds) -> list[float]:
 def random_returns(policy: str, seeds: Sequence[int], worlds: Worlds, task: str) -> list[float]:
     """Returns of a random policy in the real game, one episode a seed."""
     one = env.random_return if task == "doom" else racing.random_return
-    return worlds.each([partial(one, policy=policy, seed=seed) for seed in seeds])
+    return list(worlds.each([partial(one, policy=policy, seed=seed) for seed in seeds]))
 
 
 def fresh_seeds(seed: int, episodes: int) -> list[int]:

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, NoReturn
@@ -50,12 +50,12 @@ class Worlds:
         """One step in game `index` with `command` for each (index, command): (observation, reward, done), in order."""
         return self._spread([(index, _move, command) for index, command in commands])
 
-    def each(self, jobs: Sequence[Callable[[Any], Any]]) -> list[Any]:
-        """Whole episodes: run the jobs, `parallel` at a time, each with a game; the answers in their order."""
+    def each(self, jobs: Sequence[Callable[[Any], Any]]) -> Iterator[Any]:
+        """Whole episodes: run the jobs, `parallel` at a time, each with a game; yields the answers in their order."""
         if not jobs:
-            return []
+            return
         self._open()
-        answers: list[Any] = [None] * len(jobs)
+        answers: dict[int, Any] = {}
         waiting = iter(enumerate(jobs))
         busy: dict[Connection, int] = {}
 
@@ -67,12 +67,13 @@ class Worlds:
 
         for pipe in self._pipes:
             send(pipe)
-        while busy:
-            ready = wait(list(busy))
-            for pipe in [pipe for pipe in self._pipes if pipe in ready]:
-                answers[busy.pop(pipe)] = self._receive(pipe)[0]
-                send(pipe)
-        return answers
+        for number in range(len(jobs)):
+            while number not in answers:
+                ready = wait(list(busy))
+                for pipe in [pipe for pipe in self._pipes if pipe in ready]:
+                    answers[busy.pop(pipe)] = self._receive(pipe)[0]
+                    send(pipe)
+            yield answers.pop(number)
 
     def _spread(self, requests: Sequence[tuple[int, Callable[[Game, Any], Any], Any]]) -> list[Any]:
         """Ask each process once for all of its games; the answers in the order of the requests."""

@@ -50,7 +50,7 @@ class FakeWorlds(Worlds):
         super().__init__(FakeGame, parallel, parallel)
 
     def each(self, jobs):
-        return [job(FakeGame()) for job in jobs]
+        return (job(FakeGame()) for job in jobs)
 
 
 @pytest.fixture

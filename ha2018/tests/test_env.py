@@ -226,7 +226,7 @@ def test_worlds_answer_in_the_order_asked(game):
 def test_whole_episodes_are_answered_in_order():
     jobs = [partial(random_return, policy="uniform", seed=seed) for seed in range(5)]
     with Worlds(partial(TakeCover, 120), 2, 2) as worlds:
-        found = worlds.each(jobs)
+        found = list(worlds.each(jobs))
     game = TakeCover(120)
     try:
         assert found == [job(game) for job in jobs]

@@ -45,8 +45,8 @@ def test_games_are_answered_in_order_and_depend_on_nothing_else():
 def test_whole_episodes_are_answered_in_order():
     jobs = [partial(random_return, policy="collection", seed=seed) for seed in range(5)]
     with worlds(4, 2) as world:
-        found = world.each(jobs)
-        frames, actions = world.each([partial(random_episode, seed=3)])[0]
+        found = list(world.each(jobs))
+        frames, actions = next(world.each([partial(random_episode, seed=3)]))
     assert found == [job(CarRacing(12)) for job in jobs]
     assert frames.shape == (12, 64, 64, 3)
     assert actions.shape == (12, 3)
