@@ -14,10 +14,8 @@ from typing import IO, Any
 
 import torch
 
-from benchmarks.speed.timing import Timing, figure
+from benchmarks.speed.timing import ROOT, Timing, figure, peak_memory
 from common.config import user_error
-
-ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,11 @@ class Peer:
     def __init__(self, name: str, title: str, process: subprocess.Popen[str], errors: IO[str]) -> None:
         self.name, self.title, self.process, self.errors = name, title, process, errors
         self.facts: Mapping[str, Any] = {}
+
+    @property
+    def memory(self) -> float:
+        """GiB that its process has held at most."""
+        return peak_memory(self.process.pid)
 
     def update(self) -> float:
         """Seconds of one update, by the peer's own clock."""
@@ -106,9 +109,19 @@ def started(name: str, checkout: Path, order: Mapping[str, Any]) -> Iterator[Pee
 
 
 def compared(
-    name: str, unit: str, ours: Timing, theirs: Timing, peer: Peer, parameters: int, amount: float = 0.0
+    name: str,
+    unit: str,
+    ours: Timing,
+    theirs: Timing,
+    peer: Peer,
+    parameters: int,
+    memory: float,
+    amount: float = 0.0,
 ) -> dict[str, Any]:
-    """A measurement of a speed record: ours with so many parameters, beside a peer's; `amount` as in `figure`."""
+    """A measurement of a speed record: ours with so many parameters and GiB of memory, beside those of a running peer.
+
+    `amount` as in `figure`.
+    """
     facts, there, threads = peer.facts, figure(name, unit, theirs, amount)["value"], torch.get_num_threads()
     return figure(
         name,
@@ -118,7 +131,8 @@ def compared(
         peer=f"{peer.title}, {facts['form']}: {there} {unit}",
         ratio=round(theirs.median / ours.median, 2),
         note=f"in turns, {threads} thread{'s' if threads != 1 else ''} each; {parameters:,} parameters, the peer "
-        f"{facts['parameters']:,}; the peer {facts['unlike']}",
+        f"{facts['parameters']:,}; peak memory {memory:.2f} GiB, the peer {peer.memory:.2f}; "
+        f"the peer {facts['unlike']}",
     )
 
 

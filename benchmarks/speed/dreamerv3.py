@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.peers.peer import compared, started
-from benchmarks.speed.timing import figure, in_turns, seconds_of, timed
+from benchmarks.speed.timing import figure, in_turns, peak_memory_of, seconds_of, timed
 from common import dist
 from common.precision import compute_dtype
 from dreamerv3.agent import Agent, new_agent
@@ -22,6 +22,7 @@ from dreamerv3.learner import Learner
 from dreamerv3.spaces import ActionSpace, ObsSpace
 from dreamerv3.train import new_optimizer
 
+SMALL = Config(size="1m", edition="nature")
 SOURCE = "another project's table for one GB200, bfloat16: the authors' JAX code 22.0 ms"
 
 # NM512's GRU is dense: as wide as ours it has more parameters; the narrower one makes the learners equal in number.
@@ -45,10 +46,11 @@ def measure(device: torch.device) -> list[dict[str, Any]]:
 
 def measure_beside(checkouts: Mapping[str, Path]) -> list[dict[str, Any]]:
     """One update at batch 16 x 64 from vectors at size 1m, in float32 and as shipped, in turns with those of peers."""
-    cpu, config = torch.device("cpu"), Config(size="1m", edition="nature")
-    shipped = str(compute_dtype(config.precision, cpu)).removeprefix("torch.")
-    agents = {name: _agent(replace(config, precision=name), False) for name in dict.fromkeys(("float32", shipped))}
-    shape = {"batch": config.batch_size, "length": config.batch_length}
+    shipped = str(compute_dtype(SMALL.precision, torch.device("cpu"))).removeprefix("torch.")
+    agents = {name: _agent(replace(SMALL, precision=name), False) for name in dict.fromkeys(("float32", shipped))}
+    memory = {name: peak_memory_of(small_updates, name) for name in agents}
+    shape = {"batch": SMALL.batch_size, "length": SMALL.batch_length}
+    found = []
     with ExitStack() as stack:
         peers = [
             stack.enter_context(started(name, checkouts[name], shape | form))
@@ -58,13 +60,19 @@ def measure_beside(checkouts: Mapping[str, Path]) -> list[dict[str, Any]]:
         ]
         calls = [_drawn(agent) for agent in agents.values()]
         timings = in_turns([*calls, *(peer.update for peer in peers)], repeats=9, warmup=3)
-    found = []
-    for peer, theirs in zip(peers, timings[len(agents) :], strict=True):
-        for (name, agent), ours in zip(agents.items(), timings[: len(agents)], strict=True):
-            parameters = sum(agent.parameter_counts().values())
-            row = f"update, size 1m, vectors, 16 x 64, {name}, beside {peer.title.split()[0]}"
-            found.append(compared(row, "ms", ours, theirs, peer, parameters))
+        for peer, theirs in zip(peers, timings[len(agents) :], strict=True):
+            for (name, agent), ours in zip(agents.items(), timings[: len(agents)], strict=True):
+                parameters = sum(agent.parameter_counts().values())
+                row = f"update, size 1m, vectors, 16 x 64, {name}, beside {peer.title.split()[0]}"
+                found.append(compared(row, "ms", ours, theirs, peer, parameters, memory[name]))
     return found
+
+
+def small_updates(precision: str) -> None:
+    """Build the learner of size 1m and make a few updates, for their memory."""
+    update = _drawn(_agent(replace(SMALL, precision=precision), False))
+    for _ in range(3):
+        update()
 
 
 def _drawn(agent: Agent) -> Callable[[], float]:

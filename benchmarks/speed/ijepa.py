@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.peers.peer import compared, started
-from benchmarks.speed.timing import figure, in_turns, matmul_rate, seconds_of, timed
+from benchmarks.speed.timing import figure, in_turns, matmul_rate, peak_memory_of, seconds_of, timed
 from common.precision import compute_dtype
 from ijepa.build import build, mask_config, schedule
 from ijepa.config import Config
@@ -88,10 +88,18 @@ def measure_beside(checkouts: Mapping[str, Path]) -> list[dict[str, Any]]:
     for name, checkout in checkouts.items():
         with started(name, checkout, order) as peer:
             *timings, theirs = in_turns([*updates.values(), peer.update], repeats=15, warmup=3)
-        for words, ours in zip(updates, timings, strict=True):
-            row = f"pretraining update, ViT-S/8 at 64 px, batch 64, {words}, beside the authors' code"
-            found.append(compared(row, "images/s", ours, theirs, peer, parameters, SMALL.batch))
+            for words, ours in zip(updates, timings, strict=True):
+                row = f"pretraining update, ViT-S/8 at 64 px, batch 64, {words}, beside the authors' code"
+                memory = peak_memory_of(small_updates, words)
+                found.append(compared(row, "images/s", ours, theirs, peer, parameters, memory, SMALL.batch))
     return found
+
+
+def small_updates(precision: str) -> None:
+    """Build the learner that is measured beside others and make a few updates, for their memory."""
+    update, _ = _update(replace(SMALL, precision=precision), CPU)
+    for _ in range(3):
+        update()
 
 
 def _precisions(config: Config, device: torch.device) -> dict[str, Config]:

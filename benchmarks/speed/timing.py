@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import re
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,21 @@ def seconds_of(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
+
+
+def peak_memory(pid: int | str = "self") -> float:
+    """GiB of memory that a process has held at most, its libraries included; nan where there is no /proc to say."""
+    status = Path(f"/proc/{pid}/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.is_file() else None
+    return int(found[1]) / 2**20 if found else math.nan
+
+
+def peak_memory_of(call: Callable[..., object], *words: str) -> float:
+    """`peak_memory` of a fresh process that imports a function of a module and calls it with `words`."""
+    code = f"from {call.__module__} import {call.__name__} as call\n"
+    code += f"from benchmarks.speed.timing import peak_memory\ncall(*{words!r})\nprint(peak_memory())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return float(done.stdout)
 
 
 def _timing(seconds: Sequence[float]) -> Timing:

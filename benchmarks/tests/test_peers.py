@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import records, throughput
 from benchmarks.peers import peer
-from benchmarks.speed.timing import Timing, figure, in_turns
+from benchmarks.speed.timing import ROOT, Timing, figure, in_turns, peak_memory_of
 
 TOY = """
 from benchmarks.peers.line import Line
@@ -26,9 +26,7 @@ line.serve({"form": "float32", "parameters": order["size"], "unlike": "is a toy"
 def toy(code: str, size: int = 7) -> peer.Peer:
     """A peer that is this program, started as a peer is."""
     pipe = subprocess.PIPE
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=peer.ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
     found = peer.Peer("nm512", "NM512/dreamerv3-torch abc", process, io.StringIO("first\nno module named x\n"))
     found.facts = found.ask({"checkout": "", "size": size})
     return found
@@ -66,7 +64,7 @@ def test_a_record_has_rows_of_peers_only_with_the_option(
     timing = Timing(1.0, 1.0, 1.0, 1)
     found = peer.Peer("nm512", "NM512/dreamerv3-torch abc", subprocess.Popen(["true"], text=True), io.StringIO())
     found.facts = {"form": "float32", "parameters": 9, "unlike": "is a toy"}
-    beside = peer.compared("beside", "ms", timing, Timing(2.0, 2.0, 2.0, 1), found, 8)
+    beside = peer.compared("beside", "ms", timing, Timing(2.0, 2.0, 2.0, 1), found, 8, 0.5)
     monkeypatch.setattr(records, "FOLDER", tmp_path / "benchmarks" / "results")
     monkeypatch.setitem(throughput.SUITES, "dreamerv3", lambda device: [figure("alone", "ms", timing)])
     monkeypatch.setitem(throughput.BESIDE, "dreamerv3", lambda checkouts: [beside])
@@ -78,7 +76,7 @@ def test_a_record_has_rows_of_peers_only_with_the_option(
     if has_peer:
         assert rows[1]["ratio"] == 2.0
         assert rows[1]["peer"] == "NM512/dreamerv3-torch abc, float32: 2000.0 ms"
-        assert "8 parameters, the peer 9; the peer is a toy" in rows[1]["note"]
+        assert "8 parameters, the peer 9; peak memory 0.50 GiB, the peer " in rows[1]["note"]
 
 
 def test_a_peer_answers_orders_whatever_it_prints():
@@ -87,6 +85,7 @@ def test_a_peer_answers_orders_whatever_it_prints():
         assert found.facts == {"form": "float32", "parameters": 7, "unlike": "is a toy"}
         assert 0 <= found.update() < 1
         assert 0 <= found.update() < 1
+        assert 0.005 < found.memory < 0.5  # an interpreter, no torch
         found.process.kill()
 
 
@@ -95,6 +94,15 @@ def test_a_peer_that_stops_is_named_with_its_last_word(capsys: pytest.CaptureFix
         toy("raise SystemExit(3)")
     assert exit_.value.code == 2
     assert capsys.readouterr().err == "error: --peer nm512: it stopped with exit code 3: no module named x\n"
+
+
+def hold(mebibytes: str):
+    bytearray(b"x" * (int(mebibytes) << 20))
+
+
+def test_peak_memory_is_that_of_a_process_of_its_own():
+    small, large = (peak_memory_of(hold, size) for size in ("1", "500"))
+    assert 0.4 < large - small < 1.2  # the bytes, and once more while they are copied
 
 
 def test_calls_in_turns_leave_the_warm_up_out():
