@@ -26,6 +26,7 @@ class Config:
     # Deviation D8: the paper holds nothing out.
     holdout_episodes: int = setting(100, "further episodes, for the held-out losses of V and M alone", low=1)
     min_frames: int = setting(100, "an episode must have more frames than this to be kept", low=1)
+    png_level: int = setting(1, "compression of stored frames; 0: less time, 2.5 times the disk", low=0, high=9)
 
     # V (appendix A.1)
     z_size: int = setting(64, "Z, latent size", low=1)
@@ -187,6 +188,7 @@ PRESETS = {
         {
             # Few episodes must show M more of the game than the paper's many: long holds lead to walls and stillness.
             "longest_hold": 60,
+            "png_level": 0,
             "episodes": 400,
             "holdout_episodes": 16,
             "z_size": 32,

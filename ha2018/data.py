@@ -44,7 +44,9 @@ def to_frames(images: Tensor) -> np.ndarray:
 # --- frames ---------------------------------------------------------------------------------------------------------
 
 
-def collect(run: Run, folder: Path, worlds: Worlds, play: Play, episodes: int, min_frames: int, seed: int) -> None:
+def collect(
+    run: Run, folder: Path, worlds: Worlds, play: Play, episodes: int, min_frames: int, seed: int, png_level: int
+) -> None:
     """Play until `episodes` episodes with more than `min_frames` frames lie in shards below `folder`.
 
     Episode k depends on (seed, k) alone, so neither the number of games nor an interruption changes the data.
@@ -58,13 +60,14 @@ def collect(run: Run, folder: Path, worlds: Worlds, play: Play, episodes: int, m
             numbers = range(number, number + shards)
             number += shards
             missing = [n for n in numbers if not shard_path(folder, n).exists()]
-            jobs = [partial(play_shard, play=play, min_frames=min_frames, seed=seed, number=n) for n in missing]
+            shard = partial(play_shard, play=play, min_frames=min_frames, seed=seed, png_level=png_level)
+            jobs = [partial(shard, number=n) for n in missing]
             contents = worlds.each(jobs)
             for n in numbers:
                 if n in missing:
                     atomic_write(shard_path(folder, n), next(contents))
-                with safetensors.safe_open(shard_path(folder, n), "pt") as shard:
-                    count = len(shard.get_tensor("length"))
+                with safetensors.safe_open(shard_path(folder, n), "pt") as stored:
+                    count = len(stored.get_tensor("length"))
                 kept += count
                 bar.update(min(count, episodes - bar.n))
 

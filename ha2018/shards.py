@@ -13,13 +13,12 @@ import safetensors.numpy
 from common.seeding import derive_seed
 
 SHARD_EPISODES = 8
-PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB]  # half the time, 6 % more
 
 Episode = tuple[np.ndarray, np.ndarray]  # frames [T, 64, 64, 3] and actions [T] or [T, A]
 Play = Callable[[Any, int], Episode]  # of a game and the seed of an episode
 
 
-def play_shard(game: Any, play: Play, min_frames: int, seed: int, number: int) -> bytes:
+def play_shard(game: Any, play: Play, min_frames: int, seed: int, png_level: int, number: int) -> bytes:
     """Shard `number`: of its SHARD_EPISODES episodes those with more than `min_frames` frames.
 
     Tensors png and offset hold the frames one after another, action what was done at each, length the episodes.
@@ -28,7 +27,7 @@ def play_shard(game: Any, play: Play, min_frames: int, seed: int, number: int) -
     for k in range(number * SHARD_EPISODES, (number + 1) * SHARD_EPISODES):
         frames, moves = play(game, derive_seed(seed, "collect", k) % 2**31)
         if len(frames) > min_frames:
-            pngs += [_encode_png(frame) for frame in frames]
+            pngs += [_encode_png(frame, png_level) for frame in frames]
             actions.append(moves)
             lengths.append(len(frames))
     tensors = {
@@ -40,8 +39,10 @@ def play_shard(game: Any, play: Play, min_frames: int, seed: int, number: int) -
     return safetensors.numpy.save(tensors)
 
 
-def _encode_png(frame: np.ndarray) -> np.ndarray:
-    ok, png = cv2.imencode(".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), PNG)
+def _encode_png(frame: np.ndarray, level: int) -> np.ndarray:
+    # The filter makes files 6 % larger than the default, in half of its time.
+    options = [cv2.IMWRITE_PNG_COMPRESSION, level, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB]
+    ok, png = cv2.imencode(".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), options)
     if not ok:
         raise RuntimeError("OpenCV cannot encode PNG")
     return png.reshape(-1)

@@ -260,7 +260,8 @@ def train(run: Run, config: Config, ranks: dist.Ranks, last: str) -> None:
             if config.task == "doom":
                 play = partial(env.random_episode, longest_hold=config.longest_hold, vary_hold=config.vary_hold)
             with open_worlds(config, config.workers, longest_collected(config)) as worlds:
-                data.collect(run, folder / "frames", worlds, play, needed, config.min_frames, config.seed)
+                rest = config.min_frames, config.seed, config.png_level
+                data.collect(run, folder / "frames", worlds, play, needed, *rest)
     dist.barrier()
     if last == "collect":
         return

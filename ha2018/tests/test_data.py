@@ -60,9 +60,9 @@ def run(tmp_path):
 
 @pytest.fixture
 def collect(run):
-    def collect(folder, workers=2, episodes=EPISODES):
+    def collect(folder, workers=2, png_level=1):
         play = partial(random_episode, longest_hold=10)
-        data.collect(run, folder, FakeWorlds(workers), play, episodes, MIN_FRAMES, 4)
+        data.collect(run, folder, FakeWorlds(workers), play, EPISODES, MIN_FRAMES, 4, png_level)
         return folder
 
     return collect
@@ -111,6 +111,11 @@ def test_the_number_of_workers_changes_nothing(collect, tmp_path):
     for folder in folders[1:]:
         frames = Frames(folder, EPISODES)
         np.testing.assert_array_equal(frames.read(np.arange(len(frames))), reference.read(np.arange(len(frames))))
+
+
+def test_the_compression_changes_no_pixel(collect, folder, tmp_path):
+    frames, plain = Frames(folder, EPISODES), Frames(collect(tmp_path / "plain", png_level=0), EPISODES)
+    np.testing.assert_array_equal(frames.read(np.arange(len(frames))), plain.read(np.arange(len(plain))))
 
 
 def test_interrupted_collection_is_completed_to_the_same_bytes(collect, folder):
