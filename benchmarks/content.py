@@ -216,8 +216,8 @@ def number(value: float) -> str:
 
 def command(result: Result) -> str:
     """The command that makes the records of a row."""
-    seeds = " ".join(map(str, result.row.seeds))
-    return f"python -m benchmarks.runner bench {result.paper} --preset {result.row.suite} --seeds {seeds}"
+    row, seeds = result.row, " ".join(map(str, result.row.seeds))
+    return f"python -m benchmarks.runner bench {result.paper} --preset {row.suite} --task {row.task} --seeds {seeds}"
 
 
 def _verdict_row(result: Result) -> tuple[Cell, ...]:
