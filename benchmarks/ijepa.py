@@ -27,7 +27,7 @@ ABLATIONS = (
 
 
 def _control_rows(game: str, title: str) -> tuple[Row, Row]:
-    """AtariARI's two controls on a game: the calibration of its labels, splits and probes."""
+    """AtariARI's two controls on a game: the calibration of its labels, splits and probes, minutes each."""
     random_cnn = Row(
         id=f"{game}-random-cnn",
         title=f"{title}: AtariARI's control, F1 of linear probes on a random convolutional network",
@@ -40,6 +40,7 @@ def _control_rows(game: str, title: str) -> tuple[Row, Row]:
         minutes=6,
         evaluate=FULL_PLAY,
         is_trained=False,
+        only_bench=True,
     )
     majority = Row(
         id=f"{game}-majority",
@@ -54,6 +55,7 @@ def _control_rows(game: str, title: str) -> tuple[Row, Row]:
         minutes=6,
         evaluate=FULL_PLAY,
         is_trained=False,
+        only_bench=True,
     )
     return random_cnn, majority
 

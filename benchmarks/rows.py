@@ -28,6 +28,7 @@ class Row:
     settings are field=value words of the train command that make this run another one than that of the preset.
     shares_world: V and M of a run with settings come from the run of that preset and seed without them, which stands
     before.
+    only_bench: `reproduce` leaves the row out, since it takes long and compares with nothing that was reported.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Row:
     is_trained: bool = True
     settings: tuple[str, ...] = ()
     shares_world: bool = False
+    only_bench: bool = False
 
     @property
     def needs_gpu(self) -> bool:

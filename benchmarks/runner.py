@@ -137,18 +137,13 @@ def collect(job: Job) -> Path:
     return target / f"{stem}.json"
 
 
-def _is_short_calibration(row: Row) -> bool:
-    """Whether a row shows within a moment that a world is the published one; `bench` measures the others."""
-    return row.suite == CALIBRATION and row.minutes <= 2
-
-
 def reproduce(suites: Sequence[Suite], options: argparse.Namespace) -> int:
     """Run every suite at one preset, print the table and write the local page."""
     failed, found = 0, []
     seeds = options.seeds or [0]
     preset = options.preset or "cpu"
     for suite in suites:
-        rows = [row for row in suite.rows if row.suite == preset or _is_short_calibration(row)]
+        rows = [row for row in suite.rows if row.suite in (preset, CALIBRATION) and not row.only_bench]
         if not any(row.suite == preset for row in rows):
             # A preset without rows of its own makes no claim; its numbers are shown all the same.
             rows = [Row(task, "", "number", preset, task, (0,), "", "", 0) for task in suite.tasks]
@@ -259,7 +254,7 @@ def _print_table(suites: Sequence[Suite], preset: str, local: Sequence[records.R
     rows = [
         r
         for r in report.results(local)
-        if r.paper in papers and (r.row.suite == preset or _is_short_calibration(r.row))
+        if r.paper in papers and r.row.suite in (preset, CALIBRATION) and not r.row.only_bench
     ]
     has_rows = {result.paper for result in rows if result.row.suite == preset}
     print(f"\n{'paper':<10} {'reproduced':>18} {'reported':>18}  verdict")

@@ -108,10 +108,11 @@ def protocol(config: Config) -> str:
 
 
 def claim(config: Config, preset: str) -> str:
-    """The word that tells apart the records of one task: what of the robustness controls is not the preset's."""
+    """The word that tells apart the records of one task: what of budget and robustness is not the preset's."""
     found = PRESETS[preset]
     usual = {**found.values, **found.by_task.get(config.task, {})}
     parts = {
+        f"frames{config.plan.env_frames}": config.env_frames != usual.get("env_frames"),
         f"free{config.free_nats:g}": config.free_nats != Config.free_nats,
         "no-symlog": not config.use_symlog,
         "no-two-hot": not config.use_two_hot,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import ha2018, records, runner, smoke
+from benchmarks import ha2018, records, report, runner, smoke
 from benchmarks.rows import Row
 from benchmarks.suites import SUITES
 from benchmarks.tests.hand_made import record
@@ -105,9 +106,25 @@ def test_a_rival_is_a_run_of_its_own_and_shared_runs_start_once():
     assert [job.world for job in (base, half, tenth)] == ["", "", "doom-night-seed0"]
 
 
-def test_reproduce_takes_only_the_calibrations_that_are_done_in_a_moment():
-    short = {row.task for suite in SUITES for row in suite.rows if runner._is_short_calibration(row)}
-    assert short == {"doom"}
+def test_reproduce_leaves_long_controls_to_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    started: list[runner.Job] = []
+
+    def run(job: runner.Job) -> bool:
+        started.append(job)
+        return False
+
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    monkeypatch.setattr(runner, "run", run)
+    monkeypatch.setattr(report, "build_local", lambda *parts: "")
+    options = argparse.Namespace(seeds=None, preset=None, task=None, set=[])
+    assert runner.reproduce(SUITES, options) == 1  # nothing was really run
+    assert {(job.paper, job.task, job.preset) for job in started} == {
+        ("ha2018", "doom", "cpu"),
+        ("ha2018", "doom", "calibration"),
+        ("dreamerv3", "dmc_proprio_cartpole_balance", "cpu"),
+        ("ijepa", "pong", "cpu"),
+    }
+    assert not any(job.overrides for job in started)
 
 
 def test_records_of_rows_with_settings_have_names_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
