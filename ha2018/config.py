@@ -206,7 +206,8 @@ PRESETS = {
             "memory_lr": 5e-3,
             "memory_lr_end": 1e-4,
             "memory_lr_decay": 0.996,
-            "restart_weight": 20.0,
+            # Balance: at 20 M misses so many deaths that a wall looks safe, at 200 it sees death in everything.
+            "restart_weight": 60.0,
             "first_frames": 500,
             "population": 32,
             "rollouts": 8,
