@@ -18,7 +18,7 @@ CONTROLLERS = (
     ("real-z-hidden40", "C on z, 40 hidden units", "carracing-v-hidden", ("controller_inputs=z", HIDDEN)),
     ("real-zh-untrained", UNTRAINED, "carracing-vm", ("memory_updates=0",)),
 )
-DOOM_NIGHT, CAR_NIGHT, GPU = 40, 60, 25
+DOOM_NIGHT, CAR_NIGHT, GPU = 45, 30, 25
 
 
 def temperature_table(suite: str, seeds: tuple[int, ...], minutes: float) -> tuple[Row, ...]:
