@@ -28,7 +28,7 @@ class Row:
     settings are field=value words of the train command that make this run another one than that of the preset.
     shares_world: V and M of a run with settings come from the run of that preset and seed without them, which stands
     before.
-    only_bench: `reproduce` leaves the row out, since it takes long and compares with nothing that was reported.
+    only_bench: `reproduce` leaves the row out, since it is a control that takes long.
     """
 
     id: str

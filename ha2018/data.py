@@ -64,7 +64,7 @@ def collect(
             jobs = [partial(shard, number=n) for n in missing]
             contents = worlds.each(jobs)
             for n in numbers:
-                if n in missing:
+                if not shard_path(folder, n).exists():
                     atomic_write(shard_path(folder, n), next(contents))
                 with safetensors.safe_open(shard_path(folder, n), "pt") as stored:
                     count = len(stored.get_tensor("length"))

@@ -260,8 +260,9 @@ def train(run: Run, config: Config, ranks: dist.Ranks, last: str) -> None:
             if config.task == "doom":
                 play = partial(env.random_episode, longest_hold=config.longest_hold, vary_hold=config.vary_hold)
             with open_worlds(config, config.workers, longest_collected(config)) as worlds:
-                rest = config.min_frames, config.seed, config.png_level
-                data.collect(run, folder / "frames", worlds, play, needed, *rest)
+                data.collect(
+                    run, folder / "frames", worlds, play, needed, config.min_frames, config.seed, config.png_level
+                )
     dist.barrier()
     if last == "collect":
         return

@@ -19,7 +19,7 @@ SOURCES = sorted(path for name in FOLDERS for path in (ROOT / name).rglob("*.py"
 READMES = [path for path in (ROOT / name / "README.md" for name in (".", *FOLDERS)) if path.is_file()]
 PROGRAMS = {"train", "train_ac", "evaluate"}
 # Folders that exist only after a run, or stand for any name.
-GENERATED = ("runs/", "wheelhouse/", ".venv/")
+GENERATED = ("runs/", "wheelhouse/", ".venv/", "benchmarks/report.html")
 
 
 def imported(path: Path) -> set[str]:
