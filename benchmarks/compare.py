@@ -260,7 +260,10 @@ def _notes(row: Row, seeds: Sequence[Seed]) -> tuple[str, ...]:
 
 
 def _compare_curve(paper: str, row: Row, records: Sequence[Record], curve: PublishedCurve) -> Result:
-    """On the curve: at the last common x, each seed is within one published spread of the published y."""
+    """On the curve: where the shorter of both curves ends, each seed is within one published spread of the published y.
+
+    Between two points of a curve it is a straight line.
+    """
     seeds, notes, held, ends = [], [], 0, []
     for record in records:
         ours = record.data["curves"].get(row.quantity)
@@ -270,16 +273,16 @@ def _compare_curve(paper: str, row: Row, records: Sequence[Record], curve: Publi
             continue
         if (ours["x_unit"], ours["y_unit"]) != (curve.x_unit, curve.y_unit):
             raise ValueError(f"{record.path}: curve {row.quantity!r} is not in {curve.y_unit} per {curve.x_unit}")
-        common = np.intersect1d(ours["x"], curve.x)
-        if not len(common):
+        last = float(min(ours["x"][-1], curve.x[-1]))
+        if last < max(ours["x"][0], curve.x[0]):
             raise ValueError(f"{record.path}: curve {row.quantity!r} has no x in common with {curve.key!r}")
-        last = float(common[-1])
-        mean, at = float(ours["y"][ours["x"].index(last)]), curve.x.index(last)
-        held += abs(mean - curve.y[at]) <= curve.spread[at]
+        mean = float(np.interp(last, ours["x"], ours["y"]))
+        reported, band = (float(np.interp(last, curve.x, values)) for values in (curve.y, curve.spread))
+        held += abs(mean - reported) <= band
         ends.append(mean)
         seeds.append(Seed(record.seed, record, True, mean=mean))
-        theirs = f"published {curve.y[at]:.1f} ± {curve.spread[at]:.1f}"
-        notes.append(f"seed {record.seed}: {mean:.1f} at {curve.x_unit} {last:.0f}, {theirs}")
+        theirs = f"published {reported:.1f} ± {band:.1f}"
+        notes.append(f"seed {record.seed}: {mean:.1f} at {curve.x_unit} {round(last, 2):.10g}, {theirs}")
     verdict = _counted("on the curve", "off the curve", held, seeds, row)
     spread = summary(ends) if ends else None
     std = spread.std if spread and len(ends) > 1 else None

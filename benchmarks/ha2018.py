@@ -12,17 +12,21 @@ SEEDS = (0, 1, 2)
 
 TEMPERATURES = ("1.15", "0.10", "0.50", "1.00", "1.30")  # the run that the others share comes first
 UNTRAINED = "C on z and h of an M as it was initialised (control)"
+UNTRAINED_M = ("memory_updates=0",)
 CONTROLLERS = (
     ("real-zh", "C on z and h", "carracing-vm", ()),
     ("real-z", "C on z alone", "carracing-v", ("controller_inputs=z",)),
     ("real-z-hidden40", "C on z, 40 hidden units", "carracing-v-hidden", ("controller_inputs=z", HIDDEN)),
-    ("real-zh-untrained", UNTRAINED, "carracing-vm", ("memory_updates=0",)),
+    ("real-zh-untrained", UNTRAINED, "carracing-vm", UNTRAINED_M),
 )
 DOOM_NIGHT, CAR_NIGHT, GPU = 45, 30, 25
 
 
 def temperature_table(suite: str, seeds: tuple[int, ...], minutes: float) -> tuple[Row, ...]:
-    """Both columns of the paper's table 2 and the control; all of them share one V and M, the control its V."""
+    """Both columns of the paper's table 2, the control, and what they claim.
+
+    All of them share one V and M, the control its V.
+    """
     row = partial(Row, kind="number", suite=suite, task="doom", seeds=seeds, minutes=minutes)
     rows = []
     for tau in TEMPERATURES:
@@ -50,14 +54,37 @@ def temperature_table(suite: str, seeds: tuple[int, ...], minutes: float) -> tup
         title="Take Cover: score in the real game at temperature 1.15 with M as it was initialised (control)",
         claim=f"{TRANSFER}-untrained",
         published="doom-real-tau1.15",
-        settings=("memory_updates=0",),
+        settings=UNTRAINED_M,
         shares_world=True,
     )
-    return (*rows, control)
+    better = partial(row, kind="claim", claim=TRANSFER, published="", shares_world=True)
+    claims = (
+        better(
+            id=f"{suite}-beats-held",
+            title="Take Cover: training in the dream at temperature 1.15 beats held random play in the real game",
+            control="held random",
+        ),
+        better(
+            id=f"{suite}-beats-untrained",
+            title="Take Cover: a dream of a trained M teaches more for the real game than that of an untrained one",
+            rival=f"{TRANSFER}-untrained",
+            rival_settings=UNTRAINED_M,
+        ),
+        *(
+            better(
+                id=f"{suite}-beats-tau{tau}",
+                title=f"Take Cover: temperature 1.15 transfers better to the real game than {tau} (shape of table 2)",
+                rival=f"{TRANSFER}-tau{tau}",
+                rival_settings=(f"temperature={float(tau)}",),
+            )
+            for tau in ("0.10", "0.50")
+        ),
+    )
+    return (*rows, control, *claims)
 
 
 def car_table(suite: str, seeds: tuple[int, ...], minutes: float) -> tuple[Row, ...]:
-    """The paper's table 1 and the control, each with its learning curve; all of them share one V."""
+    """The paper's table 1 and the control, each with its learning curve, and what they claim; all share one V."""
     rows = []
     for claim, words, published, settings in CONTROLLERS:
         row = partial(
@@ -85,7 +112,33 @@ def car_table(suite: str, seeds: tuple[int, ...], minutes: float) -> tuple[Row, 
             quantity="population mean at equal steps",
         )
         rows += [score, curve]
-    return tuple(rows)
+    better = partial(
+        Row, kind="claim", suite=suite, task="car", seeds=seeds, minutes=minutes, published="", fraction_of="rollouts"
+    )
+    zh, z, _, untrained = CONTROLLERS
+    claims = (
+        better(
+            id=f"{suite}-beats-random",
+            title="CarRacing: C on z and h beats the random play of the data collection",
+            claim=zh[0],
+            control="collection random",
+        ),
+        *(
+            better(
+                id=f"{suite}-{ours}-beats-{theirs}",
+                title=f"CarRacing: {words} after as many rollouts",
+                claim=ours,
+                rival=theirs,
+                rival_settings=rival_settings,
+                shares_world=True,
+            )
+            for ours, theirs, rival_settings, words in (
+                (zh[0], z[0], z[3], "C on z and h beats C on z alone (direction of table 1)"),
+                (zh[0], untrained[0], untrained[3], "C on z and h beats C on z and h of an untrained M"),
+            )
+        ),
+    )
+    return (*rows, *claims)
 
 
 SUITE = Suite(

@@ -131,8 +131,8 @@ PRESETS = {
         },
     ),
     "night": Preset(
-        "doom: a controller trained only in the dream survives longer than random play, and tau decides whether it "
-        "transfers; car: the learning curves of z, z and h, and z and untrained h beside the published one",
+        "doom: a controller trained only in the dream survives longer in the real game than held random play, at five "
+        "temperatures; car: the learning curves of z, z and h, and z and untrained h beside the published one",
         {
             # M must know what happens to a player who dithers, who stands still, and who stays at a wall: where it
             # does not, C thrives in the dream alone. So must V see fireballs while they are small: without them the
@@ -175,8 +175,9 @@ PRESETS = {
                 "memory_lr_decay": 0.997,
                 "first_frames": 200,
                 "population": 32,
-                "rollouts": 2,
-                "generations": 30,
+                "rollouts": 1,
+                "games": 32,
+                "generations": 50,
                 "trial_every": 10,
                 "trial_seeds": 16,
                 "test_games": 50,

@@ -163,16 +163,13 @@ def _curves(metrics: Sequence[dict[str, Any]], config: Config) -> dict[str, Any]
 
 
 def population_at_equal_steps(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The population mean over what the published run spent: x generations of PUBLISHED_STEPS environment steps each.
+    """The population mean of each generation, at what it and those before had spent.
 
-    y is that of the last generation which had ended by then.
+    x counts in published generations of PUBLISHED_STEPS environment steps, so that both runs share an axis.
     """
-    lines = [line for line in metrics if line["stage"] == "controller"]
-    spent = np.cumsum([line["env_frames"] for line in lines])
-    x = np.arange(1, spent[-1] // PUBLISHED_STEPS + 1)
-    last = np.searchsorted(spent, x * PUBLISHED_STEPS, side="right") - 1
-    points = [(int(k), lines[n]["pop_mean"]) for k, n in zip(x, last, strict=True) if n >= 0]
-    return {"x": [k for k, _ in points], "y": [y for _, y in points], "x_unit": "generation", "y_unit": "return"}
+    curve = _curve(metrics, "controller", "pop_mean", "generation", "return")
+    spent = np.cumsum([line["env_frames"] for line in metrics if line["stage"] == "controller"])
+    return curve | {"x": [round(float(spent[step - 1]) / PUBLISHED_STEPS, 4) for step in curve["x"]]}
 
 
 def record_of_random(policy: str, config: Config) -> dict[str, Any]:

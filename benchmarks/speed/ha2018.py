@@ -183,8 +183,8 @@ def _game() -> dict[str, Any]:
     games = multiprocessing.cpu_count()
     with Worlds(TakeCover, games, games) as worlds:
         jobs = [partial(_length, seed=seed) for seed in range(4 * games)]
-        lengths = worlds.each(jobs)
-        timing = timed(lambda: worlds.each(jobs), torch.device("cpu"), repeats=3, warmup=0)
+        lengths = list(worlds.each(jobs))
+        timing = timed(lambda: list(worlds.each(jobs)), torch.device("cpu"), repeats=3, warmup=0)
     return figure(f"Take Cover at 160 x 120, {games} games side by side", "steps/s", timing, sum(lengths))
 
 

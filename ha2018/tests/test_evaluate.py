@@ -178,8 +178,14 @@ def test_claims_tell_apart_what_c_sees_and_dreams():
 
 
 def test_the_population_is_shown_at_what_the_published_run_had_spent():
-    """Generations of 400,000 steps: the second published generation ends within our sixth, so the fifth counts."""
-    lines = [{"stage": "controller", "env_frames": 400_000, "pop_mean": float(k)} for k in range(6)]
-    curve = evaluate.population_at_equal_steps([*lines, {"stage": "controller trial", "env_frames": 10**9}])
-    assert curve == {"x": [1, 2], "y": [1.0, 4.0], "x_unit": "generation", "y_unit": "return"}
-    assert evaluate.population_at_equal_steps(lines[:2])["x"] == []
+    """Generations of a quarter of the published steps; a trial costs steps too, but is not part of the population."""
+    spent = evaluate.PUBLISHED_STEPS // 4
+    lines = [{"stage": "controller", "step": k + 1, "env_frames": spent, "pop_mean": float(k)} for k in range(5)]
+    trial = {"stage": "controller trial", "step": 2, "env_frames": 10**9}
+    curve = evaluate.population_at_equal_steps([*lines[:2], trial, *lines[2:]])
+    assert curve == {
+        "x": [0.25, 0.5, 0.75, 1.0, 1.25],
+        "y": [0.0, 1.0, 2.0, 3.0, 4.0],
+        "x_unit": "generation",
+        "y_unit": "return",
+    }
