@@ -70,9 +70,9 @@ def _curve(result: Result) -> Plot:
     axes.plot(x, y, color=PUBLISHED, linewidth=1.4, label="published")
     for position, (seed, line) in enumerate(ours):
         style = ("-", "--", ":", "-.")[position % 4]
-        marker = "o" if len(line["x"]) < 4 else ""
+        marker = "o" if len(line["x"]) < 4 else None
         label = f"ours, seed {seed}"
-        axes.plot(line["x"], line["y"], marker, color=OURS, linewidth=1.8, linestyle=style, label=label)
+        axes.plot(line["x"], line["y"], color=OURS, linewidth=1.8, linestyle=style, marker=marker, label=label)
     axes.set_xlabel(curve.x_unit)
     axes.set_ylabel(curve.y_unit)
     axes.legend(frameon=False, labelcolor=INK, fontsize=9)

@@ -6,7 +6,6 @@ tracked file is not current; the page is not tracked, since the films inside mak
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from benchmarks.compare import Result, compare
 from benchmarks.page import page
 from benchmarks.rows import PAPERS
 from benchmarks.suites import SUITES
+from common.config import Parser
 
 ROOT = Path(__file__).parent.parent
 PAGE = "report.html"
@@ -81,7 +81,7 @@ def stale(root: Path, files: dict[Path, str], view: Callable[[str], str] = str) 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=(__doc__ or "").strip())
+    parser = Parser(prog="python -m benchmarks.report", description=(__doc__ or "").strip())
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a tracked file is not current")
     options = parser.parse_args(argv)
     try:

@@ -26,6 +26,7 @@ from benchmarks import content, records, report
 from benchmarks.rows import PAPERS, Row, Suite
 from benchmarks.smoke import SmokeError, tour
 from benchmarks.suites import SUITES
+from common.config import Parser
 
 ROOT = report.ROOT
 RUNS = Path("runs")
@@ -223,7 +224,7 @@ def present(names: Sequence[str]) -> list[Suite]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.runner", description=(__doc__ or "").strip())
+    parser = Parser(prog="python -m benchmarks.runner", description=(__doc__ or "").strip())
     parser.add_argument("what", choices=("reproduce", "smoke", "bench"))
     parser.add_argument("paper", nargs="*", help=f"one or more of {', '.join(PAPERS)}; default: all")
     parser.add_argument(

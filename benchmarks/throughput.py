@@ -7,7 +7,6 @@ Writes benchmarks/results/<paper>/throughput/<device>.json. What is measured: `s
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -20,7 +19,7 @@ from benchmarks import records
 from benchmarks.peers.peer import ORIGINS, checkouts
 from benchmarks.rows import PAPERS
 from benchmarks.speed import dreamerv3, ha2018, ijepa
-from common.config import user_error
+from common.config import Parser, user_error
 from common.run import (
     atomic_write,
     command_line,
@@ -36,7 +35,7 @@ BESIDE = {"dreamerv3": dreamerv3.measure_beside, "ijepa": ijepa.measure_beside}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=(__doc__ or "").strip())
+    parser = Parser(prog="python -m benchmarks.throughput", description=(__doc__ or "").strip())
     parser.add_argument("paper", nargs="*", help=f"one or more of {', '.join(SUITES)}; default: all")
     parser.add_argument("--device", help="torch device; default: cuda where there is one, else cpu")
     parser.add_argument(

@@ -209,9 +209,11 @@ def _bounds_text(item: dataclasses.Field[Any]) -> str:
     return f"at least {low}" if low is not None else f"at most {high}" if high is not None else ""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line."""
+
     def error(self, message: str) -> NoReturn:
-        """One line instead of the usage dump of argparse."""
+        """One line on stderr and exit code 2."""
         print(f"{self.prog}: error: " + " ".join(message.split()), file=sys.stderr)
         raise SystemExit(2)
 
@@ -228,7 +230,7 @@ def _build_parser(
         textwrap.fill(f"{name:<{width}}  {preset.claim}", 100, initial_indent="  ", subsequent_indent=" " * (width + 4))
         for name, preset in presets.items()
     )
-    parser = _Parser(
+    parser = Parser(
         prog=prog,
         description=description,
         epilog=f"presets:\n{claims}",

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as td
 from torch import Tensor
+
+from common.config import user_error
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,12 @@ def setup(device: str = "cpu") -> Ranks:
     place = torch.device(device)
     if place.type == "cuda":
         place = torch.device("cuda", local_rank if world_size > 1 else place.index or 0)
+        if (place.index or 0) >= torch.cuda.device_count():
+            user_error(f"rank {rank} needs {place}: this machine has {torch.cuda.device_count()} CUDA devices")
         torch.cuda.set_device(place)
     if world_size > 1 and not td.is_initialized():
-        td.init_process_group("nccl" if place.type == "cuda" else "gloo")
+        # The other ranks wait while the first one collects or tests, which can take hours.
+        td.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(days=7))
     return Ranks(rank, world_size, local_rank, place)
 
 

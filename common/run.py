@@ -18,19 +18,24 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.config import to_dict, user_error
+from common.config import from_dict, to_dict, user_error
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C", bound="DataclassInstance")
 
 # Libraries whose version can change a number; those not installed are left out of meta.json.
 PACKAGES = ["torch", "numpy", "safetensors", "opencv-python-headless", "pillow"]
@@ -235,6 +240,33 @@ def run_folder(paper: str, config: Any, options: argparse.Namespace) -> Path:
     return Path("runs") / paper / re.sub(r"[^\w.=,-]+", "_", name)
 
 
+def run_under_test(
+    paper: str, config_class: type[C], config: C, options: argparse.Namespace, free: Collection[str]
+) -> tuple[dict[str, Any], C]:
+    """The run that a test is of, as `Run.load` gives it, and its config with what the command line says of the test.
+
+    Fields in `free` belong to the test. The others choose the run; with --run they are refused. One line and exit
+    code 2 for what is no run, or one of another version.
+    """
+    tested = {name: value for name, value in options.changed.items() if name in free}
+    training = {name: value for name, value in options.changed.items() if name not in free}
+    if options.run is not None and training:
+        user_error(f"{', '.join(sorted(training))}: fixed by the run in --run; a test takes {', '.join(sorted(free))}")
+    folder = run_folder(paper, config, options)
+    if not _is_run(folder):
+        folder = run_folder(paper, config, argparse.Namespace(**vars(options) | {"changed": training}))
+    info = Run.load(paper, folder)
+    return info, replace(run_config(config_class, info), **tested)
+
+
+def run_config(config_class: type[C], info: Mapping[str, Any]) -> C:
+    """The config of a run as `Run.load` gives it; one line and exit code 2 if it is of another version."""
+    try:
+        return from_dict(config_class, info["config"])
+    except ValueError as error:
+        user_error(f"{info['folder']} was made by another version of this program: {error}")
+
+
 def check_finite(stage: str, step: int, losses: Mapping[str, float | torch.Tensor], checkpoint_folder: Path) -> None:
     """Raises NonFiniteError naming step, term and the last good checkpoint if a loss is NaN or infinite."""
     for name, value in losses.items():
@@ -251,6 +283,7 @@ def seed_everything(seed: int, device: str = "cpu") -> None:
     torch.manual_seed(seed)
     on_cpu = torch.device(device).type == "cpu"
     torch.use_deterministic_algorithms(on_cpu)
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32 in a convolution too, unless a package asks for less
     # Filling every fresh buffer is a debugging aid of that mode: it costs time and changes no number here.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 

@@ -77,8 +77,10 @@ class Stage:
         """Whether a checkpoint is to be written after this update; the first rank's clock decides for all."""
         if update + 1 == self.total:
             return True
-        late = torch.tensor(float(time.monotonic() - self._saved >= self.seconds), device=self.ranks.device)
-        return bool(dist.broadcast(late))
+        is_late = time.monotonic() - self._saved >= self.seconds
+        if self.ranks.world_size == 1:
+            return is_late  # a tensor would make each update wait for the device
+        return bool(dist.broadcast(torch.tensor(float(is_late), device=self.ranks.device)))
 
     def save(
         self, update: int, extra: Mapping[str, Tensor] | None = None, state: Mapping[str, Any] | None = None
@@ -86,17 +88,19 @@ class Stage:
         """Write the checkpoint after `update`, with what the loop carries besides modules and optimiser."""
         check_finite(self.name, update + 1, self._losses, self.folder)
         self._tick()
-        self._saved = time.monotonic()
-        if not dist.is_main(self.ranks):
-            return
-        tensors = {f"extra/{name}": tensor for name, tensor in (extra or {}).items()}
+        if dist.is_main(self.ranks):
+            self._write(update, extra or {}, state or {})
+        self._saved = time.monotonic()  # after the write: a large one must not be due again at once
+
+    def _write(self, update: int, extra: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        tensors = {f"extra/{name}": tensor for name, tensor in extra.items()}
         for name, module in self.modules.items():
             tensors |= checkpoint.module_tensors(name, module)
         optimizer_state: dict[str, Any] = {}
         if self.optimizer is not None:
             optimizer_tensors, optimizer_state = checkpoint.pack_optimizer("optimizer", self.optimizer)
             tensors |= optimizer_tensors
-        content = {"optimizer": optimizer_state, "state": dict(state or {})}
+        content = {"optimizer": optimizer_state, "state": dict(state)}
         self.run.flush()
         checkpoint.save(self.folder, update + 1, tensors, content)
 

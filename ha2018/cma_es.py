@@ -82,5 +82,5 @@ class Evolution:
 
     @property
     def sigma_rms(self) -> float:
-        """Root mean square over the parameters of the standard deviation of each coordinate."""
-        return float(np.sqrt(np.mean(np.square(self._strategy.result.stds))))
+        """Mean over the parameters of the standard deviation of each coordinate: the column of that name in the log."""
+        return float(np.mean(self._strategy.result.stds))

@@ -8,6 +8,8 @@ from common.config import Preset, setting
 from common.precision import PRECISIONS
 from ha2018.controller import Controller
 
+DOOM_STEPS = 2100  # the timeout of the game
+
 
 @dataclass(frozen=True)
 class Config:
@@ -62,7 +64,7 @@ class Config:
     population: int = setting(64, "N, members of a generation; even, halves share their seeds", low=4)
     rollouts: int = setting(16, "R, episodes per member, in the dream (doom) or the game (car)", low=1)
     games: int = setting(64, "games stepped as one batch while C evolves in them (car)", low=1, high=4096)
-    sigma0: float = setting(0.1, "initial standard deviation of CMA-ES", low=0)
+    sigma0: float = setting(0.1, "initial standard deviation of CMA-ES", low=1e-6)
     generations: int = setting(1800, "generations of CMA-ES", low=1)
     trial_every: int = setting(25, "generations between trials of the CMA mean", low=1)
     trial_seeds: int = setting(64, "fixed seeds of such a trial, `rollouts` episodes each", low=1)
@@ -83,12 +85,24 @@ class Config:
     def __post_init__(self) -> None:
         if self.population % 2:
             raise ValueError(f"population must be even, not {self.population}")
+        if self.min_frames >= self.collected_steps:
+            raise ValueError(f"min_frames {self.min_frames}: no episode has more than {self.collected_steps} frames")
+        if self.task == "car" and self.memory_batch * self.memory_length > self.episodes * self.max_steps:
+            raise ValueError(
+                f"memory_batch {self.memory_batch} x memory_length {self.memory_length} frames are more than "
+                f"{self.episodes} episodes of {self.max_steps} have"
+            )
         if (self.task == "doom") != (self.controller_inputs == "zch"):
             raise ValueError(f"controller_inputs {self.controller_inputs} is not for task {self.task}")
         if self.task == "doom" and self.controller_hidden:
             raise ValueError("controller_hidden is for task car alone")
         if self.memory_lr_end > self.memory_lr:
             raise ValueError(f"memory_lr_end ({self.memory_lr_end}) must not exceed memory_lr ({self.memory_lr})")
+
+    @property
+    def collected_steps(self) -> int:
+        """Steps after which an episode of the collection ends: Doom's are whole, CarRacing's all of one length."""
+        return DOOM_STEPS if self.task == "doom" else self.max_steps
 
     @property
     def controller_params(self) -> int:

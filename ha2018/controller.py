@@ -48,7 +48,7 @@ def car_params(inputs: int, hidden_units: int = 0) -> int:
 
 
 def doom_action(params: Tensor, x: Tensor) -> Tensor:
-    """a = tanh(w . [z, c, h]) in (-1, 1). x [B, P], params [P] or [B, P]. Returns [B]."""
+    """a = tanh(w . [z, c, h]) in (-1, 1). x [B, P], or [P], params [P] or [B, P]. Returns [B]."""
     if params.shape[-1] != x.shape[-1]:
         raise ValueError(f"controller: {params.shape[-1]} weights do not fit {x.shape[-1]} inputs")
     return torch.tanh((x * params).sum(-1) if params.ndim == 2 else x @ params)
@@ -58,7 +58,7 @@ def car_action(params: Tensor, x: Tensor, hidden_units: int = 0) -> Tensor:
     """a = tanh(x W + b), then gas = (a1 + 1) / 2 and brake = clip(a2, 0, 1); steering a0 in (-1, 1).
 
     params [P] or [B, P] = [biases, weight [I, 3] row by row], with `hidden_units` > 0 preceded by those of a tanh
-    layer. x [B, I]. Returns [B, 3].
+    layer. x [B, I], or [I] with params [P]. Returns [B, 3], or [3].
     """
     if params.shape[-1] != car_params(x.shape[-1], hidden_units):
         expected = car_params(x.shape[-1], hidden_units)
@@ -67,7 +67,7 @@ def car_action(params: Tensor, x: Tensor, hidden_units: int = 0) -> Tensor:
         split = hidden_units * (x.shape[-1] + 1)
         x, params = torch.tanh(_affine(params[..., :split], x, hidden_units)), params[..., split:]
     a = torch.tanh(_affine(params, x, CAR_ACTIONS))
-    return torch.stack([a[:, 0], (a[:, 1] + 1) / 2, a[:, 2].clamp(0, 1)], dim=1)
+    return torch.stack([a[..., 0], (a[..., 1] + 1) / 2, a[..., 2].clamp(0, 1)], dim=-1)
 
 
 def _affine(params: Tensor, x: Tensor, outputs: int) -> Tensor:

@@ -129,14 +129,19 @@ def read_ahead(frames: Frames, wanted: Iterable[np.ndarray]) -> Iterator[np.ndar
             yield ahead.popleft().result()
 
 
+def vision_batches_per_epoch(frames: int, batch: int) -> int:
+    """Whole batches of `batch` frames; ValueError if there is none."""
+    if frames < batch:
+        raise ValueError(f"V's batch of {batch} frames needs more than the {frames} collected")
+    return frames // batch
+
+
 def vision_batches(frames: Frames, batch: int, seed: int, first_update: int) -> Iterator[np.ndarray]:
     """Batches [B, 64, 64, 3] uint8 for ever, from `first_update` on, read ahead by a thread.
 
     Each epoch is a permutation of all frames by (seed, epoch); what does not fill a batch is left out of it.
     """
-    per_epoch = len(frames) // batch
-    if per_epoch == 0:
-        raise ValueError(f"a batch of {batch} frames needs more than the {len(frames)} collected")
+    per_epoch = vision_batches_per_epoch(len(frames), batch)
 
     def rows() -> Iterator[np.ndarray]:
         update = first_update
@@ -199,11 +204,11 @@ class Batch:
     restart: Tensor
 
 
-def memory_batches_per_epoch(latents: Latents, batch: int, length: int) -> int:
+def memory_batches_per_epoch(frames: int, batch: int, length: int) -> int:
     """Whole batches of `batch` streams x `length` frames; ValueError if there is none."""
-    count = len(latents.mu) // (batch * length)
+    count = frames // (batch * length)
     if count == 0:
-        raise ValueError(f"M's batch of {batch} x {length} frames needs more than the {len(latents.mu)} collected")
+        raise ValueError(f"M's batch of {batch} x {length} frames needs more than the {frames} collected")
     return count
 
 
@@ -217,7 +222,7 @@ class MemoryEpoch:
     """
 
     def __init__(self, latents: Latents, batch: int, length: int, seed: int, epoch: int, device: torch.device) -> None:
-        count = memory_batches_per_epoch(latents, batch, length)
+        count = memory_batches_per_epoch(len(latents.mu), batch, length)
         order = np.random.default_rng(derive_seed(seed, "memory epoch", epoch)).permutation(len(latents.lengths))
         first = latents.first.tolist()
         stream = torch.cat([torch.arange(first[e], first[e] + latents.lengths[e]) for e in order])

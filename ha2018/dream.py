@@ -116,17 +116,19 @@ def rollout_returns(
     temperature: float,
     max_steps: int,
     dtype: torch.dtype = torch.float32,
+    dream: FastDream | None = None,
 ) -> Tensor:
     """Dream returns (steps) of controllers: params [N, P], one seed a member. Returns [N, R] on the CPU.
 
     All N * R rollouts advance as one batch; finished ones are compacted away. What a member gets does not depend on the
     members beside it. With dtype bfloat16 the products of M are made in it.
+    `dream` is one of this M, temperature and dtype to use again.
     """
     if len(seeds) != len(params):
         raise ValueError(f"{len(params)} controllers need as many seeds, got {len(seeds)}")
     device = memory.bias.device
     noise = Noise(seeds, rollouts, memory.z_size, device)
-    dream = FastDream(memory, temperature, dtype)
+    dream = FastDream(memory, temperature, dtype) if dream is None else dream
     dream.begin(noise.start(bank), params.to(memory.bias).repeat_interleave(rollouts, dim=0))
     returns = torch.zeros(len(noise.rows), device=device)
     running = torch.arange(len(noise.rows), device=device)  # the rollout that each row of the batch belongs to

@@ -16,8 +16,24 @@ from torch import Tensor
 from ha2018.memory import MDNRNN
 
 
+class _Buffers:
+    """Everything that a step of B dreams reads and writes, and on a GPU the graph that was recorded of it."""
+
+    def __init__(self, batch: int, dream: "FastDream", params: Tensor) -> None:
+        new, size = dream.bias.new_empty, dream.hidden_size
+        self.inputs = new(batch, dream.z_size + 2 + size)  # [z, a, restart, h], what the kernel multiplies
+        self.c, self.params = new(batch, size), new(params.shape)
+        self.gates, self.out = new(batch, 4 * size), new(batch, len(dream.output_b))
+        self.uniform, self.normal = new(batch, dream.z_size), new(batch, dream.z_size)
+        self.done = torch.empty(batch, dtype=torch.bool, device=dream.bias.device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+
 class FastDream:
-    """B dreams that advance together, each with a controller of its own."""
+    """B dreams that advance together, each with a controller of its own.
+
+    It may be used again and again, for other controllers too: what it needs for a batch size is made once.
+    """
 
     granularity = 64  # batch sizes are multiples of this, which bounds the number of graphs
 
@@ -31,83 +47,87 @@ class FastDream:
         self.output_w, self.output_b = _mixtures_first(memory)
         if dtype == torch.bfloat16:
             self.kernel, self.output_w = self.kernel.to(dtype), self.output_w.to(dtype)
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self._of_size: dict[int, _Buffers] = {}
 
     def begin(self, z: Tensor, params: Tensor) -> None:
         """Start at `z` [B, Z] with the controllers `params` [B, P], c = h = 0 and the restart flag set."""
-        batch, width = len(z), self.z_size + 2 + self.hidden_size
-        self.inputs = z.new_zeros(batch, width)  # [z, a, restart, h], what the kernel multiplies
-        self.inputs[:, : self.z_size] = z
-        self.inputs[:, self.z_size + 1] = 1
-        self.c = z.new_zeros(batch, self.hidden_size)
-        self.params = params.contiguous()
-        self._allocate()
+        self.buffers = buffers = self._sized(params)
+        buffers.inputs.zero_()
+        buffers.inputs[:, : self.z_size] = z
+        buffers.inputs[:, self.z_size + 1] = 1
+        buffers.c.zero_()
+        buffers.params.copy_(params)
 
     def select(self, rows: Tensor) -> None:
         """Keep the given rows [B'] only, in that order."""
-        self.inputs, self.c, self.params = self.inputs[rows], self.c[rows], self.params[rows]
-        self._allocate()
+        old = self.buffers
+        inputs, c, params = old.inputs[rows], old.c[rows], old.params[rows]
+        self.buffers = buffers = self._sized(params)
+        buffers.inputs.copy_(inputs)
+        buffers.c.copy_(c)
+        buffers.params.copy_(params)
 
     def advance(self, uniform: Tensor, normal: Tensor) -> Tensor:
         """Act and step with the random numbers uniform, normal [B, Z]. Returns done [B] bool, valid until the next."""
-        self.uniform.copy_(uniform)
-        self.normal.copy_(normal)
-        if self.inputs.is_cuda:
-            if self.graph is None:
-                self._capture()
-            assert self.graph is not None
-            self.graph.replay()
+        buffers = self.buffers
+        buffers.uniform.copy_(uniform)
+        buffers.normal.copy_(normal)
+        if buffers.inputs.is_cuda:
+            if buffers.graph is None:
+                buffers.graph = self._capture()
+            buffers.graph.replay()
         else:
             self._step()
-        return self.done
+        return buffers.done
 
-    def _allocate(self) -> None:
-        batch, new = len(self.inputs), self.inputs.new_empty
-        self.gates = new(batch, 4 * self.hidden_size)
-        self.out = new(batch, 3 * self.mixtures * self.z_size + 1)
-        self.uniform, self.normal = new(batch, self.z_size), new(batch, self.z_size)
-        self.done = torch.empty(batch, dtype=torch.bool, device=self.inputs.device)
-        self.graph = None  # a graph belongs to its buffers
+    def _sized(self, params: Tensor) -> _Buffers:
+        """The buffers for as many rows as params [B, P] has."""
+        batch = len(params)
+        if batch not in self._of_size or self._of_size[batch].params.shape != params.shape:
+            self._of_size[batch] = _Buffers(batch, self, params)
+        return self._of_size[batch]
 
-    def _capture(self) -> None:
+    def _capture(self) -> torch.cuda.CUDAGraph:
         """Record one step. The warm-up steps that capturing needs must not count, so the state is put back."""
-        state = self.inputs.clone(), self.c.clone()
+        buffers = self.buffers
+        state = buffers.inputs.clone(), buffers.c.clone()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(2):
                 self._step()
         torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             self._step()
-        self.inputs.copy_(state[0])
-        self.c.copy_(state[1])
+        buffers.inputs.copy_(state[0])
+        buffers.c.copy_(state[1])
+        return graph
 
     def _step(self) -> None:
-        n, k = self.z_size, self.mixtures
-        z, h, c = self.inputs[:, :n], self.inputs[:, n + 2 :], self.c
-        w_z, w_c, w_h = self.params.split([n, self.hidden_size, self.hidden_size], dim=1)
+        n, k, at = self.z_size, self.mixtures, self.buffers
+        z, h, c = at.inputs[:, :n], at.inputs[:, n + 2 :], at.c
+        w_z, w_c, w_h = at.params.split([n, self.hidden_size, self.hidden_size], dim=1)
         action = torch.linalg.vecdot(z, w_z) + torch.linalg.vecdot(c, w_c) + torch.linalg.vecdot(h, w_h)
         torch.tanh(action, out=action)
-        self.inputs[:, n] = action
+        at.inputs[:, n] = action
 
-        _affine(self.inputs, self.kernel, self.bias, out=self.gates)
-        i, j, f, o = self.gates.chunk(4, dim=1)
+        _affine(at.inputs, self.kernel, self.bias, out=at.gates)
+        i, j, f, o = at.gates.chunk(4, dim=1)
         c.mul_(f.sigmoid_()).addcmul_(i.sigmoid_(), j.tanh_())
         torch.mul(torch.tanh(c), o.sigmoid_(), out=h)
 
-        _affine(h, self.output_w, self.output_b, out=self.out)
-        rows = self.out[:, :-1].unflatten(1, (3 * k, n))  # [B, 3K, Z]
+        _affine(h, self.output_w, self.output_b, out=at.out)
+        rows = at.out[:, :-1].unflatten(1, (3 * k, n))  # [B, 3K, Z]
         logits, mean, logstd = rows.split(k, dim=1)
         weight = logits.sub_(logits.amax(1, keepdim=True)).mul_(1 / self.temperature).exp_()
         cumulative = weight.cumsum(1)
-        reach = (self.uniform * cumulative[:, -1])[:, None]
+        reach = (at.uniform * cumulative[:, -1])[:, None]
         index = (cumulative[:, :-1] < reach).sum(1, keepdim=True)
         mean, logstd = mean.gather(1, index)[:, 0], logstd.gather(1, index)[:, 0]
-        torch.addcmul(mean, logstd.exp_(), self.normal, value=math.sqrt(self.temperature), out=z)
-        self.inputs[:, n + 1] = 0  # only the first step of an episode carries the restart flag
-        torch.gt(self.out[:, -1], 0, out=self.done)
+        torch.addcmul(mean, logstd.exp_(), at.normal, value=math.sqrt(self.temperature), out=z)
+        at.inputs[:, n + 1] = 0  # only the first step of an episode carries the restart flag
+        torch.gt(at.out[:, -1], 0, out=at.done)
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:

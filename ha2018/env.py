@@ -35,7 +35,7 @@ def stretch_and_resize(frame: np.ndarray, rows: int) -> np.ndarray:
     then Pillow's anti-aliased bilinear resize. Returns [64, 64, 3] uint8.
     Source: reference code, which calls scipy.misc.imresize on a float image.
     """
-    if frame.ndim != 3 or frame.shape[2] != 3 or frame.shape[0] < rows or frame.dtype != np.uint8:
+    if frame.ndim != 3 or frame.shape[2] != 3 or not 0 < rows <= frame.shape[0] or frame.dtype != np.uint8:
         raise ValueError(f"frame: expected uint8 [>= {rows}, W, 3], got {frame.dtype} {list(frame.shape)}")
     pixels = frame[:rows]
     low, high = int(pixels.min()), int(pixels.max())

@@ -9,15 +9,14 @@ Source: paper, tables 1 and 2; reference code: model.py of each task.
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from common import run as runs
-from common.config import from_dict, parse, to_dict, user_error
+from common.config import parse, to_dict, user_error
 from common.seeding import derive_seed
 from ha2018 import env, pictures, racing
 from ha2018.agent import Agent
@@ -26,6 +25,7 @@ from ha2018.dream import rollout_returns
 from ha2018.processes import Worlds
 from ha2018.rollout import open_worlds, real_returns
 
+TEST_SETTINGS = ("device", "test_episodes", "test_games", "workers")
 PUBLISHED_STEPS = 64 * 16 * 1000  # of the environment per published generation of CarRacing
 
 
@@ -219,15 +219,6 @@ def _curve(metrics: Sequence[dict[str, Any]], stage: str, name: str, x_unit: str
     }
 
 
-def _with_test_settings(config: Config, changed: Mapping[str, Any]) -> Config:
-    """The config of a run with what the command line says of the test; what belongs to training is refused."""
-    free = ("device", "test_episodes", "test_games", "workers")
-    wrong = sorted(set(changed) - set(free))
-    if wrong:
-        user_error(f"{', '.join(wrong)}: fixed by the run in --run; a test takes {', '.join(free)}")
-    return replace(config, **changed)
-
-
 def _options(parser: argparse.ArgumentParser) -> None:
     names = sorted({*env.RANDOM_POLICIES, *racing.RANDOM_POLICIES})
     parser.add_argument("--random", choices=names, help="test this random policy instead of a run")
@@ -254,11 +245,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         record = record_of_random(options.random, config)
         folder.mkdir(parents=True, exist_ok=True)
     else:
-        folder = runs.run_folder("ha2018", config, options)
-        info = runs.Run.load("ha2018", folder)
-        config = from_dict(Config, info["config"])
-        if options.run is not None:
-            config = _with_test_settings(config, options.changed)
+        info, config = runs.run_under_test("ha2018", Config, config, options, TEST_SETTINGS)
+        folder = info["folder"]
         agent = Agent(folder, config, runs.usable_device(config.device))
         runs.seed_everything(config.seed, config.device)
         record = record_of_run(info, agent, config)

@@ -87,7 +87,7 @@ class MDNRNN(nn.Module):
         """
         c, h = state.c, state.h
         if restart is not None:
-            keep = (restart < 0.5).to(c.dtype)[:, None]
+            keep = (restart <= 0.5).to(c.dtype)[:, None]
             c, h = c * keep, h * keep
         x = torch.cat([self.inputs(z, action, restart if self.predicts_restart else None), h], dim=1)
         return self.cell(torch.addmm(self.bias, x, self.kernel), c)
@@ -101,7 +101,7 @@ class MDNRNN(nn.Module):
         inputs = self.inputs(z, action, restart if self.predicts_restart else None)
         x = torch.matmul(inputs, self.kernel[:n]) + self.bias  # [B, T, 4H]
         recurrent, c, h = self.kernel[n:], state.c, state.h
-        keep = None if restart is None else (restart < 0.5).to(z.dtype)[..., None]  # [B, T, 1]
+        keep = None if restart is None else (restart <= 0.5).to(z.dtype)[..., None]  # [B, T, 1]
         hs = []
         for t, x_t in enumerate(x.unbind(1)):
             if keep is not None:
@@ -134,8 +134,11 @@ def mdn_nll(prediction: Prediction, target: Tensor) -> Tensor:
 def restart_loss(restart_logit: Tensor, restart: Tensor, weight: float) -> Tensor:
     """mean w * binary cross-entropy in nats, w = `weight` where the target is 1, else 1. Both [...]. Scalar.
 
+    restart may be of any dtype.
+
     Source: reference code, doomrnn.py.
     """
+    restart = restart.to(restart_logit.dtype)
     bce = F.binary_cross_entropy_with_logits(restart_logit, restart, reduction="none")
     return (bce * (1 + restart * (weight - 1))).mean()
 

@@ -32,7 +32,7 @@ def unroll_teacher_forced(
     forget = torch.zeros_like(memory.bias)
     forget[2 * memory.hidden_size : 3 * memory.hidden_size] = 1
     x = torch.matmul(inputs, memory.kernel[:n]) + (memory.bias + forget)
-    keep = (restart < 0.5).to(z.dtype).t()[..., None].contiguous()  # [T, B, 1]
+    keep = (restart <= 0.5).to(z.dtype).t()[..., None].contiguous()  # [T, B, 1]
     h, c = _LSTM.apply(x, memory.kernel[n:], keep, state.c, state.h)
     return h, State(c, h[-1].detach())
 

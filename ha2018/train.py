@@ -33,12 +33,12 @@ from ha2018.cma_es import Evolution, as_received_from_workers, as_sent_to_worker
 from ha2018.config import PRESETS, TASKS, Config
 from ha2018.data import Batch, Frames, Latents
 from ha2018.dream import FirstFrames, rollout_returns
+from ha2018.dream_fast import FastDream
 from ha2018.memory import MDNRNN, State
 from ha2018.memory_fast import losses, unroll_teacher_forced
 from ha2018.rollout import environment_returns, open_worlds
 from ha2018.vision import VAE, kl_loss, reconstruction_loss
 
-DOOM_STEPS = 2100  # the timeout of the game
 # params [N, P], seeds [N] -> returns [N, R] and the environment steps they took
 Rollouts = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, int]]
 STAGES = ("collect", "vision", "memory", "controller")
@@ -90,6 +90,7 @@ def memory_step(
 def train_vision(run: Run, config: Config, ranks: dist.Ranks, frames: Frames, holdout: Frames) -> VAE:
     """V on all frames, without rewards."""
     vae = VAE(config.z_size, compute_dtype(config.precision, ranks.device)).to(ranks.device)
+    # Deviation D16, for M too: TensorFlow's Adam adds its epsilon before the correction of the second moment.
     optimizer = torch.optim.Adam(vae.parameters(), lr=config.vision_lr, fused=True)
     total = min(config.vision_epochs * (len(frames) // config.vision_batch), config.vision_updates or sys.maxsize)
     stage = Stage(run, "vision", total, config.checkpoint_seconds, ranks, {"V": vae}, optimizer)
@@ -111,7 +112,7 @@ def train_memory(run: Run, config: Config, ranks: dist.Ranks, latents: Latents, 
     memory = new_memory(config).to(ranks.device)
     optimizer = torch.optim.Adam(memory.parameters(), lr=config.memory_lr, fused=True)
     batch_size, length = config.memory_batch, config.memory_length
-    per_epoch = data.memory_batches_per_epoch(latents, batch_size, length)
+    per_epoch = data.memory_batches_per_epoch(len(latents.mu), batch_size, length)
     total = config.memory_epochs * per_epoch
     total = total if config.memory_updates is None else min(total, config.memory_updates)
     stage = Stage(run, "memory", total, config.checkpoint_seconds, ranks, {"M": memory}, optimizer)
@@ -177,11 +178,17 @@ def train_controller(run: Run, config: Config, ranks: dist.Ranks, rollouts: Roll
 
 
 def dream_returns(
-    params: np.ndarray, seeds: np.ndarray, memory: MDNRNN, bank: FirstFrames, config: Config, ranks: dist.Ranks
+    params: np.ndarray,
+    seeds: np.ndarray,
+    memory: MDNRNN,
+    bank: FirstFrames,
+    config: Config,
+    ranks: dist.Ranks,
+    fast: FastDream | None = None,
 ) -> tuple[np.ndarray, int]:
     """Dream returns [N, R] of the controllers params [N, P], and no environment steps.
 
-    The members are divided over the ranks.
+    The members are divided over the ranks. `fast` is used again from generation to generation.
     """
     mine = dist.share(len(params), ranks)
     returns = rollout_returns(
@@ -193,6 +200,7 @@ def dream_returns(
         config.temperature,
         config.max_steps,
         compute_dtype(config.precision, ranks.device),
+        fast,
     )
     return dist.gather_rows(returns.to(ranks.device), len(params), ranks).cpu().numpy().astype(np.float64), 0
 
@@ -245,11 +253,6 @@ def first_frames(latents: Latents, config: Config, device: torch.device) -> Firs
     return FirstFrames.of(latents.mu[rows].to(device), latents.logvar[rows].to(device))
 
 
-def longest_collected(config: Config) -> int:
-    """Steps after which an episode of the collection ends: Doom's are whole, CarRacing's all of one length."""
-    return DOOM_STEPS if config.task == "doom" else config.max_steps
-
-
 def train(run: Run, config: Config, ranks: dist.Ranks, last: str) -> None:
     """All stages up to `last`, each from where it stopped."""
     folder = run.folder.resolve()
@@ -259,7 +262,7 @@ def train(run: Run, config: Config, ranks: dist.Ranks, last: str) -> None:
             play: Any = racing.random_episode
             if config.task == "doom":
                 play = partial(env.random_episode, longest_hold=config.longest_hold, vary_hold=config.vary_hold)
-            with open_worlds(config, config.workers, longest_collected(config)) as worlds:
+            with open_worlds(config, config.workers, config.collected_steps) as worlds:
                 data.collect(
                     run, folder / "frames", worlds, play, needed, config.min_frames, config.seed, config.png_level
                 )
@@ -268,6 +271,11 @@ def train(run: Run, config: Config, ranks: dist.Ranks, last: str) -> None:
         return
     frames = Frames(folder / "frames", config.episodes)
     holdout = Frames(folder / "frames", config.holdout_episodes, skip=config.episodes)
+    try:  # before hours of V are spent on them
+        data.memory_batches_per_epoch(len(frames), config.memory_batch, config.memory_length)
+        data.vision_batches_per_epoch(len(frames), config.vision_batch)
+    except ValueError as error:
+        user_error(str(error))
     vae = train_vision(run, config, ranks, frames, holdout)
     if last == "vision":
         return
@@ -285,7 +293,8 @@ def train(run: Run, config: Config, ranks: dist.Ranks, last: str) -> None:
         return
     bank = first_frames(latents, config, ranks.device)
     if config.task == "doom":
-        dream = partial(dream_returns, memory=memory, bank=bank, config=config, ranks=ranks)
+        fast = FastDream(memory, config.temperature, compute_dtype(config.precision, ranks.device))
+        dream = partial(dream_returns, memory=memory, bank=bank, config=config, ranks=ranks, fast=fast)
         params = train_controller(run, config, ranks, dream)
     else:
         with open_worlds(config, config.games) as worlds:

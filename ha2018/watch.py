@@ -23,8 +23,8 @@ os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # it advertises itself
 import pygame
 import torch
 
-from common.config import from_dict, user_error
-from common.run import Run, usable_device
+from common.config import Parser, user_error
+from common.run import Run, run_config, usable_device
 from common.video import label, write_video
 from ha2018 import data
 from ha2018.agent import Agent
@@ -33,7 +33,7 @@ from ha2018.dream import Dream, Noise
 from ha2018.pictures import STEPS_PER_SECOND
 
 SIDE = 512  # pixels of the window
-TEMPERATURE_STEP = 0.05
+TEMPERATURE_STEP, HIGHEST_TEMPERATURE = 0.05, 10.0
 BRAKE = 0.8  # of the key; more would block the wheels
 
 
@@ -73,7 +73,8 @@ class Show:
     def advance(self, command: Command) -> np.ndarray:
         """One step, and the picture [SIDE, SIDE, 3] that V decodes of it."""
         dream, agent = self.dream, self.agent
-        dream.temperature = max(TEMPERATURE_STEP, round(dream.temperature + command.warmer, 2))
+        warmer = round(dream.temperature + command.warmer, 2)
+        dream.temperature = min(max(TEMPERATURE_STEP, warmer), HIGHEST_TEMPERATURE)
         if command.is_restart:
             self.begin()
         if command.action is None:
@@ -170,7 +171,7 @@ def has_display() -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ha2018.watch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", help="a finished training run")
@@ -178,16 +179,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="length of the film (default 20)")
     parser.add_argument("--temperature", type=float, help="to begin with (default: that of the run)")
     parser.add_argument("--seed", type=int, default=0, help="of the dream (default 0)")
+    parser.add_argument("--device", help="torch device (default: that of the run)")
     options = parser.parse_args(argv)
-    info = Run.load("ha2018", options.run)
-    config = from_dict(Config, info["config"])
-    if options.temperature is not None and not options.temperature >= TEMPERATURE_STEP:
-        user_error(f"--temperature {options.temperature}: at least {TEMPERATURE_STEP}")
+    config = run_config(Config, Run.load("ha2018", options.run))
+    if options.temperature is not None and not TEMPERATURE_STEP <= options.temperature <= HIGHEST_TEMPERATURE:
+        user_error(f"--temperature {options.temperature}: {TEMPERATURE_STEP} to {HIGHEST_TEMPERATURE}")
+    if not 0 <= options.seed < 2**31:
+        user_error(f"--seed {options.seed}: 0 to {2**31 - 1}")
     if options.film is not None and options.film.suffix != ".webm":
         user_error(f"--film {options.film}: the name must end in .webm")
     if not 0 < options.seconds <= 3600:
         user_error(f"--seconds {options.seconds}: above 0, at most 3600")
-    show = Show(Agent(options.run, config, usable_device(config.device)), config, options.seed)
+    show = Show(Agent(options.run, config, usable_device(options.device or config.device)), config, options.seed)
     if options.temperature is not None:
         show.dream.temperature = options.temperature
     per_second = STEPS_PER_SECOND[config.task]

@@ -75,4 +75,4 @@ def _memory_is_finished(source: Path, config: Config) -> bool:
 
 def _differences(names: Iterable[str], theirs: dict[str, Any], config: Config) -> list[str]:
     ours = to_dict(config)
-    return [f"{name} (was {theirs[name]}, now {ours[name]})" for name in names if theirs[name] != ours[name]]
+    return [f"{name} (was {theirs.get(name)}, now {ours[name]})" for name in names if theirs.get(name) != ours[name]]

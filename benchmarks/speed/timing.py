@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,12 @@ class Timing:
 
 
 def timed(call: Callable[[], object], device: torch.device, repeats: int = 5, warmup: int = 1) -> Timing:
-    """Time a call, waiting for the GPU if it runs on one."""
+    """Time a call, waiting for the GPU if it runs on one. Raises TypeError if it only makes a generator."""
     seconds = []
     for k in range(warmup + repeats):
         start = time.perf_counter()
-        call()
+        if isinstance(call(), Generator):
+            raise TypeError("the timed call makes a generator and does none of its work")
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         if k >= warmup:

@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import records, throughput
 from benchmarks.peers import peer
-from benchmarks.speed.timing import ROOT, Timing, figure, in_turns, peak_memory_of
+from benchmarks.speed.timing import ROOT, Timing, figure, in_turns, peak_memory_of, timed
 
 TOY = """
 from benchmarks.peers.line import Line
@@ -41,6 +42,12 @@ def toy(code: str, size: int = 7) -> peer.Peer:
         (["facebookresearch=."], "measured with ijepa, which is not among dreamerv3"),
     ],
 )
+def test_work_that_is_only_promised_is_not_timed():
+    with pytest.raises(TypeError, match="generator"):
+        timed(lambda: (k for k in range(3)), torch.device("cpu"))
+    assert timed(lambda: list(range(3)), torch.device("cpu"), repeats=3).repeats == 3
+
+
 def test_a_bad_peer_is_named_in_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]):
     argv = ["dreamerv3", "--device", "cpu", *(part for word in words for part in ("--peer", word))]
     with pytest.raises(SystemExit) as exit_:

@@ -213,7 +213,7 @@ def numbers(epoch, count):
 
 
 def test_the_stream_of_m_holds_every_frame_at_most_once(latents):
-    count = memory_batches_per_epoch(latents, 3, 4)
+    count = memory_batches_per_epoch(len(latents.mu), 3, 4)
     assert count == 42 // 12
     epoch = MemoryEpoch(latents, 3, 4, 0, 0, CPU)
     frames = numbers(epoch, count)
@@ -225,7 +225,7 @@ def test_the_stream_of_m_holds_every_frame_at_most_once(latents):
 
 
 def test_chunks_go_on_where_the_last_one_ended_and_restarts_mark_first_frames(latents):
-    count = memory_batches_per_epoch(latents, 3, 4)
+    count = memory_batches_per_epoch(len(latents.mu), 3, 4)
     epoch = MemoryEpoch(latents, 3, 4, 0, 0, CPU)
     frames = numbers(epoch, count)
     restart = torch.cat([epoch.batch(k).restart for k in range(count)], 1)

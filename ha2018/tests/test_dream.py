@@ -75,9 +75,9 @@ def test_the_fast_step_equals_the_readable_one(dtype, tolerance):
         with torch.no_grad():
             done = fast.advance(uniform, normal)
         obs, _, finished = dream.step(doom_action(params, obs), uniform, normal)
-        torch.testing.assert_close(fast.inputs[:, :4], dream.z, rtol=0, atol=tolerance)
-        torch.testing.assert_close(fast.c, dream.state.c, rtol=0, atol=tolerance)
-        torch.testing.assert_close(fast.inputs[:, 6:], dream.state.h, rtol=0, atol=tolerance)
+        torch.testing.assert_close(fast.buffers.inputs[:, :4], dream.z, rtol=0, atol=tolerance)
+        torch.testing.assert_close(fast.buffers.c, dream.state.c, rtol=0, atol=tolerance)
+        torch.testing.assert_close(fast.buffers.inputs[:, 6:], dream.state.h, rtol=0, atol=tolerance)
         assert torch.equal(done, finished)
 
 
@@ -91,7 +91,7 @@ def test_products_in_bfloat16_change_a_step_by_their_rounding_alone():
         with torch.no_grad():
             dream.advance(uniform, torch.zeros(64, 4))
     # Two products of numbers that are rounded to 8 bits, and gates that do not amplify.
-    error = (exact.inputs[:, 6:] - rounded.inputs[:, 6:]).abs().max()
+    error = (exact.buffers.inputs[:, 6:] - rounded.buffers.inputs[:, 6:]).abs().max()
     assert 0 < error < 2**-6
 
 
@@ -104,6 +104,38 @@ def test_compaction_changes_nothing(monkeypatch):
         answers[granularity] = rollout_returns(*arguments)
     assert torch.equal(answers[1], answers[64])
     assert torch.equal(answers[1], answers[10**6])
+
+
+def test_a_dream_used_again_answers_as_a_fresh_one():
+    """Other controllers and another number of them, after a compaction that left smaller buffers behind."""
+    memory, bank = make()
+    used = FastDream(memory, TAU)
+    for members, seed in ((10, 0), (6, 1), (10, 2)):
+        arguments = memory, bank, controllers(members, memory, seed=seed), list(range(members)), 9, TAU, CAP
+        assert torch.equal(rollout_returns(*arguments, dream=used), rollout_returns(*arguments))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_recorded_graph_equals_the_eager_step():
+    """On the same device with the same random numbers, through compactions and a second use of the graphs."""
+    memory, bank = make(4, 12, 5, torch.float32)
+    memory, bank = memory.cuda(), FirstFrames(bank.mu.cuda(), bank.logvar.cuda())
+    params, batch = controllers(64, memory).cuda(), 64
+    fast, dream = FastDream(memory, TAU), Dream(memory, TAU, 1000)
+    for _ in range(2):
+        z = bank.sample(torch.arange(batch).cuda() % 6, numbers(batch, 4, dtype=torch.float32).cuda())
+        fast.begin(z, params)
+        obs = dream.reset(z)
+        for t in range(40):
+            generator = torch.Generator("cuda").manual_seed(t)
+            uniform = torch.rand(batch, 4, generator=generator, device="cuda")
+            normal = torch.randn(batch, 4, generator=generator, device="cuda")
+            with torch.no_grad():
+                done = fast.advance(uniform, normal).clone()
+                obs, _, finished = dream.step(doom_action(params, obs), uniform, normal)
+            torch.testing.assert_close(fast.buffers.c, dream.state.c, rtol=0, atol=1e-4)
+            torch.testing.assert_close(fast.buffers.inputs[:, :4], dream.z, rtol=0, atol=1e-3)
+            assert torch.equal(done, finished)
 
 
 def test_common_random_numbers():

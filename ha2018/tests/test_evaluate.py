@@ -2,15 +2,17 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
 import pytest
 import torch
 
-from common.run import RECORD_KEYS
-from ha2018 import env, evaluate, rollout
-from ha2018.config import TASKS, Config
+from common.config import parse
+from common.run import RECORD_KEYS, run_under_test
+from ha2018 import env, evaluate, rollout, watch
+from ha2018.config import PRESETS, TASKS, Config
 from ha2018.controller import Controller
 from ha2018.env import RANDOM_POLICIES
 from ha2018.evaluate import fresh_seeds, play, random_returns
@@ -157,6 +159,37 @@ def test_a_run_that_is_not_there_or_not_ended_is_named_in_one_line(trained, tmp_
         assert reason in error
     assert not (tmp_path / "none").exists()
     assert not (unfinished / "record.json").exists()
+
+
+def test_the_settings_of_the_test_are_free_and_those_of_the_training_choose_the_run(trained, tmp_path, monkeypatch):
+    """The run is found without --run whatever the test settings are; another training setting is another run."""
+    monkeypatch.chdir(tmp_path)
+    config, options = parse(
+        Config, TASKS, PRESETS, ["--preset", "smoke", "--test-episodes", "3"], prog="", description=""
+    )
+    folder = Path("runs/ha2018/doom-smoke-seed0")
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("frames"))
+    info, found = run_under_test("ha2018", Config, config, options, evaluate.TEST_SETTINGS)
+    assert (info["folder"], found.test_episodes, found.generations) == (folder, 3, 10)
+    for words in (["--run", str(folder), "--temperature", "0.5"], ["--temperature", "0.5", "--test-episodes", "3"]):
+        with pytest.raises(SystemExit) as end:
+            evaluate.main(["--preset", "smoke", *words])
+        assert end.value.code == 2
+
+
+def test_a_run_of_another_version_is_named_in_one_line(trained, tmp_path, capsys):
+    old = tmp_path / "old"
+    shutil.copytree(trained, old, ignore=shutil.ignore_patterns("frames"))
+    values = json.loads((old / "config.json").read_text())
+    del values["png_level"]
+    (old / "config.json").write_text(json.dumps(values))
+    for program in (evaluate, watch):
+        with pytest.raises(SystemExit) as end:
+            program.main(["--run", str(old)])
+        assert end.value.code == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "png_level" in error
 
 
 def test_claims_tell_apart_what_c_sees_and_dreams():

@@ -62,6 +62,29 @@ def test_steps_equal_the_unrolled_sequence(memory):
         torch.testing.assert_close(state.h, whole[:, t])
 
 
+def test_a_restart_is_a_flag_above_one_half(memory):
+    """The official comparison, in all three passes."""
+    z, action, _ = stream()
+    old = State(torch.ones(B, H).double(), torch.ones(B, H).double())
+    for flag, is_fresh in ((0.5, False), (0.51, True)):
+        restart = torch.full((B, 1), flag).double()
+        start = memory.initial_state(B) if is_fresh else old
+        expected = memory.cell(
+            torch.cat([z[:, 0], action[:, 0], restart, start.h], 1) @ memory.kernel + memory.bias, start.c
+        ).h
+        slow, _ = memory.unroll_teacher_forced(z[:, :1], action[:, :1], restart, old)
+        fast, _ = memory_fast.unroll_teacher_forced(memory, z[:, :1], action[:, :1], restart, old)
+        for h in (memory.step(z[:, 0], action[:, 0], restart[:, 0], old).h, slow[:, 0], fast[0]):
+            torch.testing.assert_close(h, expected)
+
+
+def test_restart_targets_may_be_of_any_dtype():
+    logit = torch.tensor([0.3, -2.0, 1.5])
+    restart = torch.tensor([1.0, 0.0, 1.0])
+    for dtype in (torch.bool, torch.int64, torch.float64):
+        assert restart_loss(logit, restart.to(dtype), 10.0) == restart_loss(logit, restart, 10.0)
+
+
 def test_batch_elements_are_independent(memory):
     z, action, restart = stream()
     whole, _ = memory.unroll_teacher_forced(z, action, restart, memory.initial_state(B))

@@ -145,6 +145,10 @@ def test_the_learning_rate_of_m_is_the_official_schedule():
         (["--vision-lr", "fast"], "fast"),
         (["--stage", "sleep"], "sleep"),
         (["--longest-hold", "0"], "longest_hold"),
+        (["--sigma0", "0"], "sigma0"),
+        (["--min-frames", "2100"], "no episode has more than 2100 frames"),
+        (["--task", "car", "--min-frames", "20", "--max-steps", "20"], "no episode has more than 20 frames"),
+        (["--task", "car", "--memory-batch", "400"], "more than 8 episodes of 60 have"),
     ],
 )
 @pytest.mark.parametrize("program", [train, evaluate])

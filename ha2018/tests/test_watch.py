@@ -120,7 +120,11 @@ def test_a_film_of_a_trained_run_is_written(trained, tmp_path, monkeypatch, caps
     [
         (["--temperature", "0"], "--temperature 0.0"),
         (["--film", "dream.mp4"], ".webm"),
+        (["--temperature", "inf"], "--temperature"),
         (["--seconds", "0"], "--seconds"),
+        (["--seed", "-1"], "--seed"),
+        (["--device", "cuda:99"], "cuda:99"),
+        (["--colour"], "--colour"),
         (["--run", "nowhere"], "is no run folder"),
     ],
 )
