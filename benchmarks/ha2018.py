@@ -27,7 +27,7 @@ def temperature_table(suite: str, seeds: tuple[int, ...], minutes: float) -> tup
 
     All of them share one V and M, the control its V.
     """
-    row = partial(Row, kind="number", suite=suite, task="doom", seeds=seeds, minutes=minutes, fraction_of="rollouts")
+    row = partial(Row, kind="number", suite=suite, task="doom", seeds=seeds, minutes=minutes)
     rows = []
     for tau in TEMPERATURES:
         is_base = tau == TEMPERATURES[0]
@@ -179,7 +179,6 @@ SUITE = Suite(
             seeds=SEEDS,
             claim=TRANSFER,
             published="doom-real-tau1.15",
-            fraction_of="rollouts",
             minutes=8,
         ),
         Row(
