@@ -33,6 +33,12 @@ def toy(code: str, size: int = 7) -> peer.Peer:
     return found
 
 
+def test_work_that_is_only_promised_is_not_timed():
+    with pytest.raises(TypeError, match="generator"):
+        timed(lambda: (k for k in range(3)), torch.device("cpu"))
+    assert timed(lambda: list(range(3)), torch.device("cpu"), repeats=3).repeats == 3
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -42,12 +48,6 @@ def toy(code: str, size: int = 7) -> peer.Peer:
         (["facebookresearch=."], "measured with ijepa, which is not among dreamerv3"),
     ],
 )
-def test_work_that_is_only_promised_is_not_timed():
-    with pytest.raises(TypeError, match="generator"):
-        timed(lambda: (k for k in range(3)), torch.device("cpu"))
-    assert timed(lambda: list(range(3)), torch.device("cpu"), repeats=3).repeats == 3
-
-
 def test_a_bad_peer_is_named_in_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]):
     argv = ["dreamerv3", "--device", "cpu", *(part for word in words for part in ("--peer", word))]
     with pytest.raises(SystemExit) as exit_:
