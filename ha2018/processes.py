@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, NoReturn
 
@@ -16,6 +18,13 @@ import cv2
 import numpy as np
 
 from ha2018.env import Game
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """Requests that the processes are at work on; the answers fill in as they come."""
+
+    answers: list[Any]
 
 
 class Worlds:
@@ -27,6 +36,7 @@ class Worlds:
         self._make = make
         self._processes: list[subprocess.Popen[bytes]] = []
         self._pipes: list[Connection] = []
+        self._awaited: dict[Connection, deque[tuple[Asked, list[int]]]] = {}  # per process, oldest first
 
     def __enter__(self) -> "Worlds":
         return self
@@ -40,15 +50,23 @@ class Worlds:
             except subprocess.TimeoutExpired:  # in the middle of a long job
                 process.kill()
                 process.wait()
-        self._pipes, self._processes = [], []
+        self._pipes, self._processes, self._awaited = [], [], {}
 
     def reset(self, seeds: Sequence[tuple[int, int]]) -> list[np.ndarray]:
         """Start episode `seed` in game `index` for each (index, seed); the observations in that order."""
-        return self._spread([(index, _start, seed) for index, seed in seeds])
+        return self._answers(self._ask([(index, _start, seed) for index, seed in seeds]))
 
     def step(self, commands: Sequence[tuple[int, Any]]) -> list[tuple[np.ndarray, float, bool]]:
         """One step in game `index` with `command` for each (index, command): (observation, reward, done), in order."""
-        return self._spread([(index, _move, command) for index, command in commands])
+        return self.stepped(self.ask_step(commands))
+
+    def ask_step(self, commands: Sequence[tuple[int, Any]]) -> "Asked":
+        """Begin what `step` does and do not wait; `stepped` has the answers."""
+        return self._ask([(index, _move, command) for index, command in commands])
+
+    def stepped(self, asked: "Asked") -> list[tuple[np.ndarray, float, bool]]:
+        """The answers to an `ask_step`; others may have been asked since."""
+        return self._answers(asked)
 
     def each(self, jobs: Sequence[Callable[[Any], Any]]) -> Iterator[Any]:
         """Whole episodes: run the jobs, `parallel` at a time, each with a game; yields the answers in their order."""
@@ -75,21 +93,28 @@ class Worlds:
                     send(pipe)
             yield answers.pop(number)
 
-    def _spread(self, requests: Sequence[tuple[int, Callable[[Game, Any], Any], Any]]) -> list[Any]:
-        """Ask each process once for all of its games; the answers in the order of the requests."""
+    def _ask(self, requests: Sequence[tuple[int, Callable[[Game, Any], Any], Any]]) -> "Asked":
+        """Ask each process once for all of its games."""
         self._open()
         mine: list[list[int]] = [[] for _ in self._pipes]
         for position, (index, _, _) in enumerate(requests):
             mine[index % self.parallel].append(position)
-        asked = [(pipe, positions) for pipe, positions in zip(self._pipes, mine, strict=True) if positions]
-        for pipe, positions in asked:
-            parts = (requests[position] for position in positions)
-            self._send(pipe, [(index // self.parallel, act, argument) for index, act, argument in parts])
-        answers: list[Any] = [None] * len(requests)
-        for pipe, positions in asked:
-            for position, answer in zip(positions, self._receive(pipe), strict=True):
-                answers[position] = answer
-        return answers
+        asked = Asked([None] * len(requests))
+        for pipe, positions in zip(self._pipes, mine, strict=True):
+            if positions:
+                parts = (requests[position] for position in positions)
+                self._send(pipe, [(index // self.parallel, act, argument) for index, act, argument in parts])
+                self._awaited[pipe].append((asked, positions))
+        return asked
+
+    def _answers(self, asked: "Asked") -> list[Any]:
+        """The answers in the order of the requests. A process answers in turn, so earlier ones may come first."""
+        for pipe, awaited in self._awaited.items():
+            while any(other is asked for other, _ in awaited):
+                first, positions = awaited.popleft()
+                for position, answer in zip(positions, self._receive(pipe), strict=True):
+                    first.answers[position] = answer
+        return asked.answers
 
     def _open(self) -> None:
         if self._pipes:
@@ -103,6 +128,7 @@ class Worlds:
             process = subprocess.Popen(words, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
             theirs.close()
             self._pipes.append(ours)
+            self._awaited[ours] = deque()
             self._processes.append(process)
             self._send(ours, (self._make, len(range(k, self.count, self.parallel))))
 

@@ -26,6 +26,8 @@ from ha2018.processes import Worlds
 from ha2018.racing import CarRacing
 from ha2018.vision import VAE, sample_z
 
+DIVIDED_GAMES = 32  # so many games are answered in two halves; the batches of fewer would be small
+
 
 def open_worlds(config: Config, games: int, max_steps: int | None = None) -> Worlds:
     """`games` real games of the task, whose episodes end after `max_steps` (default: those of the config)."""
@@ -55,50 +57,89 @@ def real_returns(
     episode's own seed, and on the state from before it; M is advanced with [z_t, a_t]; then the game moves.
     A `title` shows a progress bar.
     """
-    device = memory.bias.device
-    params = params.to(memory.bias)
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
     waiting = list(range(len(seeds)))[::-1]
-    active = list(range(min(worlds.count, len(seeds))))
-    episode = [waiting.pop() for _ in active]  # what each game is playing
-    noise = {e: torch.Generator().manual_seed(seeds[e]) for e in episode}
+    games = np.arange(min(worlds.count, len(seeds)))
+    # While the games of one half move, the other half is answered.
+    halves = np.array_split(games, 2 if len(games) >= DIVIDED_GAMES else 1)
+    params = params.to(memory.bias)
     with progress_bar(len(seeds), title, unit="episode") if title else nullcontext() as bar:
-        obs = worlds.reset([(k, seeds[e]) for k, e in enumerate(episode)])
-        state, restart = memory.initial_state(len(active)), torch.ones(len(active), device=device)
-        while active:
-            mu, logvar = vae.encode(data.to_images(np.stack(obs), device))
-            draws = [torch.randn(mu.shape[1], generator=noise[episode[k]]) for k in active]
-            z = sample_z(mu, logvar, torch.stack(draws).to(device))
-            own = params[[episode[k] for k in active]] if params.ndim == 2 else params
-            action = controller.action(own, z, state)
-            if controller.inputs != "z":  # else nobody looks at the state
-                state = memory.step(z, action, restart, state)
-            moves = action.cpu().numpy()
-            answers = worlds.step([(k, command(a)) for k, a in zip(active, moves, strict=True)])
-            restart = torch.zeros_like(restart)
-            obs, keep, ended = [], [], []
-            for row, (k, (frame, reward, done)) in enumerate(zip(active, answers, strict=True)):
-                returns[episode[k]] += reward
-                lengths[episode[k]] += 1
-                if done:
-                    if bar is not None:
+        groups = [_Group(vae, memory, controller, params, seeds, worlds, half.tolist(), waiting) for half in halves]
+        for group in groups:
+            group.act()
+        while groups:
+            for group in groups:
+                for e, reward, is_done in group.see():
+                    returns[e] += reward
+                    lengths[e] += 1
+                    if is_done and bar is not None:
                         bar.update()
-                    if not waiting:
-                        continue
-                    ended.append((row, len(obs), k))
-                    episode[k] = e = waiting.pop()
-                    noise[e] = torch.Generator().manual_seed(seeds[e])
-                obs.append(frame)
-                keep.append(row)
-            if ended:
-                beginnings = worlds.reset([(k, seeds[episode[k]]) for _, _, k in ended])
-                for (row, place, _), frame in zip(ended, beginnings, strict=True):
-                    obs[place], restart[row] = frame, 1
-                    state.c[row], state.h[row] = 0, 0  # C acts before M has dropped them
-            if len(keep) < len(active):
-                active = [active[row] for row in keep]
-                state, restart = State(state.c[keep], state.h[keep]), restart[keep]
+                if group.games:
+                    group.act()
+            groups = [group for group in groups if group.games]
     return returns, lengths
+
+
+class _Group:
+    """Games that are answered as one batch; each plays one of the `waiting` episodes after the other."""
+
+    def __init__(
+        self,
+        vae: VAE,
+        memory: MDNRNN,
+        controller: Controller,
+        params: Tensor,
+        seeds: Sequence[int],
+        worlds: Worlds,
+        games: list[int],
+        waiting: list[int],
+    ) -> None:
+        self.vae, self.memory, self.controller, self.params = vae, memory, controller, params
+        self.seeds, self.worlds, self.waiting, self.device = seeds, worlds, waiting, params.device
+        self.games = games  # those that still play
+        self.episodes = [waiting.pop() for _ in games]  # what each of them plays
+        self.noise = [self._noise(e) for e in self.episodes]
+        self.obs = worlds.reset([(game, seeds[e]) for game, e in zip(games, self.episodes, strict=True)])
+        self.state, self.restart = memory.initial_state(len(games)), torch.ones(len(games), device=self.device)
+
+    def act(self) -> None:
+        """C acts on the latest frames, M is advanced, and the games begin to move."""
+        mu, logvar = self.vae.encode(data.to_images(np.stack(self.obs), self.device))
+        draws = [torch.randn(mu.shape[1], generator=noise) for noise in self.noise]
+        z = sample_z(mu, logvar, torch.stack(draws).to(self.device))
+        own = self.params[self.episodes] if self.params.ndim == 2 else self.params
+        action = self.controller.action(own, z, self.state)
+        if self.controller.inputs != "z":  # else nobody looks at the state
+            self.state = self.memory.step(z, action, self.restart, self.state)
+        self.restart = torch.zeros_like(self.restart)
+        moves = action.cpu().numpy()
+        self.asked = self.worlds.ask_step([(game, command(a)) for game, a in zip(self.games, moves, strict=True)])
+
+    def see(self) -> list[tuple[int, float, bool]]:
+        """Wait for what the games did: (episode, reward, whether it is over) of each. The next episodes begin."""
+        answers = self.worlds.stepped(self.asked)
+        found = [(e, reward, is_done) for e, (_, reward, is_done) in zip(self.episodes, answers, strict=True)]
+        self.obs = [frame for frame, _, _ in answers]
+        ended = [row for row, (_, _, is_done) in enumerate(found) if is_done]
+        begun, left = ended[: len(self.waiting)], set(ended[len(self.waiting) :])
+        if begun:
+            for row in begun:
+                self.episodes[row] = self.waiting.pop()
+                self.noise[row] = self._noise(self.episodes[row])
+                self.state.c[row], self.state.h[row] = 0, 0  # C acts before M has dropped them
+                self.restart[row] = 1
+            frames = self.worlds.reset([(self.games[row], self.seeds[self.episodes[row]]) for row in begun])
+            for row, frame in zip(begun, frames, strict=True):
+                self.obs[row] = frame
+        if left:
+            keep = [row for row in range(len(self.games)) if row not in left]
+            self.games, self.episodes = [self.games[row] for row in keep], [self.episodes[row] for row in keep]
+            self.noise, self.obs = [self.noise[row] for row in keep], [self.obs[row] for row in keep]
+            self.state, self.restart = State(self.state.c[keep], self.state.h[keep]), self.restart[keep]
+        return found
+
+    def _noise(self, episode: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seeds[episode])
 
 
 def environment_returns(

@@ -94,6 +94,15 @@ def test_games_side_by_side_do_not_mix(agent, actions):
     assert alone[0] != alone[1]
 
 
+def test_games_in_two_halves_answer_as_in_one(agent, monkeypatch):
+    """With more episodes than games, so that both halves begin and end episodes at different times."""
+    seeds = list(range(9))
+    whole = returns_of(agent, seeds, 300, 4)
+    monkeypatch.setattr(rollout, "DIVIDED_GAMES", 4)
+    assert returns_of(agent, seeds, 300, 4) == whole
+    assert len(set(whole)) > 1
+
+
 def test_fresh_seeds_are_distinct_and_fit_the_game():
     seeds = fresh_seeds(0, 1000)
     assert len({*seeds, *fresh_seeds(1, 1000)}) == 2000

@@ -42,6 +42,26 @@ def test_games_are_answered_in_order_and_depend_on_nothing_else():
             np.testing.assert_array_equal(ours, theirs)
 
 
+def test_answers_may_be_fetched_after_later_ones_were_asked():
+    """Two groups in turn, a reset between: nothing is mixed up, and nothing depends on who waits first."""
+    with worlds(4, 2) as world:
+        seen = world.reset([(k, k) for k in range(4)])
+        plain = [world.step([(k, GAS) for k in range(4)]) for _ in range(2)]
+        assert len(seen) == 4
+    with worlds(4, 2) as world:
+        world.reset([(k, k) for k in range(4)])
+        low, high = world.ask_step([(0, GAS), (1, GAS)]), world.ask_step([(2, GAS), (3, GAS)])
+        first = [*world.stepped(high)]
+        again = world.ask_step([(2, GAS), (3, GAS)])
+        beginning = world.reset([(0, 0)])  # its answers come after those that nobody has fetched yet
+        np.testing.assert_array_equal(beginning[0], seen[0])
+        first = [*world.stepped(low), *first]
+        second = world.stepped(again)
+    for (frame, *rest), (expected, *others) in zip([*first, *second], [*plain[0], *plain[1][2:]], strict=True):
+        np.testing.assert_array_equal(frame, expected)
+        assert rest == others
+
+
 def test_whole_episodes_are_answered_in_order():
     jobs = [partial(random_return, policy="collection", seed=seed) for seed in range(5)]
     with worlds(4, 2) as world:
