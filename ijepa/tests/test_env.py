@@ -5,17 +5,41 @@ import pytest
 
 from ijepa import env
 from ijepa.env import Game
-from ijepa.games import GAMES, variables
+from ijepa.games import GAMES, PUBLISHED, TODAY, variables
 
 
-def test_every_game_has_annotated_bytes():
-    counts = {game: len(variables(game)) for game in GAMES}
+@pytest.mark.parametrize(("edition", "total", "of_some"), [(PUBLISHED, 308, (6, 7, 5)), (TODAY, 336, (8, 7, 29))])
+def test_every_game_has_annotated_bytes(edition, total, of_some):
+    """308 is the paper's own count (its table 1)."""
+    counts = {game: len(variables(game, edition)) for game in GAMES}
     assert len(counts) == 22
-    assert (counts["pong"], counts["boxing"], counts["qbert"]) == (8, 7, 29)
-    assert sum(counts.values()) == 336
-    names = {name for game in GAMES for v in variables(game) for name in v.categories}
+    assert (counts["pong"], counts["boxing"], counts["qbert"]) == of_some
+    assert sum(counts.values()) == total
+    names = {name for game in GAMES for v in variables(game, edition) for name in v.categories}
     assert len(names) == 5
-    assert all(0 <= v.index < 128 for game in GAMES for v in variables(game))
+    assert all(0 <= v.index < 128 for game in GAMES for v in variables(game, edition))
+
+
+def test_the_labels_are_those_of_the_published_tables():
+    """What later commits of the released code changed, beside names that change no score."""
+
+    def found(game, edition, word):
+        return {v.name: (v.index, *v.categories) for v in variables(game, edition) if word in v.name}
+
+    other, small = "other_localization", "small_object_localization"
+    assert variables("seaquest") == variables("seaquest", PUBLISHED)
+    assert found("spaceinvaders", PUBLISHED, "lives") == {"num_lives": (125, "score_clock_lives_display")}
+    assert found("spaceinvaders", TODAY, "lives") == {"num_lives": (73, "score_clock_lives_display")}
+    assert found("seaquest", PUBLISHED, "diver_x") == {f"diver_x_{k}": (71 + k, other) for k in range(4)}
+    assert found("seaquest", TODAY, "diver_or") == {f"diver_or_enemy_missile_x_{k}": (71 + k, small) for k in range(4)}
+    assert [v.name for v in variables("seaquest") if small in v.categories] == ["missile_x"]
+    gone = [("pitfall", "clock", 2), ("qbert", "score", 3), ("qbert", "tile_color", 21), ("pong", "player_x", 1)]
+    for game, word, count in gone:
+        assert (len(found(game, PUBLISHED, word)), len(found(game, TODAY, word))) == (0, count)
+    same = set(GAMES) - {"pitfall", "pong", "privateeye", "qbert", "seaquest", "spaceinvaders", "yarsrevenge"}
+    assert all(variables(game) == variables(game, TODAY) for game in same)
+    with pytest.raises(ValueError, match="edition '2020' of the annotation: expected '2019' or '2021'"):
+        variables("pong", "2020")
 
 
 def bright_paddle(frame):
