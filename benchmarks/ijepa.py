@@ -27,14 +27,17 @@ ABLATIONS = (
 
 
 def _control_rows(game: str, title: str) -> tuple[Row, Row]:
-    """AtariARI's two controls on a game: the calibration of its labels, splits and probes, minutes each."""
+    """AtariARI's two controls on a game: the calibration of its labels, splits and probes, minutes each.
+
+    A seed draws the play and the random network anew.
+    """
     random_cnn = Row(
         id=f"{game}-random-cnn",
         title=f"{title}: AtariARI's control, F1 of linear probes on a random convolutional network",
         kind="calibration",
         suite="calibration",
         task=game,
-        seeds=(0,),
+        seeds=SEEDS,
         claim="control-random-cnn",
         published=f"{game}-random-cnn",
         minutes=6,
@@ -48,7 +51,7 @@ def _control_rows(game: str, title: str) -> tuple[Row, Row]:
         kind="calibration",
         suite="calibration",
         task=game,
-        seeds=(0,),
+        seeds=SEEDS,
         claim="control-random-cnn",
         published=f"{game}-maj-clf",
         quantity="controls/majority",

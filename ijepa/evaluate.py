@@ -70,7 +70,7 @@ class GameTest:
 
     def majority(self) -> np.ndarray:
         """Tables of hits, as `ram_probe.counts`, of the control without an encoder."""
-        return ram_probe.counts(ram_probe.majority(self.data, self.config.seed))
+        return ram_probe.counts(ram_probe.majority(self.data))
 
     def random_cnn(self) -> Tensor:
         """Features [T, 256] of all frames by AtariARI's convolutional network with its first weights."""

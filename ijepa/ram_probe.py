@@ -66,7 +66,8 @@ def split(plays: Sequence[Play], variables: Sequence[Variable]) -> ProbeData:
     """Episodes longer than 64 frames, split 70 / 10 / 20 by their place in the list, player after player.
 
     Variables with less than 0.6 nats over all of them are dropped; so are test frames that are the same, byte by byte,
-    as a train or validation frame. Raises ValueError if a split has no episode.
+    as a train or validation frame, and test episodes that are left with one frame. Raises ValueError if a split has no
+    episode, or the test not one batch.
     """
     ram, digest = (np.concatenate([getattr(play, name) for play in plays]) for name in ("ram", "digest"))
     first = np.cumsum([0, *(len(play.ram) for play in plays)])
@@ -81,11 +82,11 @@ def split(plays: Sequence[Play], variables: Sequence[Variable]) -> ProbeData:
     if not all(groups):
         raise ValueError(f"{len(episodes)} episodes of more than {BATCH} steps are too few to split; play more frames")
     every = np.concatenate(episodes)
-    kept = tuple(v for v in variables if entropy(ram[every, v.index]) > LEAST_ENTROPY)
+    kept = tuple(v for v in variables if entropy(ram[every, v.index]) >= LEAST_ENTROPY)
     known = np.unique(digest[np.concatenate([*groups[0], *groups[1]])])
-    groups[2] = [rows for rows in (rows[~np.isin(digest[rows], known)] for rows in groups[2]) if len(rows)]
-    if not groups[2] or not kept:
-        raise ValueError("no test frame or no variable is left; play more frames")
+    groups[2] = [rows for rows in (rows[~np.isin(digest[rows], known)] for rows in groups[2]) if len(rows) > 1]
+    if sum(map(len, groups[2])) <= BATCH or not kept:
+        raise ValueError(f"no {BATCH} test frames or no variable is left; play more frames")
     columns = [v.index for v in kept]
     train, validation, test = (
         Part(np.concatenate(group), np.array([len(rows) for rows in group]), ram[np.concatenate(group)][:, columns])
@@ -99,7 +100,7 @@ def split(plays: Sequence[Play], variables: Sequence[Variable]) -> ProbeData:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of the test draw: predicted and true bytes [n, V], and the episode [n] of each frame."""
+    """Of test frames: predicted and true bytes [n, V], and the episode [n] of each frame."""
 
     predicted: np.ndarray
     truth: np.ndarray
@@ -198,12 +199,14 @@ def train_probes(
     return Predictions(predicted.numpy(), labels["test"][positions].numpy(), episode.numpy(), done)
 
 
-def majority(data: ProbeData, seed: int) -> Predictions:
-    """The control without an encoder: always the most frequent training value of each variable."""
+def majority(data: ProbeData) -> Predictions:
+    """The control without an encoder: always the most frequent training value of each variable.
+
+    Unlike the probes, it meets every test frame once. Source: reference code, atariari/methods/majority.py.
+    """
     values = np.array([np.bincount(column, minlength=CLASSES).argmax() for column in data.train.labels.T])
-    rng = np.random.default_rng(derive_seed(seed, "majority"))
-    positions, episode = (part.reshape(-1) for part in data.test.batches(rng))
-    truth = data.test.labels[positions].astype(np.int64)
+    truth = data.test.labels.astype(np.int64)
+    episode = np.repeat(np.arange(len(data.test.lengths)), data.test.lengths)
     return Predictions(np.broadcast_to(values, truth.shape), truth, episode)
 
 

@@ -50,6 +50,25 @@ def test_test_frames_known_from_training_are_removed():
     assert not set(found.test.rows) & set(range(650, 660))
 
 
+def test_a_test_episode_with_one_frame_left_is_dropped():
+    for known, lengths in ((78, [2, 80]), (79, [80])):
+        plays = [play([80] * 10)]
+        plays[0].digest[640 : 640 + known] = plays[0].digest[:known]
+        assert ram_probe.split(plays, VARIABLES).test.lengths.tolist() == lengths
+
+
+def test_a_variable_of_just_enough_entropy_is_kept(monkeypatch):
+    monkeypatch.setattr(ram_probe, "entropy", lambda values: 0.6)
+    assert ram_probe.split([play([80] * 10)], VARIABLES).variables == VARIABLES
+
+
+def test_a_test_of_less_than_a_batch_is_named():
+    plays = [play([80] * 10)]
+    plays[0].digest[640:736] = plays[0].digest[:96]
+    with pytest.raises(ValueError, match="no 64 test frames"):
+        ram_probe.split(plays, VARIABLES)
+
+
 def test_too_little_play_is_named():
     with pytest.raises(ValueError, match="3 episodes of more than 64 steps are too few"):
         ram_probe.split([play([80, 80, 80, 10])], VARIABLES)
@@ -173,6 +192,14 @@ def test_influences_have_the_score_as_mean_and_its_spread():
 def test_the_majority_says_the_most_frequent_training_value():
     parts = [Part(np.arange(200), np.array([100, 100]), np.full((200, 2), value)) for value in (3, 3, 4)]
     parts[0].labels[:60, 1] = 4
-    found = ram_probe.majority(ram_probe.ProbeData(parts[0], parts[1], parts[2], VARIABLES[:2]), 0)
+    found = ram_probe.majority(ram_probe.ProbeData(parts[0], parts[1], parts[2], VARIABLES[:2]))
     assert set(found.predicted.reshape(-1)) == {3}
     assert not (found.predicted == found.truth).any()
+
+
+def test_the_majority_meets_every_test_frame_once():
+    train = Part(np.arange(90), np.array([90]), np.zeros((90, 1), int))
+    test = Part(np.arange(70), np.array([3, 67]), np.arange(70)[:, None])
+    found = ram_probe.majority(ram_probe.ProbeData(train, train, test, VARIABLES[:1]))
+    assert found.truth[:, 0].tolist() == list(range(70))
+    assert found.episode.tolist() == [0] * 3 + [1] * 67
