@@ -33,6 +33,10 @@ SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
 STATISTICS_FRAMES = 2048  # at most, to calculate a game's mean frame
 MOST_FAULTS = 0.01  # share of unreadable images that stops a run
 READ_AHEAD = 4  # micro-batches per worker
+# As the authors' loader: colour whatever the file has, and no rotation by what the camera wrote of itself.
+READ_AS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+JPEG, JPEG_SCAN, JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+PNG, PNG_END = b"\x89PNG", b"IEND"
 
 
 class Images(Protocol):
@@ -56,7 +60,7 @@ class Labelled(Images, Protocol):
 
 
 class DamagedImageError(ValueError):
-    """An image that is missing or no image; the message names it."""
+    """An image that is missing, cut short or no image; the message names it."""
 
 
 class ImageFolder:
@@ -86,10 +90,22 @@ class ImageFolder:
 
     def read(self, index: int) -> np.ndarray:
         path = self.paths[index].decode()
-        image = cv2.imread(path, cv2.IMREAD_COLOR) if Path(path).is_file() else None
+        try:
+            content = Path(path).read_bytes()
+            image = cv2.imdecode(np.frombuffer(content, np.uint8), READ_AS) if is_whole(content) else None
+        except (OSError, cv2.error):
+            image = None
         if image is None:
             raise DamagedImageError(path)
         return image[..., ::-1]
+
+
+def is_whole(content: bytes) -> bool:
+    """Whether a file is not empty and, being a JPEG or PNG, has its end: decoders silently fill up what is cut off."""
+    if content.startswith(JPEG):
+        # The end behind the last scan: a small picture inside the head has an end of its own.
+        return content.rfind(JPEG_END) > content.rfind(JPEG_SCAN)
+    return PNG_END in content if content.startswith(PNG) else bool(content)
 
 
 class Arrays:
@@ -337,12 +353,18 @@ def micro_batches(data: MicroBatches, ranks: dist.Ranks, first_update: int) -> I
         num_workers=workers,
         prefetch_factor=READ_AHEAD if workers else None,
         collate_fn=_as_it_is,
+        worker_init_fn=single_threaded,
         # The base seed of the workers; unused, but without this one the global generator would be consumed.
         generator=torch.Generator().manual_seed(0),
     )
     batches = iter(loader)
     for _ in range(first_update, data.updates):
         yield [_batch(*next(batches)) for _ in range(mine.start, mine.stop)]
+
+
+def single_threaded(_: int) -> None:
+    """For a worker process: OpenCV's threads would only be in the way of the other workers."""
+    cv2.setNumThreads(0)
 
 
 def _as_it_is(item: Any) -> Any:
@@ -366,6 +388,7 @@ class Faults:
         for name in names:
             if name not in self.names:
                 self.names.add(name)
-                print(f"warning: {name} is missing or no image; skipped ({len(self.names)} so far)", file=sys.stderr)
+                words = f"{name} is missing, cut short or no image; skipped ({len(self.names)} so far)"
+                print(f"warning: {words}", file=sys.stderr)
         if len(self.names) > MOST_FAULTS * self.images:
             user_error(f"{len(self.names)} of {self.images} images cannot be read, more than {MOST_FAULTS:.0%}")

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.run import progress_bar
 from ijepa.config import Config
-from ijepa.data import DamagedImageError, Faults, Images, centred, to_input
+from ijepa.data import DamagedImageError, Faults, Images, centred, single_threaded, to_input
 from ijepa.vit import VisionTransformer
 
 LAYERS = 4
@@ -52,7 +52,9 @@ def encode(
 ) -> tuple[Tensor, np.ndarray]:
     """encode_batch([b, C, H, W] normalised) of all images, on the CPU, and the rows of those that could be read."""
     data = _Centred(images, config)
-    loader = DataLoader(data, batch_size=None, num_workers=config.workers, collate_fn=_as_it_is)
+    loader = DataLoader(
+        data, batch_size=None, num_workers=config.workers, collate_fn=_as_it_is, worker_init_fn=single_threaded
+    )
     found, kept, faults = [], [], Faults(len(images))
     with progress_bar(len(data), name, unit="batch") as bar:
         for batch, rows, names in loader:

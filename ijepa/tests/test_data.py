@@ -59,11 +59,59 @@ def test_damaged_and_missing_images_are_named_counted_and_replaced(folder, capsy
     counted.note(found.faults)
     error = capsys.readouterr().err
     assert error.count("\n") == 2
-    assert "02.jpg is missing or no image; skipped" in error
+    assert "02.jpg is missing, cut short or no image; skipped" in error
     with pytest.raises(SystemExit) as end:
         Faults(60).note(found.faults)
     assert end.value.code == 2
     assert "2 of 60 images cannot be read, more than 1%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_images_that_are_cut_short_are_named(suffix, tmp_path, capfd):
+    """A decoder shows what is left of them, with rows of one colour below, and says nothing that a program hears."""
+    (tmp_path / "class").mkdir()
+    image = cv2.resize(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8), (160, 120))
+    whole = cv2.imencode(suffix, image)[1].tobytes()
+    # Like the thumbnail of a camera, a whole image stands in the head of the last one.
+    inner = whole[:2] + b"\xff\xe1" + (len(whole) + 2).to_bytes(2, "big") + whole + whole[2:]
+    cuts = [whole[: len(whole) // 3], whole[:700], whole[:-2], b"", inner[: len(whole) + len(whole) // 2], inner]
+    for k, content in enumerate(cuts if suffix == ".jpg" else cuts[:4]):
+        (tmp_path / "class" / f"{k}{suffix}").write_bytes(content)
+    images = ImageFolder(tmp_path)
+    for row in range(min(5, len(images))):
+        with pytest.raises(DamagedImageError, match=rf"{row}\{suffix}"):
+            images.read(row)
+    assert capfd.readouterr().err == "" or suffix == ".png"
+    (tmp_path / "class" / f"0{suffix}").write_bytes(whole + b"something behind the end")
+    assert images.read(0).shape == (120, 160, 3)
+    if suffix == ".jpg":
+        np.testing.assert_array_equal(images.read(5), images.read(0))
+
+
+def test_no_image_is_turned_by_what_its_camera_wrote(tmp_path):
+    """As in the authors' loader."""
+    content = cv2.imencode(".jpg", np.zeros((10, 30, 3), np.uint8))[1].tobytes()
+    entry = b"\x12\x01\x03\x00\x01\x00\x00\x00\x06\x00\x00\x00"  # orientation: a quarter turn
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + entry + bytes(4)
+    (tmp_path / "class").mkdir()
+    path = tmp_path / "class" / "0.jpg"
+    path.write_bytes(content[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + content[2:])
+    assert cv2.imread(str(path)).shape == (30, 10, 3)
+    assert ImageFolder(tmp_path).read(0).shape == (10, 30, 3)
+
+
+def test_workers_leave_the_threads_of_opencv_alone():
+    class Threads(Arrays):
+        def read(self, index):
+            return np.full((32, 32, 3), cv2.getNumThreads(), np.uint8)
+
+    images = Threads(np.zeros((24, 32, 32, 3), np.uint8), np.zeros(24, int))
+    config = dataclasses.replace(CONFIG, workers=1, augment=False)
+    found = next(micro_batches(MicroBatches(images, config, mask_config(config, (4, 4))), dist.setup(), 0))[0]
+    assert found.images.unique().tolist() == [1]
+    means, _ = features.encode(lambda x: x.mean((2, 3)), images, config, torch.device("cpu"), "")
+    ours = data.to_input(torch.ones(1, 1, 1, 3, dtype=torch.uint8), images.statistics, torch.device("cpu"))
+    torch.testing.assert_close(means, ours.mean((2, 3)).expand(24, 3))
 
 
 def test_probes_leave_damaged_images_out_with_their_labels(folder):
