@@ -82,7 +82,8 @@ class Config:
     linear_batch: int = setting(16_384, "images per update of a linear probe on labels", low=1)
 
     # Housekeeping
-    checkpoint_seconds: float = setting(60.0, "seconds between checkpoints", low=0)
+    # A checkpoint of ViT-H is 10 GB: at one a minute, writing would take as long as training.
+    checkpoint_seconds: float = setting(1800.0, "seconds between checkpoints", low=0)
 
     def __post_init__(self) -> None:
         for name in ("size", "crop_scale", "target_scale", "target_ratio", "context_scale"):
@@ -111,6 +112,9 @@ def _at_batch(batch: int) -> dict[str, Any]:
     return {"batch": batch, "micro_batch": batch, **rates}
 
 
+# What a small network writes in a moment.
+_OFTEN: Mapping[str, Any] = {"checkpoint_seconds": 60.0}
+
 # Frames are 210 x 160 grey, padded to 224 x 160: 14 x 10 patches. Objects stand at a pixel, so nothing is cropped.
 _GAME: Mapping[str, Any] = {
     "size": (224, 160),
@@ -121,6 +125,7 @@ _GAME: Mapping[str, Any] = {
     "predictor_depth": 6,
     "epochs": 20,
     **_at_batch(64),
+    **_OFTEN,
 }
 _SHAPES: Mapping[str, Any] = {
     "size": (64, 64),
@@ -134,6 +139,7 @@ _SHAPES: Mapping[str, Any] = {
     **_at_batch(128),
     "linear_optimizer": "sgd",
     "linear_batch": 256,
+    **_OFTEN,
 }
 TASKS: dict[str, Mapping[str, Any]] = {"imagenet": {}, "shapes": _SHAPES} | dict.fromkeys(games.GAMES, _GAME)
 
@@ -144,6 +150,7 @@ _SMALL: Mapping[str, Any] = {
     "predictor_depth": 2,
     "precision": "float32",
     **_at_batch(32),
+    **_OFTEN,
 }
 
 PRESETS = {

@@ -169,6 +169,15 @@ def test_every_preset_of_every_task_has_masks_that_fit():
             check(mask_config(config, patch_grid(height, width, config.patch)))
 
 
+def test_large_checkpoints_are_rare_and_small_ones_are_not():
+    def seconds(*words):
+        return parse(Config, TASKS, PRESETS, list(words), prog="", description="")[0].checkpoint_seconds
+
+    assert seconds("--preset", "paper") == 1800
+    assert {seconds("--preset", "cpu", "--task", task) for task in TASKS} == {60}
+    assert seconds("--preset", "gpu") == seconds("--preset", "night") == 60
+
+
 def test_the_defaults_are_the_released_config():
     config = Config()
     assert (config.batch, config.micro_batch, config.micro_batches) == (2048, 128, 16)
