@@ -5,12 +5,17 @@ from __future__ import annotations
 from benchmarks.rows import Row, Suite
 
 SEEDS = (0, 1, 2)
-CONTROLS = (
-    ("pong", "Pong"), ("boxing", "Boxing"), ("breakout", "Breakout"), ("seaquest", "Seaquest"),
-    ("spaceinvaders", "Space Invaders"),
-)  # fmt: skip
+GAMES = {
+    "pong": "Pong", "boxing": "Boxing", "breakout": "Breakout", "seaquest": "Seaquest",
+    "spaceinvaders": "Space Invaders", "asteroids": "Asteroids", "berzerk": "Berzerk", "bowling": "Bowling",
+    "demonattack": "Demon Attack", "freeway": "Freeway", "frostbite": "Frostbite", "hero": "Hero",
+    "montezumarevenge": "Montezuma's Revenge", "mspacman": "Ms Pacman", "pitfall": "Pitfall",
+    "privateeye": "Private Eye", "qbert": "Qbert", "riverraid": "River Raid", "tennis": "Tennis",
+    "venture": "Venture", "videopinball": "Video Pinball", "yarsrevenge": "Yars' Revenge",
+}  # fmt: skip
+CONTROLS = tuple(GAMES)[:5]
+NIGHT_GAMES = tuple(GAMES)[:3]
 FULL_PLAY = ("--controls", "--preset", "paper")
-NIGHT_GAMES = CONTROLS[:3]
 METHODS = (
     ("pixel-pred", "pixel prediction"), ("cpc", "CPC"), ("st-dim", "ST-DIM"), ("supervised", "supervised training"),
 )  # fmt: skip
@@ -26,14 +31,14 @@ ABLATIONS = (
 )
 
 
-def _control_rows(game: str, title: str) -> tuple[Row, Row]:
+def _control_rows(game: str) -> tuple[Row, Row]:
     """AtariARI's two controls on a game: the calibration of its labels, splits and probes, minutes each.
 
     A seed draws the play and the random network anew.
     """
     random_cnn = Row(
         id=f"{game}-random-cnn",
-        title=f"{title}: AtariARI's control, F1 of linear probes on a random convolutional network",
+        title=f"{GAMES[game]}: AtariARI's control, F1 of linear probes on a random convolutional network",
         kind="calibration",
         suite="calibration",
         task=game,
@@ -47,7 +52,7 @@ def _control_rows(game: str, title: str) -> tuple[Row, Row]:
     )
     majority = Row(
         id=f"{game}-majority",
-        title=f"{title}: AtariARI's control, F1 of the majority classifier",
+        title=f"{GAMES[game]}: AtariARI's control, F1 of the majority classifier",
         kind="calibration",
         suite="calibration",
         task=game,
@@ -63,19 +68,35 @@ def _control_rows(game: str, title: str) -> tuple[Row, Row]:
     return random_cnn, majority
 
 
-def _beside(game: str, title: str) -> tuple[Row, ...]:
-    """The night preset on a game beside the numbers that AtariARI has of other methods on the same play."""
+def _beats_random_cnn(id: str, suite: str, game: str, seeds: tuple[int, ...], minutes: float) -> Row:
+    """The claim of a preset on a game: our probes against AtariARI's control of the same run."""
+    return Row(
+        id=id,
+        title=f"{GAMES[game]}: linear probes on I-JEPA beat those on a random convolutional network (AtariARI F1)",
+        kind="claim",
+        suite=suite,
+        task=game,
+        seeds=seeds,
+        claim="probe-f1",
+        published=f"{game}-random-cnn",
+        control="random-cnn",
+        minutes=minutes,
+    )
+
+
+def _beside(suite: str, game: str, seeds: tuple[int, ...], minutes: float) -> tuple[Row, ...]:
+    """A preset on a game beside the numbers that AtariARI has of other methods on the same play."""
     return tuple(
         Row(
-            id=f"night-{game}-{method}",
-            title=f"{title}: linear probes on I-JEPA, beside those on {words} (AtariARI F1)",
+            id=f"{suite}-{game}-{method}",
+            title=f"{GAMES[game]}: linear probes on I-JEPA, beside those on {words} (AtariARI F1)",
             kind="number",
-            suite="night",
+            suite=suite,
             task=game,
-            seeds=SEEDS,
+            seeds=seeds,
             claim="probe-f1",
             published=f"{game}-{method}",
-            minutes=150,
+            minutes=minutes,
         )
         for method, words in METHODS
     )
@@ -105,18 +126,7 @@ SUITE = Suite(
     title="I-JEPA",
     tasks=("shapes", "pong"),
     rows=(
-        Row(
-            id="cpu-random-cnn",
-            title="Pong: linear probes on I-JEPA beat those on a random convolutional network (AtariARI F1)",
-            kind="claim",
-            suite="cpu",
-            task="pong",
-            seeds=SEEDS,
-            claim="probe-f1",
-            published="pong-random-cnn",
-            control="random-cnn",
-            minutes=8,
-        ),
+        _beats_random_cnn("cpu-random-cnn", "cpu", "pong", SEEDS, 8),
         Row(
             id="cpu-random-cnn-standardised",
             title="Pong: the same with the random network's features standardised as ours are",
@@ -141,14 +151,22 @@ SUITE = Suite(
             control="untrained encoder",
             minutes=8,
         ),
-        *(row for game, title in CONTROLS for row in _control_rows(game, title)),
+        *(row for game in CONTROLS for row in _control_rows(game)),
         _shapes("untrained", "those on the same encoder before its training", "untrained encoder"),
         _shapes("thumbnails", "those on pixels", "pixels"),
         *(
             _shapes(value, words, rival=f"probe-accuracy-{value}", rival_settings=(f"{field}={value}",))
             for field, value, words in ABLATIONS
         ),
-        *(row for game, title in NIGHT_GAMES for row in _beside(game, title)),
+        *(row for game in NIGHT_GAMES for row in _beside("night", game, SEEDS, 150)),
+        *(
+            row
+            for game in GAMES
+            for row in (
+                _beats_random_cnn(f"gpu-{game}-random-cnn", "gpu", game, (0,), 25),
+                *_beside("gpu", game, (0,), 25),
+            )
+        ),
         Row(
             id="imagenet-h14",
             title="ImageNet-1K: top-1 of a linear probe on ViT-H/14, 300 epochs",

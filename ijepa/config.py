@@ -156,7 +156,8 @@ _SMALL: Mapping[str, Any] = {
 PRESETS = {
     "paper": Preset("ViT-H/14, 300 epochs of ImageNet-1K: 79.3 % top-1 with a linear probe"),
     "gpu": Preset(
-        "AtariARI at its full size: probes on I-JEPA beside pixel prediction, CPC and ST-DIM on all 22 games",
+        "AtariARI at its full size, any of the 22 games: probes on I-JEPA beat those on a random network; their place "
+        "beside pixel prediction, CPC, ST-DIM and supervised training",
         {"task": "pong", "device": "cuda", "workers": 16, **_at_batch(256)},
     ),
     "night": Preset(

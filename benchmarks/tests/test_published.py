@@ -42,6 +42,15 @@ def test_every_row_of_every_suite_has_its_published_entry_or_is_a_claim():
             assert row.rival or not row.rival_settings, row.id
 
 
+def test_every_game_of_atariari_stands_beside_every_published_method():
+    (suite,) = (suite for suite in SUITES if suite.paper == "ijepa")
+    methods = ("random-cnn", "pixel-pred", "cpc", "st-dim", "supervised")
+    games = {n.task for n in published.load().numbers.values() if n.key == f"{n.task}-st-dim"}
+    rows = [row.published for row in suite.rows if row.suite == "gpu"]
+    assert sorted(rows) == sorted(f"{game}-{method}" for game in games for method in methods)
+    assert len(games) == 22
+
+
 def test_a_good_row_is_read(folder: Path):
     (folder / "x.csv").write_text(HEAD + GOOD)
     number = published.load(folder).numbers["x", "a"]
