@@ -2,7 +2,7 @@
 
 Every figure is the median of repeats after a warm-up. A peer is measured in the same run on the same machine.
 Writes benchmarks/results/<paper>/throughput/<device>.json. What is measured: `speed/<paper>.py`.
---peer adds other people's learners, on a CPU: `peers/<name>.py`.
+--peer adds other people's learners: `peers/<name>.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from common.run import (
 )
 
 SUITES = {"ha2018": ha2018.measure, "dreamerv3": dreamerv3.measure, "ijepa": ijepa.measure}
-BESIDE = {"dreamerv3": dreamerv3.measure_beside, "ijepa": ijepa.measure_beside}
+BESIDE = {"dreamerv3": dreamerv3.measure_beside}  # on a CPU alone
+BESIDE_ON = {"ijepa": ijepa.measure_beside}  # on any device
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,14 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = usable_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     papers = options.paper or [name for name in PAPERS if name in SUITES]
     peers = checkouts(options.peer, papers)
-    if peers and device.type != "cpu":
-        user_error(f"--peer is measured on a CPU, not on {device}; use --device cpu")
+    for name in peers:
+        if device.type != "cpu" and (ORIGINS[name].paper in BESIDE or device.index):
+            place = "a CPU" if ORIGINS[name].paper in BESIDE else "a CPU or the first GPU"
+            user_error(f"--peer {name} is measured on {place}, not on {device}; use --device")
     np.random.seed(0)
     for paper in papers:
         mine = {name: folder for name, folder in peers.items() if ORIGINS[name].paper == paper}
         measurements = SUITES[paper](device)
         if mine:
-            measurements += BESIDE[paper](mine)
+            measurements += BESIDE[paper](mine) if paper in BESIDE else BESIDE_ON[paper](mine, device)
         name = describe_device(str(device))
         record = {
             "schema": records.SCHEMA,

@@ -117,11 +117,13 @@ def compared(
     parameters: int,
     memory: float,
     amount: float = 0.0,
+    peer_memory: float | None = None,
 ) -> dict[str, Any]:
     """A measurement of a speed record: ours with so many parameters and GiB of memory, beside those of a running peer.
 
-    `amount` as in `figure`.
+    `amount` as in `figure`; without `peer_memory`, it is that of the peer's process.
     """
+    other = peer.memory if peer_memory is None else peer_memory
     facts, there, threads = peer.facts, figure(name, unit, theirs, amount)["value"], torch.get_num_threads()
     return figure(
         name,
@@ -131,7 +133,7 @@ def compared(
         peer=f"{peer.title}, {facts['form']}: {there} {unit}",
         ratio=round(theirs.median / ours.median, 2),
         note=f"in turns, {threads} thread{'s' if threads != 1 else ''} each; {parameters:,} parameters, the peer "
-        f"{facts['parameters']:,}; peak memory {memory:.2f} GiB, the peer {peer.memory:.2f}; "
+        f"{facts['parameters']:,}; peak memory {memory:.2f} GiB, the peer {other:.2f}; "
         f"the peer {facts['unlike']}",
     )
 

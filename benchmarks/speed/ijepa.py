@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers.peer import compared, started
-from benchmarks.speed.timing import figure, in_turns, matmul_rate, peak_memory_of, seconds_of, timed
+from benchmarks.peers.peer import Peer, compared, started
+from benchmarks.speed.timing import Timing, figure, in_turns, peak_memory_of, timed
 from common.precision import compute_dtype
 from ijepa.build import build, mask_config, schedule
 from ijepa.config import Config
@@ -23,20 +23,21 @@ from ijepa.vit import Attention, Block
 
 CPU = torch.device("cpu")
 SMALL = Config(size=(64, 64), patch=8, encoder="small", predictor_depth=6, min_keep=4, batch=64, micro_batch=64)
+BASE = Config(patch=16, encoder="base", predictor_depth=6, batch=256, micro_batch=256)
+HUGE = Config(batch=64, micro_batch=64)
 
 
 def measure(device: torch.device) -> list[dict[str, Any]]:
     """Pretraining updates on random images, mask sampling, and the probes of AtariARI."""
     torch.manual_seed(0)
-    product = matmul_rate(device)
-    gflops = 2 * 2048**3 / product.median / 1e9
-    found = [figure("float32 matrix product 2048", "GFLOP/s", product, 2 * 2048**3 / 1e9)]
-    cases = [("ViT-S/8 at 64 px, batch 64", SMALL)]
-    if device.type == "cuda":
-        base = Config(patch=16, encoder="base", predictor_depth=6, batch=256, micro_batch=256)
-        cases += [("ViT-B/16 at 224 px, batch 256", base)]
-        cases += [("ViT-H/14 at 224 px, batch 64", Config(batch=64, micro_batch=64))]
-    for name, case in cases:
+    rates: dict[str, float] = {}
+    found = []
+    for words, config in _precisions(SMALL, device).items():
+        side, product = _product(compute_dtype(config.precision, device), device)
+        rates[words] = 2 * side**3 / product.median / 1e9
+        found.append(figure(f"{words} matrix product {side}", "GFLOP/s", product, 2 * side**3 / 1e9))
+    cases = [SMALL, BASE, HUGE] if device.type == "cuda" else [SMALL]
+    for case in cases:
         plain = None
         if device.type == "cpu":
             exact = replace(case, precision="float32")
@@ -46,7 +47,7 @@ def measure(device: torch.device) -> list[dict[str, Any]]:
             timing = timed(step, device, repeats=5, warmup=3)
             found += [
                 figure(
-                    f"pretraining update, {name}, {words}",
+                    f"pretraining update, {_title(case)}, {words}",
                     "images/s",
                     timing,
                     config.batch,
@@ -56,12 +57,12 @@ def measure(device: torch.device) -> list[dict[str, Any]]:
                     ratio=None if plain is None else round(plain / timing.median, 2),
                 ),
                 figure(
-                    f"pretraining update, {name}, {words}, share of the float32 matrix product rate",
+                    f"pretraining update, {_title(case)}, {words}, share of the {words} matrix product rate",
                     "GFLOP/s",
                     timing,
                     flops / 1e9,
-                    peer=f"float32 matrix product, {gflops:,.0f} GFLOP/s",
-                    ratio=round(flops / timing.median / 1e9 / gflops, 3),
+                    peer=f"{words} matrix product, {rates[words]:,.0f} GFLOP/s",
+                    ratio=round(flops / timing.median / 1e9 / rates[words], 3),
                 ),
             ]
     masks = mask_config(Config(), (16, 16))
@@ -69,30 +70,55 @@ def measure(device: torch.device) -> list[dict[str, Any]]:
     return [*found, figure("masks of 128 images, 16 x 16 patches", "ms", sampling), _ram_probes()]
 
 
-def measure_beside(checkouts: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """The pretraining update in turns with that of the authors' code, on the same masks."""
-    model = build(SMALL, 3)
-    masks = _masks(SMALL, model)
+def measure_beside(checkouts: Mapping[str, Path], device: torch.device) -> list[dict[str, Any]]:
+    """The pretraining update in turns with that of the authors' code, on the same masks and the same device.
+
+    On a GPU both lie in its memory and theirs is in bfloat16, as released: hence the half batches.
+    """
+    if device.type == "cpu":
+        cases = [(case, "float32") for case in _precisions(SMALL, device).values()]
+    else:
+        halves = [replace(case, batch=case.batch // 2, micro_batch=case.batch // 2) for case in (BASE, HUGE)]
+        cases = [(replace(case, precision="bfloat16"), "bfloat16") for case in halves]
+    return [_beside(name, path, *case, device) for name, path in checkouts.items() for case in cases]
+
+
+def _beside(name: str, checkout: Path, config: Config, theirs: str, device: torch.device) -> dict[str, Any]:
+    """One comparison; theirs: the precision of the peer's products."""
+    is_cuda = device.type == "cuda"
+    if is_cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    model = build(config, 3)
+    masks = _masks(config, model)
     order = {
-        "batch": SMALL.batch,
-        "size": SMALL.size[0],
-        "patch": SMALL.patch,
-        "predictor_depth": SMALL.predictor_depth,
-        "predictor_width": SMALL.predictor_width,
+        "device": device.type,
+        "precision": theirs,
+        "encoder": config.encoder,
+        "batch": config.batch,
+        "size": config.size[0],
+        "patch": config.patch,
+        "predictor_depth": config.predictor_depth,
+        "predictor_width": config.predictor_width,
         "context": [mask.tolist() for mask in masks.context],
         "target": [mask.tolist() for mask in masks.target],
     }
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    updates = {words: partial(seconds_of, _update(config, CPU)[0]) for words, config in _precisions(SMALL, CPU).items()}
-    found = []
-    for name, checkout in checkouts.items():
-        with started(name, checkout, order) as peer:
-            *timings, theirs = in_turns([*updates.values(), peer.update], repeats=15, warmup=3)
-            for words, ours in zip(updates, timings, strict=True):
-                row = f"pretraining update, ViT-S/8 at 64 px, batch 64, {words}, beside the authors' code"
-                memory = peak_memory_of(small_updates, words)
-                found.append(compared(row, "images/s", ours, theirs, peer, parameters, memory, SMALL.batch))
-    return found
+    update = _update(config, device)[0]
+    words = str(compute_dtype(config.precision, device)).removeprefix("torch.")
+    row = f"pretraining update, {_title(config)}, {words}, beside the authors' code"
+    with started(name, checkout, order) as peer:
+        calls = [lambda: timed(update, device, repeats=1, warmup=0).median, peer.update]
+        ours, other = in_turns(calls, repeats=15, warmup=3)
+        if is_cuda:
+            memory, peer_memory = torch.cuda.max_memory_allocated(device) / 2**30, _memory(peer)
+        else:
+            memory, peer_memory = peak_memory_of(small_updates, config.precision), peer.memory
+        return compared(row, "images/s", ours, other, peer, parameters, memory, config.batch, peer_memory)
+
+
+def _memory(peer: Peer) -> float:
+    """GiB of the device that the peer has held at most."""
+    return float(peer.ask({"asks": "memory"}))
 
 
 def small_updates(precision: str) -> None:
@@ -100,6 +126,17 @@ def small_updates(precision: str) -> None:
     update, _ = _update(replace(SMALL, precision=precision), CPU)
     for _ in range(3):
         update()
+
+
+def _title(config: Config) -> str:
+    return f"ViT-{config.encoder[0].upper()}/{config.patch} at {config.size[0]} px, batch {config.batch}"
+
+
+def _product(dtype: torch.dtype, device: torch.device) -> tuple[int, Timing]:
+    """The rate that a device can reach: side of a square matrix and the seconds of one product with another."""
+    side = 8192 if device.type == "cuda" else 2048
+    a, b = torch.randn(2, side, side, device=device).to(dtype)
+    return side, timed(lambda: a @ b, device, repeats=15, warmup=3)
 
 
 def _precisions(config: Config, device: torch.device) -> dict[str, Config]:

@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 from benchmarks import records, throughput
 from benchmarks.peers import peer
+from benchmarks.speed import ijepa
 from benchmarks.speed.timing import ROOT, Timing, figure, in_turns, peak_memory_of, timed
 
 TOY = """
@@ -56,6 +58,58 @@ def test_a_bad_peer_is_named_in_one_line(words: list[str], message: str, capsys:
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "device", "place"),
+    [
+        ("nm512", "dreamer.py", "cuda", "a CPU"),
+        ("facebookresearch", "src/train.py", "cuda:1", "a CPU or the first GPU"),
+    ],
+)
+def test_a_peer_is_measured_where_it_can_run(
+    name: str, file: str, device: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    (tmp_path / "src").mkdir()
+    (tmp_path / file).touch()
+    monkeypatch.setattr(throughput, "usable_device", torch.device)
+    with pytest.raises(SystemExit) as exit_:
+        throughput.main([peer.ORIGINS[name].paper, "--device", device, "--peer", f"{name}={tmp_path}"])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == f"error: --peer {name} is measured on {place}, not on {device}; use --device\n"
+
+
+def test_a_peer_that_can_runs_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "train.py").touch()
+    seen = []
+
+    def beside(checkouts, device):
+        seen.append((checkouts, device))
+        return [figure("beside", "ms", Timing(1.0, 1.0, 1.0, 1))]
+
+    monkeypatch.setattr(records, "FOLDER", tmp_path / "benchmarks" / "results")
+    monkeypatch.setattr(throughput, "usable_device", torch.device)
+    monkeypatch.setattr(throughput, "describe_device", lambda name: f"a {name}")
+    monkeypatch.setitem(throughput.SUITES, "ijepa", lambda device: [])
+    monkeypatch.setitem(throughput.BESIDE_ON, "ijepa", beside)
+    assert throughput.main(["ijepa", "--device", "cuda", "--peer", f"facebookresearch={tmp_path}"]) == 0
+    assert seen == [({"facebookresearch": tmp_path}, torch.device("cuda"))]
+
+
+def test_a_share_of_the_peak_is_that_of_the_numbers_multiplied(monkeypatch: pytest.MonkeyPatch):
+    """Products of bfloat16 beside the rate of bfloat16."""
+    small, cpu = replace(ijepa.SMALL, encoder="nano", predictor_depth=1), torch.device("cpu")
+    both = {name: replace(small, precision=name) for name in ("float32", "bfloat16")}
+    product = {torch.float32: Timing(2.0, 2.0, 2.0, 1), torch.bfloat16: Timing(0.5, 0.5, 0.5, 1)}
+    monkeypatch.setattr(ijepa, "_precisions", lambda *_: both)
+    monkeypatch.setattr(ijepa, "_product", lambda dtype, _: (1000, product[dtype]))
+    monkeypatch.setattr(ijepa, "timed", lambda *_, **__: Timing(1.0, 1.0, 1.0, 1))
+    rows = {row["name"]: row for row in ijepa.measure(cpu)}
+    shares = [rows[name] for name in rows if "share of the" in name]
+    assert [row["name"].split("share of the ")[1] for row in shares] == [f"{name} matrix product rate" for name in both]
+    assert shares[0]["ratio"] == pytest.approx(4 * shares[1]["ratio"], rel=0.01)
+    assert [rows[f"{name} matrix product 1000"]["value"] for name in both] == [1.0, 4.0]
 
 
 def test_a_checkout_is_known_by_its_file(tmp_path: Path):

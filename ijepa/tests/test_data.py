@@ -96,7 +96,9 @@ def test_no_image_is_turned_by_what_its_camera_wrote(tmp_path):
     (tmp_path / "class").mkdir()
     path = tmp_path / "class" / "0.jpg"
     path.write_bytes(content[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + content[2:])
-    assert cv2.imread(str(path)).shape == (30, 10, 3)
+    turned = cv2.imread(str(path))
+    assert turned is not None
+    assert turned.shape == (30, 10, 3)
     assert ImageFolder(tmp_path).read(0).shape == (10, 30, 3)
 
 
