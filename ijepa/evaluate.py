@@ -2,6 +2,7 @@
 
     python -m ijepa.evaluate --preset cpu --seed 0             the run of that preset and seed
     python -m ijepa.evaluate --controls --task pong            majority and random-CNN, without any run
+    python -m ijepa.evaluate --run FOLDER --without-controls   a run alone
 
 Writes record.json, curves.png and pictures into the run folder.
 Source: paper, appendix A.2; Anand et al. 2019 (AtariARI).
@@ -25,6 +26,7 @@ from common.seeding import derive_seed
 from ijepa import data, env, games, label_probe, pictures, ram_probe
 from ijepa.build import STAGE, build, trained
 from ijepa.config import PRESETS, TASKS, Config
+from ijepa.data import Splits
 from ijepa.features import encode, pooled_layers
 from ijepa.games import GAMES
 from ijepa.jepa import JEPA
@@ -123,17 +125,20 @@ class GameTest:
         return {name: sample([100 * float(value)], "atariari-f1-part") for name, value in named.items()}
 
 
-def game_record(config: Config, folder: Path, model: JEPA, device: torch.device) -> dict[str, Any]:
+def game_record(
+    config: Config, folder: Path, model: JEPA, device: torch.device, has_controls: bool = True
+) -> dict[str, Any]:
     """The probes of a finished run and their controls."""
     test = GameTest(folder / "play", config)
-    features = {
-        "I-JEPA": test.encoder(model.target_encoder, device, "I-JEPA"),
-        "untrained encoder": test.encoder(build(config, 1).target_encoder.to(device).eval(), device, "untrained"),
-        "random-cnn, standardised": test.random_cnn(),
-    }
-    controls = {"random-cnn": test.probe(features["random-cnn, standardised"], "random-cnn")}
+    features, controls = {"I-JEPA": test.encoder(model.target_encoder, device, "I-JEPA")}, {}
+    if has_controls:
+        untrained = build(config, 1).target_encoder.to(device).eval()
+        features["untrained encoder"] = test.encoder(untrained, device, "untrained")
+        features["random-cnn, standardised"] = test.random_cnn()
+        controls["random-cnn"] = test.probe(features["random-cnn, standardised"], "random-cnn")
     controls |= {name: test.probe(test.standardised(x), name) for name, x in features.items()}
-    controls["majority"] = test.majority()
+    if has_controls:
+        controls["majority"] = test.majority()
     ours = controls.pop("I-JEPA")
     low, high = ram_probe.bootstrap(ours, test.data.variables, RESAMPLES, config.seed)
     interval = {"interval low": sample([100 * low], "atariari-f1-part")}
@@ -184,51 +189,57 @@ def record_of_controls(config: Config, folder: Path) -> dict[str, Any]:
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
-def label_record(config: Config, model: JEPA, device: torch.device) -> dict[str, Any]:
+def label_record(config: Config, model: JEPA, device: torch.device, has_controls: bool = True) -> dict[str, Any]:
     """Probes of a finished run on labels and their controls; the mean over the factors SCORED, others beside it."""
     splits = data.load_splits(config)
     protocol = f"{config.task}-linear"
-    untrained = build(config, data.channels(config)).target_encoder.to(device).eval()
-    encoders: dict[str, Callable[[Tensor], Tensor]] = {
-        "I-JEPA": partial(pooled_layers, model.target_encoder),
-        "untrained encoder": partial(pooled_layers, untrained),
-        "pixels": _thumbnails,
-    }
-    recipe = Recipe(config.linear_optimizer, config.linear_epochs, config.linear_batch, device)
-    hits: dict[str, dict[str, np.ndarray]] = {}
-    words = {}
-    for name, encode_batch in encoders.items():
-        train, train_rows = encode(encode_batch, splits.train, config, device, f"{name}, train")
-        test, test_rows = encode(encode_batch, splits.test, config, device, f"{name}, test")
-        train_labels, test_labels = (
-            torch.from_numpy(part.labels[rows]) for part, rows in ((splits.train, train_rows), (splits.test, test_rows))
-        )
-        found: dict[str, list[np.ndarray]] = {}
-        for k, factor in enumerate(splits.train.factors):
-            if factor not in SCORED and name != "I-JEPA":
-                continue
-            x = train, train_labels[:, k], test, test_labels[:, k]
-            probes = label_probe.linear_probe(*x, recipe, config.seed)
-            parts = {kind: right for kind, (right, _) in probes.items()}
-            words[name, factor] = probes["best"][1]
-            if name == "I-JEPA":
-                parts["nearest neighbours"] = label_probe.nearest_neighbours(*x, device)
-                parts["1 % of the labels"] = label_probe.low_shot(*x, config.seed)
-                found[f"factor {factor}"] = [parts["best"]]
-            for kind, right in parts.items() if factor in SCORED else ():
-                found.setdefault(kind, []).append(right)
-        hits[name] = {kind: 100 * np.mean(right, axis=0) for kind, right in found.items()}
-    ours = hits["I-JEPA"]
+    encoders: dict[str, Callable[[Tensor], Tensor]] = {"I-JEPA": partial(pooled_layers, model.target_encoder)}
+    if has_controls:
+        untrained = build(config, data.channels(config)).target_encoder.to(device).eval()
+        encoders |= {"untrained encoder": partial(pooled_layers, untrained), "pixels": _thumbnails}
+    found = {name: _label_probes(part, splits, config, device, name) for name, part in encoders.items()}
+    ours, words = found.pop("I-JEPA")
     return {
         **sample(_grouped(ours["best"]), protocol),
         "metric": "top-1 accuracy",
         "unit": "%",
-        "policy": "; ".join(f"{factor}: {text}" for (name, factor), text in words.items() if name == "I-JEPA"),
-        "controls": {name: sample(_grouped(part["best"]), protocol) for name, part in hits.items() if name != "I-JEPA"},
+        "policy": words,
+        "controls": {name: sample(_grouped(hits["best"]), protocol) for name, (hits, _) in found.items()},
         "measurements": {
             name: sample(_grouped(right), f"{config.task}-probe-part") for name, right in ours.items() if name != "best"
         },
     }
+
+
+def _label_probes(
+    encode_batch: Callable[[Tensor], Tensor], splits: Splits, config: Config, device: torch.device, name: str
+) -> tuple[dict[str, np.ndarray], str]:
+    """Hits on the test images in percent by the name of the probe, and which one was best for each factor.
+
+    The features of one encoder are gone when those of the next are made.
+    """
+    train, train_rows = encode(encode_batch, splits.train, config, device, f"{name}, train")
+    test, test_rows = encode(encode_batch, splits.test, config, device, f"{name}, test")
+    train_labels, test_labels = (
+        torch.from_numpy(part.labels[rows]) for part, rows in ((splits.train, train_rows), (splits.test, test_rows))
+    )
+    recipe = Recipe(config.linear_optimizer, config.linear_epochs, config.linear_batch, device)
+    found: dict[str, list[np.ndarray]] = {}
+    words = []
+    for k, factor in enumerate(splits.train.factors):
+        if factor not in SCORED and name != "I-JEPA":
+            continue
+        x = train, train_labels[:, k], test, test_labels[:, k]
+        probes = label_probe.linear_probe(*x, recipe, config.seed)
+        parts = {kind: right for kind, (right, _) in probes.items()}
+        words.append(f"{factor}: {probes['best'][1]}")
+        if name == "I-JEPA":
+            parts["nearest neighbours"] = label_probe.nearest_neighbours(*x, device)
+            parts["1 % of the labels"] = label_probe.low_shot(*x, config.seed)
+            found[f"factor {factor}"] = [parts["best"]]
+        for kind, right in parts.items() if factor in SCORED else ():
+            found.setdefault(kind, []).append(right)
+    return {kind: 100 * np.mean(right, axis=0) for kind, right in found.items()}, "; ".join(words)
 
 
 def _thumbnails(images: Tensor) -> Tensor:
@@ -245,14 +256,14 @@ def _grouped(values: np.ndarray) -> np.ndarray:
 
 
 def record_of_run(
-    info: dict[str, Any], config: Config, model: JEPA, updates: int, device: torch.device
+    info: dict[str, Any], config: Config, model: JEPA, updates: int, device: torch.device, has_controls: bool = True
 ) -> dict[str, Any]:
-    """The test of a finished run with its controls, as record.json."""
+    """The test of a finished run, with its controls or without, as record.json."""
     start = time.monotonic()
     if config.task in GAMES:
-        found = game_record(config, info["folder"], model, device)
+        found = game_record(config, info["folder"], model, device, has_controls)
     else:
-        found = label_record(config, model, device)
+        found = label_record(config, model, device, has_controls)
     info["stage_seconds"]["test"] = time.monotonic() - start
     info["wall_seconds"] += info["stage_seconds"]["test"]
     metrics = [line for line in runs.read_metrics(info["folder"]) if line["stage"] == STAGE]
@@ -296,7 +307,10 @@ def _with_test_settings(config: Config, changed: Mapping[str, Any]) -> Config:
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--controls", action="store_true", help="majority and random-CNN on a game, without a run")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--controls", action="store_true", help="majority and random-CNN on a game, without a run")
+    words = "the run alone; each control takes as long as its own test"
+    group.add_argument("--without-controls", action="store_true", help=words)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -321,7 +335,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             device = runs.usable_device(config.device)
             model, updates = trained(folder, config, device)
             runs.seed_everything(config.seed, config.device)
-            record = record_of_run(info, config, model, updates, device)
+            record = record_of_run(info, config, model, updates, device, not options.without_controls)
             pictures.draw(record, config, folder, model, device)
     except ValueError as error:
         user_error(str(error))

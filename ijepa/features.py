@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from common.precision import compute_dtype
 from common.run import progress_bar
 from ijepa.config import Config
 from ijepa.data import DamagedImageError, Faults, Images, centred, single_threaded, to_input
@@ -50,20 +51,32 @@ class _Centred(Dataset[Any]):
 def encode(
     encode_batch: Callable[[Tensor], Tensor], images: Images, config: Config, device: torch.device, name: str
 ) -> tuple[Tensor, np.ndarray]:
-    """encode_batch([b, C, H, W] normalised) of all images, on the CPU, and the rows of those that could be read."""
+    """encode_batch([b, C, H, W] normalised) of all images, on the CPU, and the rows of those that could be read.
+
+    On CUDA the products are of `config.precision`; on a CPU of float32, whatever the training multiplied.
+    """
     data = _Centred(images, config)
     loader = DataLoader(
         data, batch_size=None, num_workers=config.workers, collate_fn=_as_it_is, worker_init_fn=single_threaded
     )
-    found, kept, faults = [], [], Faults(len(images))
+    has_bfloat16 = device.type == "cuda" and compute_dtype(config.precision, device) == torch.bfloat16
+    # Filled as they come, since those of ImageNet are too large to lie in memory twice: 26 GB of ViT-H.
+    found, kept, faults = torch.zeros(0), [np.zeros(0, np.int64)], Faults(len(images))
+    count = 0
     with progress_bar(len(data), name, unit="batch") as bar:
         for batch, rows, names in loader:
             faults.note(names)
             if len(rows):
-                found.append(encode_batch(to_input(torch.from_numpy(batch), images.statistics, device)).float().cpu())
+                inputs = to_input(torch.from_numpy(batch), images.statistics, device)
+                with torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16):
+                    part = encode_batch(inputs)
+                if count == 0:
+                    found = torch.empty(len(images), *part.shape[1:])
+                found[count : count + len(rows)] = part
                 kept.append(rows)
+                count += len(rows)
             bar.update()
-    return torch.cat(found), np.concatenate(kept)
+    return found[:count], np.concatenate(kept)
 
 
 def _as_it_is(item: Any) -> Any:

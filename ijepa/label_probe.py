@@ -53,7 +53,7 @@ class LARS(torch.optim.Optimizer):
 class Recipe:
     """How a probe is trained: "lars" or "sgd", passes over the images, images per update, and where.
 
-    Features stay where they are; batches of them go to the device.
+    Features stay where they are, once; batches of them go to the device.
     """
 
     optimizer: str
@@ -77,19 +77,19 @@ class Choice:
 
 
 def inputs(features: Tensor, layers: int) -> Tensor:
-    """The last `layers` of features [T, L, D], concatenated: [T, layers*D]."""
+    """The last `layers` of features [T, L, D], concatenated: [T, layers*D]. No copy of the last one, or of all."""
     return features[:, -layers:].flatten(1)
 
 
-def train_probe(features: Tensor, labels: Tensor, choice: Choice, recipe: Recipe, seed: int) -> nn.Module:
-    """One linear probe on features [T, D'] and labels [T]."""
+def train_probe(features: Tensor, labels: Tensor, rows: Tensor, choice: Choice, recipe: Recipe, seed: int) -> nn.Module:
+    """One linear probe on the `rows` [n] of features [T, D'] and labels [T]."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "label probe"))
-    linear = nn.Linear(features.shape[1], int(labels.max()) + 1)
+    linear = nn.Linear(features.shape[1], int(labels[rows].max()) + 1)
     nn.init.normal_(linear.weight, std=0.01, generator=generator)
     nn.init.zeros_(linear.bias)
     probe = nn.Sequential(nn.BatchNorm1d(features.shape[1]), linear) if choice.has_norm else linear
     probe.to(recipe.device)
-    batch = min(recipe.batch, len(features))
+    batch = min(recipe.batch, len(rows))
     lr, parameters = choice.lr * batch / 256, list(probe.parameters())
     optimizer: torch.optim.Optimizer
     if recipe.optimizer == "lars":
@@ -98,21 +98,21 @@ def train_probe(features: Tensor, labels: Tensor, choice: Choice, recipe: Recipe
         optimizer = torch.optim.SGD(parameters, lr, MOMENTUM, weight_decay=choice.weight_decay)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, LR_STEP, LR_FACTOR)
     for _ in range(recipe.epochs):
-        order = torch.randperm(len(features), generator=generator)
-        for rows in order[: len(order) // batch * batch].split(batch):
+        order = rows[torch.randperm(len(rows), generator=generator)]
+        for part in order[: len(order) // batch * batch].split(batch):
             optimizer.zero_grad()
-            F.cross_entropy(probe(features[rows].to(recipe.device)), labels[rows].to(recipe.device)).backward()
+            F.cross_entropy(probe(features[part].to(recipe.device)), labels[part].to(recipe.device)).backward()
             optimizer.step()
         scheduler.step()
     return probe.eval()
 
 
 @torch.no_grad()
-def correct(probe: nn.Module, features: Tensor, labels: Tensor) -> np.ndarray:
-    """1 where the most likely class is the label, else 0: [T] float64."""
+def correct(probe: nn.Module, features: Tensor, labels: Tensor, rows: Tensor) -> np.ndarray:
+    """1 where the most likely class is the label, else 0, of the `rows` [n] of features [T, D']: [n] float64."""
     device = next(probe.parameters()).device
-    found = torch.cat([probe(part.to(device)).argmax(1).cpu() for part in features.split(CHUNK)])
-    return (found == labels).double().numpy()
+    found = torch.cat([probe(features[part].to(device)).argmax(1).cpu() for part in rows.split(CHUNK)])
+    return (found == labels[rows]).double().numpy()
 
 
 def linear_probe(
@@ -123,18 +123,19 @@ def linear_probe(
     Deviation D5: every tenth training image chooses between the probes; the paper does not say what did. Features are
     those of unchanged images; the paper trains its probe on random crops and flips.
     """
-    chooses = torch.arange(len(train)) % HELD_OUT == 0
+    every, tested = torch.arange(len(train)), torch.arange(len(test))
+    chooses = every % HELD_OUT == 0
     scores: dict[Choice, float] = {}
     found: dict[str, tuple[np.ndarray, str]] = {}
     for layers, name in ((1, "last"), (train.shape[1], "last four")):
         x = inputs(train, layers)
         sweep = [Choice(layers, *rest) for rest in product((False, True), REFERENCE_LR[recipe.optimizer], WEIGHT_DECAY)]
         for choice in sweep:
-            probe = train_probe(x[~chooses], train_labels[~chooses], choice, recipe, seed)
-            scores[choice] = float(correct(probe, x[chooses], train_labels[chooses]).mean())
+            probe = train_probe(x, train_labels, every[~chooses], choice, recipe, seed)
+            scores[choice] = float(correct(probe, x, train_labels, every[chooses]).mean())
         best = max(sweep, key=lambda choice: scores[choice])
-        probe = train_probe(x, train_labels, best, recipe, seed)
-        found[name] = correct(probe, inputs(test, layers), test_labels), str(best)
+        probe = train_probe(x, train_labels, every, best, recipe, seed)
+        found[name] = correct(probe, inputs(test, layers), test_labels, tested), str(best)
     layers = max(scores, key=lambda choice: scores[choice]).layers
     found["best"] = found["last" if layers == 1 else "last four"]
     return found

@@ -126,6 +126,16 @@ def test_probes_leave_damaged_images_out_with_their_labels(folder):
     assert 1 not in rows
 
 
+def test_features_of_a_cpu_are_float32_whatever_was_trained_in():
+    def encode_batch(x):
+        assert not torch.is_autocast_enabled("cpu")
+        return x.mean((2, 3))
+
+    config = dataclasses.replace(CONFIG, precision="bfloat16")
+    found, _ = features.encode(encode_batch, Shapes(32, 10, 0), config, torch.device("cpu"), "")
+    assert found.dtype == torch.float32
+
+
 def test_arrays_are_checked():
     pictures, labels = np.zeros((5, 8, 8), np.uint8), np.arange(5)
     arrays = Arrays(pictures, labels)

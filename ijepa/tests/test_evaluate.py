@@ -56,6 +56,10 @@ def test_a_run_on_shapes_is_probed_pictured_and_recorded(trained, start, tmp_pat
     film.release()
     assert ok
     assert frame.std() > 5
+    evaluate.main(["--run", str(folder), "--without-controls"])
+    alone = check_record(folder, "shapes")
+    assert alone["controls"] == {}
+    assert (alone["values"], alone["measurements"]) == (record["values"], record["measurements"])
 
 
 def test_each_ablation_has_a_claim_of_its_own():
@@ -102,6 +106,7 @@ def test_controls_are_recorded_without_a_run(tmp_path, capsys, monkeypatch):
         (["--controls", "--task", "shapes", "--preset", "smoke"], "--controls is for games"),
         (["--controls", "--task", "pong", "--preset", "smoke", "--probe-frames", "512"], "too few to split"),
         (["--run", "nowhere"], "is no run folder"),
+        (["--controls", "--without-controls"], "not allowed with argument"),
     ],
 )
 def test_what_cannot_be_tested_is_named_in_one_line(words, reason, tmp_path, monkeypatch, capsys):
@@ -148,6 +153,22 @@ def test_probes_find_what_is_there():
     noise = torch.randn(4500, 4, 16, generator=torch.Generator().manual_seed(3))
     found = linear_probe(noise[:4000], labels, noise[4000:], test_labels, Recipe("sgd", 5, 256), 0)
     assert found["best"][0].mean() < 0.4
+
+
+def test_a_probe_on_some_rows_is_that_on_a_copy_of_them():
+    """Features of ImageNet are too large to be copied; the whole and its last layer are views."""
+    (features, labels), rows = clusters(300, 1), torch.arange(300)[torch.arange(300) % 3 > 0]
+    for layers in (1, 4):
+        x = label_probe.inputs(features, layers)
+        assert x.untyped_storage().data_ptr() == features.untyped_storage().data_ptr()
+        choice = label_probe.Choice(layers, True, 0.1, 0.0)
+        recipe = Recipe("sgd", 2, 64)
+        ours = label_probe.train_probe(x, labels, rows, choice, recipe, 0)
+        copy = label_probe.train_probe(x[rows], labels[rows], torch.arange(len(rows)), choice, recipe, 0)
+        for a, b in zip(ours.state_dict().values(), copy.state_dict().values(), strict=True):
+            assert torch.equal(a, b)
+        theirs = label_probe.correct(copy, x[rows], labels[rows], torch.arange(len(rows)))
+        np.testing.assert_array_equal(label_probe.correct(ours, x, labels, rows), theirs)
 
 
 def test_low_shot_takes_one_in_a_hundred_of_each_class(monkeypatch):
