@@ -7,7 +7,7 @@ import torch
 from common import checkpoint
 from common.config import user_error
 from common.seeding import derive_seed
-from ijepa import data, official
+from ijepa import official
 from ijepa.config import Config
 from ijepa.jepa import JEPA, Schedule, new_jepa
 from ijepa.masks import MaskConfig
@@ -65,9 +65,9 @@ def schedule(config: Config, updates: int) -> Schedule:
     )
 
 
-def trained(folder: Path, config: Config, device: torch.device) -> tuple[JEPA, int]:
+def trained(folder: Path, config: Config, channels: int, device: torch.device) -> tuple[JEPA, int]:
     """The networks of a finished run and their updates; one line and exit code 2 if training has not ended."""
-    model = build(config, data.channels(config)).to(device)
+    model = build(config, channels).to(device)
     found = checkpoint.load_latest(folder / STAGE, device)
     if found is None or not found.state["state"].get("is_finished"):
         user_error(f"{folder}: training has not ended; python -m ijepa.train goes on with it")

@@ -97,6 +97,11 @@ class Config:
             raise ValueError(f"batch {self.batch} is no multiple of micro_batch {self.micro_batch}")
 
     @property
+    def is_trained(self) -> bool:
+        """Whether there are updates at all: none on an official checkpoint, unless a number of them is asked for."""
+        return self.updates is not None or not self.init_from
+
+    @property
     def micro_batches(self) -> int:
         """Micro-batches of an update, over all processes."""
         return self.batch // self.micro_batch

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 import torch
+import torch.distributed as td
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -64,21 +65,25 @@ class DamagedImageError(ValueError):
 
 
 class ImageFolder:
-    """<folder>/<class>/<file>, classes in alphabetical order."""
+    """<folder>/<class>/<file>, classes in alphabetical order, or those of another folder."""
 
     channels = 3
     statistics = IMAGENET[3]
     factors: tuple[str, ...] = ("class",)
 
-    def __init__(self, folder: Path) -> None:
-        """Raises ValueError if there is no image below the folder."""
-        classes = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-        pairs = [
-            (path, label)
-            for label, name in enumerate(classes)
-            for path in sorted((folder / name).iterdir())
-            if path.suffix.lower() in SUFFIXES
-        ]
+    def __init__(self, folder: Path, classes: Sequence[str] = ()) -> None:
+        """Labels are places in `classes`, or without them among the folder's own.
+
+        Raises ValueError if there is no image below the folder, or one of a class that is not among them.
+        """
+        names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+        files = {name: [p for p in sorted((folder / name).iterdir()) if p.suffix.lower() in SUFFIXES] for name in names}
+        self.classes = tuple(classes) or tuple(name for name in names if files[name])
+        number = {name: k for k, name in enumerate(self.classes)}
+        unknown = [name for name in names if files[name] and name not in number]
+        if unknown:
+            raise ValueError(f"data: {folder} has images of {len(unknown)} unknown classes, the first is {unknown[0]}")
+        pairs = [(path, number[name]) for name in names for path in files[name]]
         if not pairs:
             raise ValueError(f"data: no images in class folders below {folder}")
         # Byte strings in one array: a million Python objects would be copied into each worker, page by page.
@@ -179,13 +184,15 @@ class Splits:
     test: Labelled
 
 
-def channels(config: Config) -> int:
-    """Colour channels of a task's images. Raises ValueError if there are no images."""
-    return 1 if config.task in GAMES else load_splits(config).pretrain.channels
+def channels(splits: Splits | None) -> int:
+    """Colour channels of a task's images; those of games have no splits."""
+    return 1 if splits is None else splits.pretrain.channels
 
 
-def load_splits(config: Config) -> Splits:
-    """The images of the tasks `imagenet` and `shapes`. Raises ValueError if there are none."""
+def load_splits(config: Config) -> Splits | None:
+    """The images of the tasks `imagenet` and `shapes`, None for games. Raises ValueError if there are none."""
+    if config.task in GAMES:
+        return None
     if config.task == "shapes":
         side = config.size[0]
         pretrain, train, test = (
@@ -202,7 +209,7 @@ def load_splits(config: Config) -> Splits:
         raise ValueError("task imagenet needs data: a folder with train/ and val/ class folders, or an .npz file")
     if path.suffix != ".npz":
         train_folder = ImageFolder(path / "train")
-        return Splits(train_folder, train_folder, ImageFolder(path / "val"))
+        return Splits(train_folder, train_folder, ImageFolder(path / "val", train_folder.classes))
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in ("images", "labels", "test_images", "test_labels")}
@@ -285,8 +292,8 @@ class Batch:
 
 
 def check_batch(images: Images, config: Config) -> None:
-    """Raises ValueError if an epoch has not one whole batch."""
-    if len(images) < config.batch:
+    """Raises ValueError if there are updates to make and an epoch has not one whole batch."""
+    if config.is_trained and len(images) < config.batch:
         raise ValueError(f"a batch of {config.batch} images needs more than the {len(images)} there are")
 
 
@@ -305,10 +312,8 @@ class MicroBatches(Dataset[tuple[np.ndarray, ...]]):
 
     @property
     def updates(self) -> int:
-        """Of the whole training: none for an official checkpoint, unless a number is asked for."""
-        if self.config.updates is None and self.config.init_from:
-            return 0
-        return self.config.updates or self.config.epochs * self.per_epoch
+        """Of the whole training."""
+        return (self.config.updates or self.config.epochs * self.per_epoch) if self.config.is_trained else 0
 
     def __getitem__(self, k: int) -> tuple[np.ndarray, ...]:
         config = self.config
@@ -377,18 +382,35 @@ def _batch(images: np.ndarray, context: np.ndarray, target: np.ndarray, faults: 
 
 
 class Faults:
-    """Counts the images that could not be read, names each once on stderr and stops the program at more than 1 %."""
+    """Counts the images that could not be read, names each once on stderr and stops the program at more than 1 %.
 
-    def __init__(self, images: int) -> None:
+    `names` are those that are known from an earlier start of the program.
+    """
+
+    def __init__(self, images: int, names: Sequence[str] = ()) -> None:
         self.images = images
-        self.names: set[str] = set()
+        self.names = set(names)
+        self._untold: list[str] = []
 
     def note(self, names: Sequence[str]) -> None:
         """Of a micro-batch."""
         for name in names:
             if name not in self.names:
                 self.names.add(name)
+                self._untold.append(name)
                 words = f"{name} is missing, cut short or no image; skipped ({len(self.names)} so far)"
                 print(f"warning: {words}", file=sys.stderr)
+        self._check()
+
+    def share(self) -> None:
+        """Count what the other ranks have met too; all ranks call this together."""
+        if td.is_initialized():
+            found: list[list[str]] = [[]] * td.get_world_size()
+            td.all_gather_object(found, self._untold)
+            self.names.update(*found)
+        self._untold = []
+        self._check()
+
+    def _check(self) -> None:
         if len(self.names) > MOST_FAULTS * self.images:
             user_error(f"{len(self.names)} of {self.images} images cannot be read, more than {MOST_FAULTS:.0%}")

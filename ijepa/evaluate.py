@@ -3,12 +3,14 @@
     python -m ijepa.evaluate --preset cpu --seed 0             the run of that preset and seed
     python -m ijepa.evaluate --controls --task pong            majority and random-CNN, without any run
     python -m ijepa.evaluate --run FOLDER --without-controls   a run alone
+    python -m ijepa.evaluate --run FOLDER --export FILE        its weights as an official checkpoint, no test
 
 Writes record.json, curves.png and pictures into the run folder.
 Source: paper, appendix A.2; Anand et al. 2019 (AtariARI).
 """
 
 import argparse
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +25,7 @@ from torch import Tensor
 from common import run as runs
 from common.config import from_dict, parse, to_dict, user_error
 from common.seeding import derive_seed
-from ijepa import data, env, games, label_probe, pictures, ram_probe
+from ijepa import data, env, games, label_probe, official, pictures, ram_probe
 from ijepa.build import STAGE, build, trained
 from ijepa.config import PRESETS, TASKS, Config
 from ijepa.data import Splits
@@ -189,13 +191,14 @@ def record_of_controls(config: Config, folder: Path) -> dict[str, Any]:
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
-def label_record(config: Config, model: JEPA, device: torch.device, has_controls: bool = True) -> dict[str, Any]:
+def label_record(
+    config: Config, splits: Splits, model: JEPA, device: torch.device, has_controls: bool = True
+) -> dict[str, Any]:
     """Probes of a finished run on labels and their controls; the mean over the factors SCORED, others beside it."""
-    splits = data.load_splits(config)
     protocol = f"{config.task}-linear"
     encoders: dict[str, Callable[[Tensor], Tensor]] = {"I-JEPA": partial(pooled_layers, model.target_encoder)}
     if has_controls:
-        untrained = build(config, data.channels(config)).target_encoder.to(device).eval()
+        untrained = build(config, data.channels(splits)).target_encoder.to(device).eval()
         encoders |= {"untrained encoder": partial(pooled_layers, untrained), "pixels": _thumbnails}
     found = {name: _label_probes(part, splits, config, device, name) for name, part in encoders.items()}
     ours, words = found.pop("I-JEPA")
@@ -256,14 +259,20 @@ def _grouped(values: np.ndarray) -> np.ndarray:
 
 
 def record_of_run(
-    info: dict[str, Any], config: Config, model: JEPA, updates: int, device: torch.device, has_controls: bool = True
+    info: dict[str, Any],
+    config: Config,
+    splits: Splits | None,
+    model: JEPA,
+    updates: int,
+    device: torch.device,
+    has_controls: bool = True,
 ) -> dict[str, Any]:
     """The test of a finished run, with its controls or without, as record.json."""
     start = time.monotonic()
-    if config.task in GAMES:
+    if splits is None:
         found = game_record(config, info["folder"], model, device, has_controls)
     else:
-        found = label_record(config, model, device, has_controls)
+        found = label_record(config, splits, model, device, has_controls)
     info["stage_seconds"]["test"] = time.monotonic() - start
     info["wall_seconds"] += info["stage_seconds"]["test"]
     metrics = [line for line in runs.read_metrics(info["folder"]) if line["stage"] == STAGE]
@@ -279,8 +288,7 @@ def record_of_run(
         for title, (key, unit) in names.items()
         if (points := [line for line in thin if line.get(key) is not None])
     }
-    is_game = config.task in GAMES
-    frames = env.REPEAT * (config.frames + config.probe_frames) if is_game else 0
+    frames = env.REPEAT * (config.frames + config.probe_frames) if splits is None else 0
     return (
         runs.record_template(info)
         | found
@@ -298,6 +306,16 @@ def record_of_run(
     )
 
 
+def export(path: Path, folder: Path, model: JEPA, epochs: int) -> None:
+    """Writes the weights of a run as an official checkpoint; one line and exit code 2 if there is no place for it."""
+    losses = [line["loss"] for line in runs.read_metrics(folder) if line["stage"] == STAGE]
+    try:
+        official.export(path, model, epochs, losses[-1] if losses else math.nan)
+    except OSError as error:
+        user_error(f"--export: {error}")
+    print(f"exported: {path}")
+
+
 def _with_test_settings(config: Config, changed: Mapping[str, Any]) -> Config:
     """The config of a run with what the command line says of the test; what belongs to training is refused."""
     wrong = sorted(set(changed) - {"device", "workers", "data"})
@@ -311,6 +329,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--controls", action="store_true", help="majority and random-CNN on a game, without a run")
     words = "the run alone; each control takes as long as its own test"
     group.add_argument("--without-controls", action="store_true", help=words)
+    words = "write the weights of a run in the format of the official checkpoints, and test nothing"
+    group.add_argument("--export", type=Path, metavar="FILE", help=words)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -333,10 +353,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             if options.run is not None:
                 config = _with_test_settings(config, options.changed)
             device = runs.usable_device(config.device)
-            model, updates = trained(folder, config, device)
+            splits = data.load_splits(config)
+            model, updates = trained(folder, config, data.channels(splits), device)
+            if options.export is not None:
+                images = config.frames if splits is None else len(splits.pretrain)
+                export(options.export, folder, model, updates * config.batch // images)
+                return
             runs.seed_everything(config.seed, config.device)
-            record = record_of_run(info, config, model, updates, device, not options.without_controls)
-            pictures.draw(record, config, folder, model, device)
+            record = record_of_run(info, config, splits, model, updates, device, not options.without_controls)
+            pictures.draw(record, config, folder, splits, model, device)
     except ValueError as error:
         user_error(str(error))
     runs.write_record(folder / "record.json", record)

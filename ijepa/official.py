@@ -4,6 +4,7 @@ Every key is listed by name, nothing is guessed and nothing is left over. Source
 reference code: src/train.py, where the keys carry the prefix of DistributedDataParallel.
 """
 
+import os
 import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -57,7 +58,8 @@ def load(path: Path, model: JEPA) -> dict[str, Any]:
         raise ValueError(f"init_from: there is no file {path}") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"init_from: {path} is no checkpoint ({' '.join(str(error).split())[:120]})") from None
-    missing = [part for part in PARTS if part not in content] if isinstance(content, dict) else list(PARTS)
+    parts = content if isinstance(content, dict) else {}
+    missing = [part for part in PARTS if not isinstance(parts.get(part), Mapping)]
     if missing:
         raise ValueError(f"init_from: {path} has no {', '.join(missing)}")
     states = {part: _state(path, part, content[part], keys) for part, keys in _keys(model).items()}
@@ -76,12 +78,21 @@ def load(path: Path, model: JEPA) -> dict[str, Any]:
 
 
 def export(path: Path, model: JEPA, epoch: int, loss: float) -> None:
-    """Writes the weights in the official format, without optimiser; `load` and the authors' code read it."""
+    """Writes the weights in the official format, without optimiser; `load` reads it, and so do the authors' modules.
+
+    Raises OSError if the file cannot be written; none is left half-made.
+    """
     content: dict[str, Any] = {
         part: {PREFIX + key: getattr(model, part).state_dict()[key].cpu() for key in keys}
         for part, keys in _keys(model).items()
     }
-    torch.save(content | {"epoch": epoch, "loss": loss}, path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(content | {"epoch": epoch, "loss": loss}, file)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _keys(model: JEPA) -> dict[str, list[str]]:
@@ -95,7 +106,7 @@ def _keys(model: JEPA) -> dict[str, list[str]]:
 
 def _state(path: Path, part: str, given: Mapping[str, Tensor], keys: list[str]) -> dict[str, Tensor]:
     """The tensors of a part under our names."""
-    missing = [key for key in keys if PREFIX + key not in given]
+    missing = [key for key in keys if not isinstance(given.get(PREFIX + key), Tensor)]
     unknown = sorted(set(given) - {PREFIX + key for key in keys})
     for word, names in (("lacks", missing), ("has the unknown", unknown)):
         if names:

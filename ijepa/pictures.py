@@ -16,9 +16,8 @@ from common.video import label, side_by_side, write_video
 from ijepa import data, env
 from ijepa.build import mask_config
 from ijepa.config import Config
-from ijepa.data import Images, centred, to_input
+from ijepa.data import Images, Splits, centred, to_input
 from ijepa.features import pooled_layers
-from ijepa.games import GAMES
 from ijepa.jepa import JEPA, predict, targets
 from ijepa.masks import Masks, sample_masks
 
@@ -33,10 +32,12 @@ PANEL = 224  # height in pixels
 GREY = 105
 
 
-def draw(record: Mapping[str, Any], config: Config, folder: Path, model: JEPA, device: torch.device) -> None:
+def draw(
+    record: Mapping[str, Any], config: Config, folder: Path, splits: Splits | None, model: JEPA, device: torch.device
+) -> None:
     """All pictures and the film of a run, into its folder."""
     draw_curves(record, folder / "curves.png")
-    images = _images(config, folder)
+    images = _images(config, folder, splits)
     rng = np.random.default_rng(derive_seed(config.seed, "pictures"))
     rows = rng.choice(len(images), min(BANK, len(images)), replace=False)
     pixels = np.stack([centred(images.read(int(row)), config) for row in rows])
@@ -51,11 +52,11 @@ def draw(record: Mapping[str, Any], config: Config, folder: Path, model: JEPA, d
             write_video(folder / "video.webm", _film(panels), 1 / SECONDS)
 
 
-def _images(config: Config, folder: Path) -> Images:
-    if config.task in GAMES:
-        statistics = data.frame_statistics(env.load(folder / "play", "pretrain"), config)
-        return data.Frames(env.load(folder / "play", "probe"), statistics)
-    return data.load_splits(config).test
+def _images(config: Config, folder: Path, splits: Splits | None) -> Images:
+    if splits is not None:
+        return splits.test
+    statistics = data.frame_statistics(env.load(folder / "play", "pretrain"), config)
+    return data.Frames(env.load(folder / "play", "probe"), statistics)
 
 
 def draw_curves(record: Mapping[str, Any], path: Path) -> None:

@@ -19,8 +19,7 @@ from common.stage import LOG_EVERY, Stage
 from ijepa import collapse, data, env, masks
 from ijepa.build import STAGE, build, mask_config, schedule
 from ijepa.config import PRESETS, TASKS, Config
-from ijepa.data import Faults, Images, MicroBatches, micro_batches, to_input
-from ijepa.games import GAMES
+from ijepa.data import Faults, Images, MicroBatches, Splits, micro_batches, to_input
 from ijepa.jepa import (
     JEPA,
     Schedule,
@@ -97,7 +96,7 @@ def train_encoder(run: Run, config: Config, ranks: dist.Ranks, model: JEPA, imag
     optimizer = new_optimizer(model)
     modules = {"encoder": model.encoder, "predictor": model.predictor, "target_encoder": model.target_encoder}
     stage = Stage(run, STAGE, total, config.checkpoint_seconds, ranks, modules, optimizer)
-    faults = Faults(len(images))
+    faults = Faults(len(images), stage.state.get("faults", ()))
     dtype = compute_dtype(config.precision, ranks.device)
     # Lengths of masks change from update to update: one graph for all of them.
     step = torch.compile(micro_step, dynamic=True) if ranks.device.type == "cuda" else micro_step
@@ -121,16 +120,19 @@ def train_encoder(run: Run, config: Config, ranks: dist.Ranks, model: JEPA, imag
             step=step,
         )
         stage.log(update, losses)
-        if stage.due(update):
-            stage.save(update, state={"is_finished": update + 1 == total})
+        is_due = stage.due(update)
+        if is_watched or is_due:
+            faults.share()
+        if is_due:
+            stage.save(update, state={"is_finished": update + 1 == total, "faults": sorted(faults.names)})
     if total == 0:
         stage.save(-1, state={"is_finished": True})
 
 
-def pretraining_images(run: Run, config: Config, ranks: dist.Ranks) -> Images:
+def pretraining_images(run: Run, config: Config, ranks: dist.Ranks, splits: Splits | None) -> Images:
     """What the encoder learns from; the games are played here, for the encoder and for the probes."""
-    if config.task not in GAMES:
-        return data.load_splits(config).pretrain
+    if splits is not None:
+        return splits.pretrain
     folder = run.folder.resolve() / "play"
     if dist.is_main(ranks):
         with run.timed("collect"):
@@ -141,20 +143,24 @@ def pretraining_images(run: Run, config: Config, ranks: dist.Ranks) -> Images:
     return data.Frames(plays, data.frame_statistics(plays, config))
 
 
-def check(config: Config, ranks: dist.Ranks) -> JEPA:
-    """The networks, once everything that can be wrong with the settings has been looked at. Raises ValueError."""
+def check(config: Config, ranks: dist.Ranks) -> tuple[JEPA, Splits | None]:
+    """The networks and images, once everything that can be wrong with the settings has been looked at.
+
+    Raises ValueError.
+    """
     if config.micro_batches % ranks.world_size:
         raise ValueError(
             f"batch: {config.micro_batches} micro-batches of {config.micro_batch} images do not divide over "
             f"{ranks.world_size} processes"
         )
-    if config.task not in GAMES:
-        data.check_batch(data.load_splits(config).pretrain, config)
-    elif config.frames // env.PLAYERS < 1 or config.frames < config.batch:
+    splits = data.load_splits(config)
+    if splits is not None:
+        data.check_batch(splits.pretrain, config)
+    elif config.frames // env.PLAYERS < 1 or (config.is_trained and config.frames < config.batch):
         raise ValueError(f"a batch of {config.batch} images needs more than the {config.frames} frames to be played")
-    model = build(config, data.channels(config), config.init_from)
+    model = build(config, data.channels(splits), config.init_from)
     masks.check(mask_config(config, model.encoder.grid))
-    return model
+    return model, splits
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -163,13 +169,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     ranks = dist.setup(config.device)
     try:
         try:
-            model = check(config, ranks)
+            model, splits = check(config, ranks)
         except (ValueError, OSError) as error:
             user_error(str(error))
         run = Run.open("ijepa", config, options.preset, run_folder("ijepa", config, options))
         dist.barrier()
         seed_everything(config.seed, config.device)
-        train_encoder(run, config, ranks, model, pretraining_images(run, config, ranks))
+        train_encoder(run, config, ranks, model, pretraining_images(run, config, ranks, splits))
         if dist.is_main(ranks):
             print(f"trained: {run.folder}")
     finally:

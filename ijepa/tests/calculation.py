@@ -10,6 +10,7 @@ from common.run import Run
 from ijepa import train
 from ijepa.build import build
 from ijepa.config import Config
+from ijepa.data import Faults
 from ijepa.shapes import Shapes
 
 CONFIG = Config(
@@ -20,12 +21,16 @@ CONFIG = Config(
 
 
 def calculate(folder: Path) -> None:
-    """Three updates in float32 on drawn shapes; the run lies in `folder`."""
+    """Three updates in float32 on drawn shapes; the run lies in `folder`, and what each rank knows of faults."""
     torch.set_num_threads(1)
     ranks = dist.setup()
     run = Run.open("ijepa", CONFIG, "smoke", folder / "run")
     dist.barrier()
     train.train_encoder(run, CONFIG, ranks, build(CONFIG, 3), Shapes(32, 40, 0))
+    faults = Faults(1000)
+    faults.note([f"{ranks.rank}.jpg"])
+    faults.share()
+    (folder / f"known-{ranks.rank}.txt").write_text(" ".join(sorted(faults.names)))
     dist.close()
 
 

@@ -43,6 +43,22 @@ def test_a_folder_of_classes_is_read_as_rgb(folder):
         ImageFolder(folder / "class0")
 
 
+def test_classes_of_two_folders_are_matched_by_name(tmp_path):
+    for split, names in (("train", "abc"), ("val", "bc")):
+        for name in names:
+            (tmp_path / split / name).mkdir(parents=True)
+            cv2.imwrite(str(tmp_path / split / name / "0.png"), np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "train" / "0 no images").mkdir()
+    config = dataclasses.replace(CONFIG, task="imagenet", data=str(tmp_path))
+    splits = data.load_splits(config)
+    assert splits is not None
+    assert splits.train.labels[:, 0].tolist() == [0, 1, 2]
+    assert splits.test.labels[:, 0].tolist() == [1, 2]
+    (tmp_path / "val" / "b").rename(tmp_path / "val" / "bb")
+    with pytest.raises(ValueError, match="val has images of 1 unknown classes, the first is bb"):
+        data.load_splits(config)
+
+
 def test_damaged_and_missing_images_are_named_counted_and_replaced(folder, capsys):
     images = ImageFolder(folder)
     (folder / "class0" / "02.jpg").write_bytes(b"no image")

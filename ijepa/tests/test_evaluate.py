@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from common.run import RECORD_KEYS
-from ijepa import env, evaluate, label_probe
+from common import checkpoint
+from common.config import from_dict
+from common.run import RECORD_KEYS, read_metrics
+from ijepa import data, env, evaluate, label_probe, official
+from ijepa.build import build
 from ijepa.config import Config
 from ijepa.jepa import TARGETS
 from ijepa.label_probe import LARS, Recipe, linear_probe, low_shot, nearest_neighbours
@@ -30,7 +33,7 @@ def check_record(folder, task):
     return record
 
 
-def test_a_run_on_shapes_is_probed_pictured_and_recorded(trained, start, tmp_path):
+def test_a_run_on_shapes_is_probed_pictured_and_recorded(trained, start, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     process = start("ijepa.evaluate", "--run", str(folder))
@@ -56,7 +59,16 @@ def test_a_run_on_shapes_is_probed_pictured_and_recorded(trained, start, tmp_pat
     film.release()
     assert ok
     assert frame.std() > 5
+    calls: list[Config] = []
+    load_splits = data.load_splits
+
+    def counted(config):
+        calls.append(config)
+        return load_splits(config)
+
+    monkeypatch.setattr(data, "load_splits", counted)
     evaluate.main(["--run", str(folder), "--without-controls"])
+    assert len(calls) == 1
     alone = check_record(folder, "shapes")
     assert alone["controls"] == {}
     assert (alone["values"], alone["measurements"]) == (record["values"], record["measurements"])
@@ -117,6 +129,27 @@ def test_what_cannot_be_tested_is_named_in_one_line(words, reason, tmp_path, mon
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert reason in error
+
+
+def test_a_run_becomes_an_official_checkpoint(trained, tmp_path, capsys):
+    path = tmp_path / "out.pth.tar"
+    evaluate.main(["--run", str(trained), "--export", str(path)])
+    assert capsys.readouterr().out == f"exported: {path}\n"
+    assert not (trained / "record.json").exists()
+    config = from_dict(Config, json.loads((trained / "config.json").read_text()))
+    model = build(config, 3)
+    facts = official.load(path, model)
+    assert facts["epoch"] == 30 * 16 // 200
+    assert facts["loss"] == read_metrics(trained)[-1]["loss"]
+    found = checkpoint.load_latest(trained / "jepa")
+    assert found is not None
+    assert torch.equal(model.target_encoder.norm.bias, found.tensors["target_encoder/norm.bias"])
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(["--run", str(trained), "--export", str(tmp_path / "none" / "out.pth.tar")])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --export: ")
+    assert error.count("\n") == 1
 
 
 def test_an_unfinished_run_is_named(trained, tmp_path, capsys):

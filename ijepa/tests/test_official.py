@@ -94,6 +94,7 @@ def test_what_is_exported_is_read_again(tmp_path):
     first, second = tiny(0), tiny(1)
     official.export(tmp_path / "out.pth.tar", first, epoch=3, loss=0.5)
     assert official.load(tmp_path / "out.pth.tar", second) == {"epoch": 3, "loss": 0.5}
+    assert [path.name for path in tmp_path.iterdir()] == ["out.pth.tar"]
     for ours, theirs in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -112,6 +113,8 @@ def without(content, part, name):
         ),
         (lambda c: {k: v for k, v in c.items() if k != "target_encoder"}, "has no target_encoder"),
         (lambda c: [1, 2], "has no encoder, predictor, target_encoder"),
+        (lambda c: c | {"predictor": None}, "has no predictor"),
+        (lambda c: c | {"encoder": c["encoder"] | {"module.norm.bias": None}}, r"encoder lacks norm.bias \(1 in all\)"),
     ],
 )
 def test_a_file_of_other_names_is_refused_and_changes_nothing(change, words, content, tmp_path):

@@ -16,8 +16,9 @@ from common.run import NonFiniteError, Run
 from ijepa import data, evaluate, official, train
 from ijepa.build import build, mask_config, schedule
 from ijepa.config import PRESETS, TASKS, Config
-from ijepa.data import Arrays
+from ijepa.data import Arrays, DamagedImageError, MicroBatches
 from ijepa.masks import check
+from ijepa.shapes import Shapes
 from ijepa.tests.calculation import CONFIG, calculate
 from ijepa.tests.conftest import SMOKE
 from ijepa.vit import patch_grid
@@ -86,6 +87,8 @@ def test_two_ranks_equal_one(start, tmp_path):
     calculate(folders[0])
     _, errors = process.communicate()
     assert process.returncode == 0, errors
+    # What cannot be read is counted over all ranks.
+    assert [(folders[1] / f"known-{rank}.txt").read_text().split() for rank in (0, 1)] == [["0.jpg", "1.jpg"]] * 2
     one, two = (newest(folder / "run").tensors for folder in folders)
     assert one.keys() == two.keys()
     for name, value in one.items():
@@ -116,16 +119,51 @@ def test_a_loss_that_is_not_finite_names_step_term_and_checkpoint(tmp_path, monk
         train.train_encoder(run, config, dist.setup(), build(config, 3), images)
 
 
-def test_an_official_file_takes_the_place_of_the_training(tmp_path):
+class Damaged(Shapes):
+    """Drawn shapes of which some cannot be read."""
+
+    bad: tuple[int, ...] = ()
+
+    def read(self, index):
+        if index in self.bad:
+            raise DamagedImageError(f"image {index}")
+        return super().read(index)
+
+
+def test_a_resumed_run_knows_which_images_cannot_be_read(tmp_path, capsys):
+    images = Damaged(32, 300, 0)
+    batches = MicroBatches(images, CONFIG, mask_config(CONFIG, (4, 4)))
+    batches[0]
+    first, second = (f"image {k}" for k in batches._order[[0, 17]])  # in the first and in the third update
+    images.bad = tuple(batches._order[[0, 17]])
+    for named in ((first, second), (second,)):
+        run = Run.open("ijepa", CONFIG, "smoke", tmp_path / "run")
+        train.train_encoder(run, CONFIG, dist.setup(), build(CONFIG, 3), images)
+        assert newest(tmp_path / "run").state["state"]["faults"] == sorted((first, second))
+        warned = capsys.readouterr().err.splitlines()
+        assert [line.split(" is missing")[0] for line in warned] == [f"warning: {name}" for name in named]
+        newest(tmp_path / "run").path.unlink()
+
+
+def test_an_official_file_takes_the_place_of_the_training(tmp_path, monkeypatch):
+    """However few images there are: no update is made. They are looked for once."""
     model = build(CONFIG, 3)
     with torch.no_grad():
         model.target_encoder.norm.bias.add_(1)
     official.export(tmp_path / "file.pth.tar", model, 300, 0.1)
     options = [f"{name}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in vars(CONFIG).items()]
-    options = [word for word in options if not word.startswith(("updates", "init_from", "data="))]
-    folder = tmp_path / "run"
-    train.main(["--preset", "smoke", "--run", str(folder), "--set", *options, "updates=none",
-                f"init_from={tmp_path / 'file.pth.tar'}"])  # fmt: skip
+    options = [word for word in options if not word.startswith(("updates", "init_from", "data=", "batch", "micro"))]
+    options += ["updates=none", "batch=2048", f"init_from={tmp_path / 'file.pth.tar'}"]
+    folder, load_splits = tmp_path / "run", data.load_splits
+    calls: list[Config] = []
+
+    def counted(config):
+        calls.append(config)
+        return load_splits(config)
+
+    monkeypatch.setattr(data, "load_splits", counted)
+    train.main(["--preset", "smoke", "--run", str(folder), "--set", *options])
+    assert len(calls) == 1
     found = newest(folder)
     assert found.step == 0
     assert torch.equal(found.tensors["target_encoder/norm.bias"], model.target_encoder.norm.bias)
