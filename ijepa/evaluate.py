@@ -12,8 +12,7 @@ Source: paper, appendix A.2; Anand et al. 2019 (AtariARI).
 import argparse
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from common import run as runs
-from common.config import from_dict, parse, to_dict, user_error
+from common.config import parse, to_dict, user_error
 from common.seeding import derive_seed
 from ijepa import data, env, games, label_probe, official, pictures, ram_probe
 from ijepa.build import STAGE, build, trained
@@ -38,6 +37,7 @@ from ijepa.vit import VisionTransformer
 
 # What the score of labelled images averages. Of drawn shapes, colour is no test, and the distance to the border is that
 # of one shape that looks like the others.
+TEST_SETTINGS = ("device", "workers", "data")
 SCORED = ("class", "number")
 RESAMPLES = 2000
 GROUPS = 100
@@ -316,14 +316,6 @@ def export(path: Path, folder: Path, model: JEPA, epochs: int) -> None:
     print(f"exported: {path}")
 
 
-def _with_test_settings(config: Config, changed: Mapping[str, Any]) -> Config:
-    """The config of a run with what the command line says of the test; what belongs to training is refused."""
-    wrong = sorted(set(changed) - {"device", "workers", "data"})
-    if wrong:
-        user_error(f"{', '.join(wrong)}: fixed by the run in --run; a test takes device, workers, data")
-    return replace(config, **changed)
-
-
 def _options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--controls", action="store_true", help="majority and random-CNN on a game, without a run")
@@ -347,11 +339,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 user_error(f"{folder} holds a training run; choose another folder for controls with --run")
             record = record_of_controls(config, folder)
         else:
-            folder = runs.run_folder("ijepa", config, options)
-            info = runs.Run.load("ijepa", folder)
-            config = from_dict(Config, info["config"])
-            if options.run is not None:
-                config = _with_test_settings(config, options.changed)
+            info, config = runs.run_under_test("ijepa", Config, config, options, TEST_SETTINGS)
+            folder = info["folder"]
             device = runs.usable_device(config.device)
             splits = data.load_splits(config)
             model, updates = trained(folder, config, data.channels(splits), device)
