@@ -11,9 +11,9 @@ import importlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import gymnasium
 import numpy as np
@@ -25,6 +25,7 @@ from dreamerv3.config import Config
 from dreamerv3.spaces import ActionSpace, ObsSpace
 
 Array = NDArray[Any]
+T = TypeVar("T")
 IMAGE_SIZE = 64
 
 
@@ -123,7 +124,7 @@ class Control:
         return picture
 
     def close(self) -> None:
-        self._env.close()
+        self._env.physics.free()  # the renderer too, in the thread that made it
 
     def _observe(self, observation: Mapping[str, Any]) -> dict[str, Array]:
         if self._is_vision:
@@ -345,26 +346,44 @@ class Finished:
 
 
 class Worlds:
-    """Worlds stepped side by side by threads; a finished one begins its next episode by itself. Use as a context."""
+    """Worlds stepped side by side by threads; a finished one begins its next episode by itself. Use as a context.
+
+    A world is made, stepped and closed in one and the same thread: a renderer belongs to the thread that made it.
+    """
 
     def __init__(self, make: Callable[[], World], indices: Sequence[int], seed: int, purpose: str) -> None:
         """`indices`: numbers of the worlds, which seed their episodes together with `seed` and `purpose`."""
-        self.worlds = [make() for _ in indices]
+        self._threads = [ThreadPoolExecutor(1) for _ in range(min(len(indices), os.cpu_count() or 1))]
+        self.worlds: list[World] = []
+        try:
+            for k in range(len(indices)):
+                self.worlds.append(self._submit(k, make).result())
+        except Exception:
+            self.close()
+            raise
         self.indices, self.seed, self.purpose = list(indices), seed, purpose
         self.spaces, self.actions = self.worlds[0].spaces, self.worlds[0].actions
         self.episode = [-1] * len(self.worlds)  # the number of the running one
         self.has_ended = [True] * len(self.worlds)
         self.totals, self.lengths = [0.0] * len(self.worlds), [0] * len(self.worlds)
         self.finished: list[Finished] = []
-        self._pool = ThreadPoolExecutor(min(len(self.worlds), os.cpu_count() or 1))
 
     def __enter__(self) -> Worlds:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
-        for world in self.worlds:
-            world.close()
+        self.close()
+
+    def close(self) -> None:
+        """Free what the worlds hold."""
+        for k, world in enumerate(self.worlds):
+            self._submit(k, world.close).result()
+        for thread in self._threads:
+            thread.shutdown()
+
+    def _submit(self, k: int, function: Callable[..., T], *arguments: Any) -> Future[T]:
+        """Have the thread of world k call a function."""
+        return self._threads[k % len(self._threads)].submit(function, *arguments)
 
     def step(self, actions: Array) -> dict[str, Array]:
         """Each world moves, or begins an episode where the last one has ended: arrays [W, ...].
@@ -372,7 +391,8 @@ class Worlds:
         Names as in the replay: obs/<name>, reward, is_first, is_last, is_terminal. `finished` has what ends now.
         """
         firsts = list(self.has_ended)
-        steps = list(self._pool.map(self._advance, range(len(self.worlds)), actions))
+        waiting = [self._submit(k, self._advance, k, action) for k, action in enumerate(actions)]
+        steps = [future.result() for future in waiting]
         self.finished = []
         for k, found in enumerate(steps):
             self.totals[k] += found.reward
@@ -416,4 +436,5 @@ class Worlds:
                 self.lengths[k] += 1
             self.has_ended[k] = found.is_last
 
-        list(self._pool.map(again, range(len(self.worlds))))
+        for future in [self._submit(k, again, k) for k in range(len(self.worlds))]:
+            future.result()

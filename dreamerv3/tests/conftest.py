@@ -45,6 +45,14 @@ def start(tmp_path_factory) -> Start:
 
 
 @pytest.fixture(scope="session")
+def egl() -> None:
+    """For tests that render; asked of a process of its own, since EGL is initialised once."""
+    command = [sys.executable, "-c", "import dm_control._render.pyopengl.egl_renderer"]
+    if subprocess.run(command, env=environment() | {"MUJOCO_GL": "egl"}, capture_output=True).returncode:
+        pytest.skip("no EGL")
+
+
+@pytest.fixture(scope="session")
 def trained(start: Start, tmp_path_factory) -> Path:
     """The folder of a run trained in one go, with two checkpoints. Tests must not change it."""
     folder = tmp_path_factory.mktemp("trained") / "run"

@@ -95,6 +95,22 @@ def test_an_image_task_resumes_too(start, tmp_path):
     same_runs(*folders)
 
 
+@pytest.mark.usefixtures("egl")
+def test_worlds_that_render_are_trained_and_tested_without_a_word(start, tmp_path):
+    """Also none of a renderer that is freed too late, when the program ends."""
+    words = ("dreamerv3.train", *SMOKE, "--task", "dmc_vision_cartpole_balance", "--first-windows", "2")
+    small = ("--action-repeat", "100", "--env-frames", "1200", "--batch-length", "4", "--batch-size", "2")
+    for command in ((*words, *small), ("dreamerv3.evaluate",)):
+        process = start(*command, "--run", str(tmp_path / "run"))
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+        assert errors == ""
+    images = np.fromfile(tmp_path / "run" / "replay-0" / "obs-image.bin", np.uint8, 6 * 64 * 64 * 3).reshape(3, 2, -1)
+    assert images.std(-1).min() > 5
+    assert not np.array_equal(images[0], images[2])
+    assert not np.array_equal(images[:, 0], images[:, 1])
+
+
 def test_a_finished_run_started_again_changes_nothing(trained, capsys):
     before = {path: path.read_bytes() for path in trained.rglob("*.*") if path.name not in ("meta.json", "clock.json")}
     seeds = torch.get_rng_state(), torch.are_deterministic_algorithms_enabled()
