@@ -8,10 +8,14 @@ Source: reference code: envs/dmc.py, envs/atari.py, envs/crafter.py; which rules
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
+import sys
+import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -64,11 +68,13 @@ class World(Protocol):
 
 
 def need(module: str, requirement: str) -> Any:
-    """The imported module, or a line that says how to install it."""
+    """The imported module, or a line that says why not, and how to install it if it is not there at all."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise WorldError(f"{module} cannot be imported ({error}); pip install {requirement}") from error
+        is_there = importlib.util.find_spec(module.split(".")[0]) is not None
+        remedy = "" if is_there else f"; pip install {requirement}"
+        raise WorldError(f"{module} cannot be imported ({error}){remedy}") from error
 
 
 def rescale(action: Array, low: Array, high: Array) -> Array:
@@ -80,13 +86,7 @@ class Control:
     """A task of the DeepMind Control Suite, 1000 environment steps an episode, from vectors or from a camera."""
 
     def __init__(self, name: str, repeat: int, is_vision: bool) -> None:
-        # Vectors need no renderer, and a machine without one must still do.
-        # Deviation D8: the reference code renders every step for its logs.
-        os.environ.setdefault("MUJOCO_GL", "egl" if is_vision else "disabled")
-        try:
-            suite = need("dm_control.suite", "--no-deps dm_control==1.0.34")
-        except RuntimeError as error:
-            raise WorldError(render_complaint(error)) from error
+        suite = control_suite(is_vision)
         domain = "ball_in_cup" if name.startswith("ball_in_cup") else name.split("_")[0]
         self._random = np.random.RandomState(0)
         self._env = suite.load(domain, name[len(domain) + 1 :], task_kwargs={"random": self._random})
@@ -97,7 +97,11 @@ class Control:
         self.actions = ActionSpace(spec.shape[0], is_discrete=False)
         if is_vision:
             self.spaces = {"image": ObsSpace("image", (IMAGE_SIZE, IMAGE_SIZE, 3))}
-            self.reset(0)  # a renderer that does not work must say so now
+            try:
+                self.reset(0)  # a renderer that does not work must say so now
+            except WorldError:
+                self.close()
+                raise
         else:
             shapes = {key: tuple(part.shape) or (1,) for key, part in self._env.observation_spec().items()}
             self.spaces = {key: ObsSpace("float", shape) for key, shape in shapes.items() if 0 not in shape}
@@ -119,7 +123,7 @@ class Control:
         """A picture [size, size, 3] of the current state."""
         try:
             picture: Array = self._env.physics.render(size, size, camera_id=self._camera)
-        except (RuntimeError, ImportError, AttributeError) as error:
+        except render_faults() as error:
             raise WorldError(render_complaint(error)) from error
         return picture
 
@@ -132,10 +136,56 @@ class Control:
         return {key: np.asarray(observation[key], np.float32).reshape(s.shape) for key, s in self.spaces.items()}
 
 
+def control_suite(is_vision: bool) -> Any:
+    """The tasks of dm_control, with the renderer that MUJOCO_GL names (none: EGL) if they are to be seen.
+
+    dm_control chooses its renderer when it is imported, so that part of it is imported again.
+    """
+    # Vectors need no renderer, and a machine without one must still do.
+    # Deviation D8: the reference code renders every step for its logs.
+    with rendering_by("disabled"):
+        suite = need("dm_control.suite", "--no-deps dm_control==1.0.34")
+    if is_vision:
+        try:
+            with rendering_by(renderer()), warnings.catch_warnings():
+                warnings.filterwarnings("error", module="glfw")  # it only warns that there is no display
+                importlib.reload(importlib.import_module("dm_control._render"))
+        except render_faults() as error:
+            raise WorldError(render_complaint(error)) from error
+    return suite
+
+
+def renderer() -> str:
+    """What renders: what the user has chosen, or what needs no display."""
+    return os.environ.get("MUJOCO_GL") or "egl"
+
+
+@contextmanager
+def rendering_by(name: str) -> Iterator[None]:
+    """The block finds the renderer in the environment; later worlds and child processes do not."""
+    before = {variable: os.environ.get(variable) for variable in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
+    os.environ["MUJOCO_GL"] = name
+    try:
+        yield
+    finally:
+        for variable, value in before.items():
+            os.environ.pop(variable, None)
+            if value is not None:
+                os.environ[variable] = value
+
+
+def render_faults() -> tuple[type[Exception], ...]:
+    """What comes out of the libraries below MuJoCo on a machine on which it cannot render."""
+    libraries = (("mujoco", "FatalError"), ("OpenGL.error", "Error"))
+    found = [getattr(sys.modules[module], name) for module, name in libraries if module in sys.modules]
+    return (ImportError, AttributeError, RuntimeError, *found)
+
+
 def render_complaint(error: Exception) -> str:
     """One line for a machine on which MuJoCo cannot render."""
-    backend = os.environ.get("MUJOCO_GL", "unset")
-    return f"MuJoCo cannot render (MUJOCO_GL={backend}: {error}); try MUJOCO_GL=egl or osmesa, or a dmc_proprio task"
+    reason = " ".join(str(error).split()) or repr(error.__cause__ or error)
+    remedy = "egl needs the driver of a GPU or Mesa, osmesa its library, and dmc_proprio tasks none of them"
+    return f"MuJoCo cannot render (MUJOCO_GL={renderer()}: {reason}); {remedy}"
 
 
 @dataclass(frozen=True)

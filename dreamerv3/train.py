@@ -223,11 +223,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 user_error(f"{name} {count} does not divide over {ranks.world_size} processes")
         indices = range(config.plan.envs)[dist.share(config.plan.envs, ranks)]
         seed_everything(config.seed, str(device))
-        try:
-            worlds = Worlds(lambda: make_world(config), indices, config.seed, "train")
-        except WorldError as error:
-            user_error(str(error))
-        with worlds:
+        with Worlds(lambda: make_world(config), indices, config.seed, "train") as worlds:
             new_agent(worlds.spaces, worlds.actions, config)  # what does not fit must end before there is a folder
             run = Run.open("dreamerv3", config, options.preset, run_folder("dreamerv3", config, options))
             dist.barrier()
@@ -235,6 +231,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             train(run, config, ranks, worlds)
         if dist.is_main(ranks):
             print(f"trained: {run.folder}")
+    except WorldError as error:
+        user_error(str(error))
     finally:
         dist.close()
 

@@ -1,12 +1,16 @@
 """The worlds: what they show and take, that an episode is its seed and its actions, and clear complaints."""
 
+import importlib
+import os
 import subprocess
 import sys
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from dreamerv3 import train
 from dreamerv3.config import TASKS, Config
 from dreamerv3.env import Crafter, Gym, Step, WorldError, Worlds, make_world, need, rescale
 from dreamerv3.spaces import ActionSpace, ObsSpace
@@ -148,20 +152,62 @@ def test_what_gymnasium_cannot_give_is_said_in_one_line():
         assert "\n" not in str(error.value)
 
 
-def test_a_machine_without_a_renderer_is_told_so_and_vectors_need_none(tmp_path):
+def test_a_machine_without_a_renderer_is_told_so(tmp_path):
     code = "from dreamerv3.train import main; main(['--preset', 'smoke', '--task', 'dmc_vision_cartpole_balance'])"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment() | {"MUJOCO_GL": "disabled"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "MuJoCo cannot render (MUJOCO_GL=disabled" in done.stderr
+    plain = {name: value for name, value in environment().items() if not name.endswith(("DISPLAY", "MUJOCO_GL"))}
+    variables = ({"MUJOCO_GL": "disabled"}, {"MUJOCO_GL": "glfw"}, {"__EGL_VENDOR_LIBRARY_FILENAMES": "none.json"})
+    command, pipe = [sys.executable, "-c", code], subprocess.PIPE
+    started = [subprocess.Popen(command, cwd=tmp_path, env=plain | v, stderr=pipe, text=True) for v in variables]
+    for process, backend in zip(started, ("disabled", "glfw", "egl"), strict=True):
+        _, error = process.communicate()
+        assert process.returncode == 2, error
+        assert error.count("\n") == 1, error
+        assert f"MuJoCo cannot render (MUJOCO_GL={backend}: " in error
+        assert "pip" not in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def no_renderer(monkeypatch) -> Any:
+    """The module that draws the worlds of dm_control, and the choice of a renderer left out."""
+    make_world(Config())
+    monkeypatch.setattr(importlib, "reload", lambda module: module)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    yield importlib.import_module("dm_control.mujoco.engine")
+    torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.mark.parametrize("fault", [ImportError, AttributeError, RuntimeError, "FatalError"])
+def test_whatever_a_renderer_fails_with_is_one_line(fault, no_renderer, monkeypatch, capsys, tmp_path):
+    """When it is chosen, and in the middle of a run."""
+    kind = importlib.import_module("mujoco").FatalError if fault == "FatalError" else fault
+    frames = [np.zeros((64, 64, 3), np.uint8)] * 7
+
+    def broken(*_: Any, **__: Any) -> Any:
+        if not frames:
+            raise kind("no device,\nnone")
+        return frames.pop()
+
+    monkeypatch.setattr(no_renderer.Physics, "render", broken)
+    small = ["--preset", "smoke", "--task", "dmc_vision_cartpole_balance", "--env-frames", "40"]
+    for _ in range(2):
+        with pytest.raises(SystemExit) as end:
+            train.main([*small, "--run", str(tmp_path / "run")])
+        assert end.value.code == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "MuJoCo cannot render (MUJOCO_GL=egl: no device, none)" in error
+        monkeypatch.setattr(importlib, "reload", broken)
+
+
+@pytest.mark.usefixtures("egl")
+def test_worlds_that_render_come_after_others_and_leave_the_environment_alone():
+    before = dict(os.environ)
+    make_world(Config()).close()
+    with Worlds(lambda: make_world(Config(task="dmc_vision_cartpole_balance")), [0, 1, 2], 0, "test") as worlds:
+        image = [worlds.step(np.zeros((3, 1), np.float32))["obs/image"] for _ in range(2)]
+    assert np.stack(image).std((2, 3, 4)).min() > 5
+    assert dict(os.environ) == before
 
 
 def test_every_task_has_a_plan():
@@ -176,3 +222,6 @@ def test_every_task_has_a_plan():
 def test_a_missing_package_is_named_with_its_remedy():
     with pytest.raises(WorldError, match=r"no_such_world cannot be imported \(.*\); pip install this"):
         need("no_such_world", "this")
+    with pytest.raises(WorldError) as error:
+        need("gymnasium.no_such_part", "this")
+    assert "pip" not in str(error.value)
