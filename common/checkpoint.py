@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from common.config import user_error
 from common.run import atomic_write, disk_is_full
 
 PATTERN = "step-*.safetensors"
@@ -68,7 +69,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
 def load_latest(folder: Path, device: str | torch.device = "cpu") -> Checkpoint | None:
     """The newest intact checkpoint, None if there is no file; each damaged one is named on stderr.
 
-    Raises RuntimeError if there are files and all are damaged.
+    One line and exit code 2 if there are files and all are damaged.
     """
     files = sorted(Path(folder).glob(PATTERN), reverse=True)
     for path in files:
@@ -78,7 +79,7 @@ def load_latest(folder: Path, device: str | torch.device = "cpu") -> Checkpoint 
             reason = " ".join(str(error).split())
             print(f"warning: checkpoint {path} is damaged ({reason}); trying the one before", file=sys.stderr)
     if files:
-        raise RuntimeError(f"every checkpoint in {folder} is damaged; remove the folder to start again")
+        user_error(f"every checkpoint in {folder} is damaged; remove the folder to start again")
     return None
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from common import dist
+from common.config import user_error
 from common.precision import compute_dtype
 from dreamerv3 import imagination_fast
 from dreamerv3.actor_critic import (
@@ -211,6 +214,13 @@ class Agent(nn.Module):
 def new_agent(spaces: ObsSpaces, actions: ActionSpace, config: Config) -> Agent:
     """An agent for a world, at the edition and size of the config."""
     return Agent(spaces, actions, SIZES[config.plan.size], EDITIONS[config.edition], config)
+
+
+def refuse(folder: Path, error: ValueError) -> NoReturn:
+    """One line and exit code 2 for a checkpoint that does not fit; `error` lists every difference."""
+    faults = str(error).split("; ")
+    more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+    user_error(f"{folder}: the checkpoint is of another size or world: {faults[0]}{more}")
 
 
 def gathered(returns: Tensor, ranks: dist.Ranks) -> Tensor:

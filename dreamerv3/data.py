@@ -87,8 +87,13 @@ class Replay:
         envs: int,
         capacity: int,
         length: int,
+        *,
+        is_known: bool = False,
     ) -> None:
-        """`capacity` in windows over all `envs`; `length` T: trained rows of a window. Opens or makes the files."""
+        """`capacity` in windows over all `envs`; `length` T: trained rows of a window. Opens or makes the files.
+
+        is_known: a checkpoint relies on the files; one line and exit code 2 if they are not those of these settings.
+        """
         self.envs, self.capacity, self.length = envs, capacity, length + 1
         self.count = 0  # rows
         self.windows = 0  # that have been admitted, evicted ones included
@@ -103,18 +108,21 @@ class Replay:
         layout |= {"reward": ((), np.float32)}
         layout |= dict.fromkeys(("is_first", "is_last", "is_terminal"), ((), np.bool_))
         layout |= {"h": ((sizes.deter,), np.float32), "z": ((sizes.stoch,), np.uint8)}
-        self.arrays = {name: self._file(name, shape, kind) for name, (shape, kind) in layout.items()}
+        self.arrays = {name: self._file(name, shape, kind, is_known) for name, (shape, kind) in layout.items()}
         self.latents = {name: self.arrays[name].reshape(self.slots * envs, -1) for name in ("h", "z")}
         self._record = np.dtype([("row", np.int64), ("h", np.float32, sizes.deter), ("z", np.uint8, sizes.stoch)])
         self._journal: Path | None = None
         self._touched = np.ones(self.slots * envs, np.bool_)
         self._saved_count = 0
 
-    def _file(self, name: str, shape: tuple[int, ...], kind: type[Any]) -> NDArray[Any]:
+    def _file(self, name: str, shape: tuple[int, ...], kind: type[Any], is_known: bool) -> NDArray[Any]:
         """A sparse file of [slots, W, ...]; only rows that were written take space."""
         path, full = self._path(name), (self.slots, self.envs, *shape)
         size = int(np.prod(full)) * np.dtype(kind).itemsize
-        if not path.exists() or path.stat().st_size != size:
+        found = path.stat().st_size if path.exists() else 0
+        if found != size:
+            if is_known:
+                user_error(f"{path}: the replay is of another size or world: {found} bytes, expected {size}")
             with open(path, "wb") as file:
                 file.truncate(size)
         return np.memmap(path, kind, "r+", shape=full)

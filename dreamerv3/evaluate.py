@@ -23,7 +23,7 @@ from common import run as runs
 from common.config import from_dict, parse, user_error
 from common.seeding import derive_seed
 from dreamerv3 import pictures
-from dreamerv3.agent import Agent, new_agent
+from dreamerv3.agent import Agent, new_agent, refuse
 from dreamerv3.config import PRESETS, TASKS, Config
 from dreamerv3.env import WorldError, Worlds, make_world
 
@@ -96,9 +96,7 @@ def load_agent(info: Mapping[str, Any], config: Config, worlds: Worlds, device: 
     try:
         checkpoint.load_module("agent", agent, found.tensors)
     except ValueError as error:
-        faults = str(error).split("; ")
-        more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
-        user_error(f"{folder}: the checkpoint is of another size or world: {faults[0]}{more}")
+        refuse(folder, error)
     return agent.eval(), total * plan.envs, int(found.state["state"]["updates"])
 
 

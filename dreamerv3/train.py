@@ -21,7 +21,7 @@ from common.precision import compute_dtype
 from common.run import Run, run_folder, seed_everything, usable_device
 from common.seeding import derive_seed
 from common.stage import LOG_EVERY, Stage
-from dreamerv3.agent import Agent, Noise, new_agent
+from dreamerv3.agent import Agent, Noise, new_agent, refuse
 from dreamerv3.config import PRESETS, TASKS, Config
 from dreamerv3.data import Picks, Ratio, Replay
 from dreamerv3.env import WorldError, Worlds, make_world
@@ -77,17 +77,24 @@ class Player:
 class Trainer:
     """The learning side of a run: replay, updates that are due, and refreshed latents."""
 
-    def __init__(self, run: Run, agent: Agent, worlds: Worlds, config: Config, ranks: dist.Ranks) -> None:
+    def __init__(
+        self, stage: Stage, agent: Agent, optimizer: LaProp, worlds: Worlds, config: Config, ranks: dist.Ranks
+    ) -> None:
         self.config, self.ranks, self.agent = config, ranks, agent
         envs, plan = len(worlds.worlds), config.plan
         rows = -(-plan.env_frames // (plan.action_repeat * plan.envs))
         capacity = min(config.replay_capacity // ranks.world_size, rows * envs)
-        place = run.folder.resolve() / f"replay-{ranks.rank}"
         self.replay = Replay(
-            place, worlds.spaces, worlds.actions, agent.world.rssm.sizes, envs, capacity, config.batch_length
+            stage.run.folder.resolve() / f"replay-{ranks.rank}",
+            worlds.spaces,
+            worlds.actions,
+            agent.world.rssm.sizes,
+            envs,
+            capacity,
+            config.batch_length,
+            is_known=stage.first > 0,
         )
-        self.optimizer = new_optimizer(agent, config)
-        self.learner = Learner(agent, self.optimizer, config, ranks)
+        self.learner = Learner(agent, optimizer, config, ranks)
         self.ratio = Ratio(plan.train_ratio / (config.batch_size * config.batch_length))
         self.first_windows = config.first_windows or agent.edition.first_windows
         self.updates = 0
@@ -181,9 +188,13 @@ def train(run: Run, config: Config, ranks: dist.Ranks, worlds: Worlds) -> None:
     agent = new_agent(worlds.spaces, worlds.actions, config).to(ranks.device)
     for parameter in agent.parameters():
         dist.broadcast(parameter.data)
-    player, trainer = Player(agent, worlds, config, ranks), Trainer(run, agent, worlds, config, ranks)
+    optimizer = new_optimizer(agent, config)
     total = -(-plan.env_frames // (plan.action_repeat * plan.envs))
-    stage = Stage(run, "train", total, config.checkpoint_seconds, ranks, {"agent": agent}, trainer.optimizer)
+    try:  # before anything else of the run is opened
+        stage = Stage(run, "train", total, config.checkpoint_seconds, ranks, {"agent": agent}, optimizer)
+    except ValueError as error:
+        refuse(run.folder, error)
+    player, trainer = Player(agent, worlds, config, ranks), Trainer(stage, agent, optimizer, worlds, config, ranks)
     if stage.first:
         restore(stage, player, trainer)
     player.state = State(player.state.h.to(ranks.device), player.state.z.to(ranks.device))

@@ -146,8 +146,10 @@ def test_a_damaged_newest_file_falls_back(tmp_path, monkeypatch, capsys, kind):
     assert newest.name in text
     assert not (tmp_path / "exploded").exists()
     damage(tmp_path / "step-000000001.safetensors", kind)
-    with pytest.raises(RuntimeError, match="every checkpoint"):
+    with pytest.raises(SystemExit) as end:
         checkpoint.load_latest(tmp_path)
+    assert end.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: every checkpoint in ")
 
 
 def test_every_single_flipped_bit_is_noticed(tmp_path, capsys):
@@ -158,9 +160,9 @@ def test_every_single_flipped_bit_is_noticed(tmp_path, capsys):
         bad = bytearray(good)
         bad[at] ^= 1 << (at % 8)
         path.write_bytes(bad)
-        with pytest.raises(RuntimeError, match="every checkpoint"):
+        with pytest.raises(SystemExit):
             checkpoint.load_latest(tmp_path)
-    capsys.readouterr()
+        assert "error: every checkpoint in " in capsys.readouterr().err
 
 
 def test_after_a_fall_back_two_good_files_remain(tmp_path, capsys):

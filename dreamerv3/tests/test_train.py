@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -212,6 +213,50 @@ def test_a_run_of_other_settings_is_refused(trained, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "size (was 1m, now 12m)" in error
+
+
+def end_of(command, capsys) -> str:
+    """What a command that must end with exit code 2 says."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    try:
+        with pytest.raises(SystemExit) as end:
+            command()
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+    assert end.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "words", "reason"),
+    [
+        ({"size": "12m"}, ("--size", "12m"), "the checkpoint is of another size or world: agent: actor"),
+        ({"envs": 4}, ("--envs", "4"), "the replay is of another size or world: "),
+        ({"edition": "nature"}, ("--edition", "nature"), "the checkpoint is of another size or world: agent: critic"),
+    ],
+)
+def test_a_run_changed_by_hand_is_refused_and_loses_nothing(changed, words, reason, trained, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changed))
+    before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.name != "meta.json"}
+    error = end_of(lambda: train.main([*SMOKE, "--run", str(folder), *words]), capsys)
+    assert error.count("\n") == 1
+    assert f"{folder}" in error
+    assert reason in error
+    assert {path: path.read_bytes() for path in folder.rglob("*.*") if path.name != "meta.json"} == before
+
+
+def test_a_run_without_a_good_checkpoint_or_with_a_replay_gone_says_so(trained, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    (folder / "replay-0" / "h.bin").unlink()
+    assert "h.bin: the replay is" in end_of(lambda: train.main([*SMOKE, "--run", str(folder)]), capsys)
+    for path in folder.glob("train/step-*"):
+        path.write_bytes(path.read_bytes()[:-1])
+    for command in (lambda: train.main([*SMOKE, "--run", str(folder)]), lambda: evaluate.main(["--run", str(folder)])):
+        assert end_of(command, capsys).splitlines()[-1].startswith("error: every checkpoint in ")
 
 
 def test_the_log_tells_updates_frames_and_episodes(trained):
