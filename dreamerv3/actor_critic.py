@@ -26,9 +26,14 @@ ACTOR_SCALE = 0.01  # initial scale of the actor's output layers
 
 @dataclass(frozen=True)
 class Categorical:
-    """A policy over A discrete actions: probs [..., A], unimix included."""
+    """A policy over A discrete actions, [..., A], unimix included."""
 
-    probs: Tensor
+    mixture: distributions.Mixture
+
+    @property
+    def probs(self) -> Tensor:
+        """[..., A]."""
+        return self.mixture.probs
 
     def sample(self, noise: Tensor) -> Tensor:
         """The number of the action [...] from uniform noise [..., 1]."""
@@ -40,11 +45,11 @@ class Categorical:
 
     def log_prob(self, action: Tensor) -> Tensor:
         """[...] in nats."""
-        return distributions.categorical_log_prob(self.probs, action)
+        return distributions.categorical_log_prob(self.mixture, action)
 
     def entropy(self) -> Tensor:
         """[...] in nats."""
-        return distributions.categorical_entropy(self.probs)
+        return distributions.categorical_entropy(self.mixture)
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class Actor(nn.Module):
         x = self.layers(feature)
         raw = [out(x).float() for out in self.heads]
         if self.actions.is_discrete:
-            return Categorical(distributions.mixed_probs(raw[0], self.unimix))
+            return Categorical(distributions.mixture(raw[0], self.unimix))
         return BoundedNormal(*distributions.bounded_normal(*raw))
 
     @property

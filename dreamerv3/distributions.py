@@ -4,6 +4,10 @@ Shapes: [...] any leading axes, S categoricals of K classes, N bins, A action si
 Source: paper, Methods ("Robust predictions", "World model learning"); reference code: outs.py, heads.py.
 """
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -72,13 +76,36 @@ def mixed_probs(logits: Tensor, unimix: float) -> Tensor:
     return torch.softmax(logits, -1) * (1 - unimix) + unimix / logits.shape[-1]
 
 
-def categorical_kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p || q) of mixed probabilities [..., S, K], summed over S: [...] in nats."""
-    return (p * (p.log() - q.log())).sum((-2, -1))
+@dataclass(frozen=True)
+class Mixture:
+    """Categoricals over K classes with a uniform share: raw logits and mixed probs [..., K]."""
+
+    logits: Tensor
+    probs: Tensor
+    unimix: float
+
+    @property
+    def log_probs(self) -> Tensor:
+        """In nats, [..., K]. Without a uniform share a probability can round to zero, its logarithm stays finite."""
+        return self.probs.log() if self.unimix else torch.log_softmax(self.logits, -1)
+
+    def detach(self) -> Mixture:
+        """The same numbers without gradient."""
+        return Mixture(self.logits.detach(), self.probs.detach(), self.unimix)
 
 
-def kl_balance(post: Tensor, prior: Tensor, free_nats: float) -> tuple[Tensor, Tensor]:
-    """The dynamics and the representation loss of mixed probabilities [..., S, K]: two [...] in nats.
+def mixture(logits: Tensor, unimix: float) -> Mixture:
+    """The categoricals of raw logits [..., K], mixed as in `mixed_probs`."""
+    return Mixture(logits, mixed_probs(logits, unimix), unimix)
+
+
+def categorical_kl(p: Mixture, q: Mixture) -> Tensor:
+    """KL(p || q) of categoricals [..., S, K], summed over S: [...] in nats."""
+    return (p.probs * (p.log_probs - q.log_probs)).sum((-2, -1))
+
+
+def kl_balance(post: Mixture, prior: Mixture, free_nats: float) -> tuple[Tensor, Tensor]:
+    """The dynamics and the representation loss of categoricals [..., S, K]: two [...] in nats.
 
     dyn = max(free, KL[sg(post) || prior]), rep = max(free, KL[post || sg(prior)]); the KL is summed over the S latents
     before it is clipped, per time step. Where it is clipped there is no gradient. Source: paper, Eq. 5.
@@ -103,14 +130,14 @@ def straight_through(index: Tensor, probs: Tensor) -> Tensor:
     return onehot + (probs - probs.detach())
 
 
-def categorical_log_prob(probs: Tensor, index: Tensor) -> Tensor:
-    """log p of the class: probs [..., K], index [...] -> [...]."""
-    return probs.log().gather(-1, index[..., None]).squeeze(-1)
+def categorical_log_prob(p: Mixture, index: Tensor) -> Tensor:
+    """log p of the class: p [..., K], index [...] -> [...] in nats."""
+    return p.log_probs.gather(-1, index[..., None]).squeeze(-1)
 
 
-def categorical_entropy(probs: Tensor) -> Tensor:
+def categorical_entropy(p: Mixture) -> Tensor:
     """-sum p log p over the last axis, in nats."""
-    return -(probs * probs.log()).sum(-1)
+    return -(p.probs * p.log_probs).sum(-1)
 
 
 def bounded_normal(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:

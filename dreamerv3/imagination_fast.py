@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dreamerv3.actor_critic import Actor, BoundedNormal, Categorical, Imagined
-from dreamerv3.distributions import bounded_normal, mixed_probs
+from dreamerv3.distributions import bounded_normal, mixture
 from dreamerv3.networks import Layer, Linear
 from dreamerv3.rssm import RSSM, State, squash_action
 from dreamerv3.rssm_fast import for_device, norm_silu
@@ -90,7 +90,7 @@ class _Imagination:
             x = self.layer(x, *parts)
         raw = [F.linear(x, *out).float() for out in self.policy_outs]
         if self.actor.actions.is_discrete:
-            return Categorical(mixed_probs(raw[0], self.actor.unimix))
+            return Categorical(mixture(raw[0], self.actor.unimix))
         return BoundedNormal(*bounded_normal(*raw))
 
     def step(self, h: Tensor, feature: Tensor, action: Tensor, uniform: Tensor, following: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dreamerv3 import rssm_fast
 from dreamerv3.data import Batch
-from dreamerv3.distributions import kl_balance, mixed_probs, symexp_bins, two_hot_loss, two_hot_mean
+from dreamerv3.distributions import kl_balance, mixture, symexp_bins, two_hot_loss, two_hot_mean
 from dreamerv3.networks import MLP, Decoder, Encoder
 from dreamerv3.rssm import RSSM, State
 from dreamerv3.spaces import ActionSpace, Edition, ObsSpaces, Sizes
@@ -134,8 +134,8 @@ class WorldModel(nn.Module):
         found["reward"] = self.reward.loss(self.reward(feature), batch.reward)
         going_on = (~batch.is_terminal).float() * self.discount
         found["cont"] = F.binary_cross_entropy_with_logits(self.cont_logit(feature), going_on, reduction="none")
-        post = mixed_probs(observed.logits, self.unimix)
-        prior = mixed_probs(self.rssm.prior_logits(states.h), self.unimix)
+        post = mixture(observed.logits, self.unimix)
+        prior = mixture(self.rssm.prior_logits(states.h), self.unimix)
         found["dyn"], found["rep"] = kl_balance(post, prior, self.free_nats)
         return found
 

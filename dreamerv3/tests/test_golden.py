@@ -80,12 +80,12 @@ def test_two_hot(parity: Parity) -> None:
 def test_kl_balance(parity: Parity, name: str) -> None:
     case = load(GOLDEN / f"{name}.npz")
     post, prior = (tensor(case[f"{part}_logits"]).requires_grad_() for part in ("post", "prior"))
-    p, q = (distributions.mixed_probs(logits, float(case["unimix"])) for logits in (post, prior))
+    p, q = (distributions.mixture(logits, float(case["unimix"])) for logits in (post, prior))
     dyn, rep = distributions.kl_balance(p, q, float(case["free_nats"]))
     total = dyn.mean() + 0.1 * rep.mean()
     total.backward()
     near = {"atol": 1e-6, "rtol": 1e-5}
-    parity.check("KL: probabilities", p.log(), case["post_unimix_logprobs"], **near)
+    parity.check("KL: probabilities", p.log_probs, case["post_unimix_logprobs"], **near)
     parity.check("KL", distributions.categorical_kl(p, q), case["kl_raw"], **near)
     for ours, theirs in ((dyn, "dyn"), (rep, "rep"), (total, "total")):
         parity.check("KL: free bits", ours, case[theirs], **near)
@@ -102,7 +102,7 @@ def test_kl_balance(parity: Parity, name: str) -> None:
 def test_heads(parity: Parity) -> None:
     case, near = load(GOLDEN / "heads.npz"), {"atol": 1e-5, "rtol": 1e-5}
     for name, unimix in (("plain", 0.0), ("unimix", 0.01)):
-        policy = Categorical(distributions.mixed_probs(tensor(case["disc_logits"]), unimix))
+        policy = Categorical(distributions.mixture(tensor(case["disc_logits"]), unimix))
         log_prob = policy.log_prob(tensor(case["disc_action"]).long())
         parity.check("heads: categorical", log_prob, case[f"disc_{name}_logp"], **near)
         parity.check("heads: categorical", policy.entropy(), case[f"disc_{name}_entropy"], **near)
@@ -270,7 +270,7 @@ def test_rssm(parity: Parity, forced, name: str) -> None:
     parity.check("RSSM: observe", states.z, case["obs_stoch"], atol=1e-6)
     parity.check("RSSM: observe", logits, case["obs_post_logits"], **near)
     parity.check("RSSM: prior", model.prior_logits(states.h), case["obs_prior_logits"], **near)
-    post, prior = (distributions.mixed_probs(x, 0.01) for x in (logits, model.prior_logits(states.h)))
+    post, prior = (distributions.mixture(x, 0.01) for x in (logits, model.prior_logits(states.h)))
     parity.check("RSSM: dynamics loss", distributions.kl_balance(post, prior, 1.0)[0], case["dyn_loss"], **near)
 
     state = State(states.h[:, -1], states.z[:, -1])
@@ -320,11 +320,11 @@ def test_discrete_actor_of_the_arxiv_edition(parity: Parity) -> None:
 
     def leaf() -> tuple[Tensor, Categorical]:
         logits = tensor(case["logits"]).requires_grad_()
-        return logits, Categorical(distributions.mixed_probs(logits, unimix))
+        return logits, Categorical(distributions.mixture(logits, unimix))
 
     _, policy = leaf()
     parity.check("arXiv: discrete actor", policy.probs, case["probs"], **near)
-    parity.check("arXiv: discrete actor", policy.probs.log(), case["logprob_all"], **near)
+    parity.check("arXiv: discrete actor", policy.mixture.log_probs, case["logprob_all"], **near)
     advantage, weight = tensor(case["adv"]), tensor(case["weight"])
     for name, compute in (
         ("logprob", lambda p: p.log_prob(action)),
@@ -410,7 +410,7 @@ def test_actor_and_critic(parity: Parity, monkeypatch, name: str) -> None:
         params = raw.transpose(0, 1)[:-1]
         policy: Categorical | BoundedNormal
         if name.endswith("disc"):
-            policy = Categorical(distributions.mixed_probs(params, 0.0))
+            policy = Categorical(distributions.mixture(params, 0.0))
         else:
             policy = BoundedNormal(*distributions.bounded_normal(params[..., 0, :], params[..., 1, :]))
         arrays = (tensor(case[f"{part}_{k}"]).transpose(0, 1) for k in ("action", "slowvalue_logits", "rew", "con"))
@@ -463,7 +463,7 @@ def test_actor_and_critic_of_the_arxiv_edition(parity: Parity, monkeypatch) -> N
         case = {key.removeprefix(part): value for key, value in full.items() if key.startswith(part)}
         raw = tensor(case["policy_params"]).requires_grad_()
         values = tensor(case["value_logits"]).requires_grad_()
-        policy = Categorical(distributions.mixed_probs(raw.transpose(0, 1)[:-1], 0.01))
+        policy = Categorical(distributions.mixture(raw.transpose(0, 1)[:-1], 0.01))
         slow, reward, cont = (tensor(case[k]).transpose(0, 1) for k in ("slow_logits", "img_rew", "img_con"))
         action = tensor(case["action"]).t().long()
         is_terminal = tensor(case["is_terminal"])

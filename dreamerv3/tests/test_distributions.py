@@ -1,0 +1,52 @@
+"""What the distributions promise at their borders, where no case of the authors' code lies."""
+
+import pytest
+import torch
+
+from dreamerv3 import distributions
+from dreamerv3.actor_critic import Categorical
+from dreamerv3.distributions import kl_balance, mixed_probs, mixture
+from dreamerv3.tests.conftest import tiny_agent, tiny_batch
+from dreamerv3.tests.test_update import losses_and_gradients, noise_for
+
+SURE = [200.0, 0.0, 0.0]  # softmax rounds the others to zero
+
+
+def test_a_sure_policy_without_a_uniform_share_has_finite_numbers():
+    logits = torch.tensor(SURE, requires_grad=True)
+    policy = Categorical(mixture(logits, 0.0))
+    assert policy.log_prob(torch.tensor(0)).item() == 0
+    assert policy.log_prob(torch.tensor(2)).item() == -200
+    assert policy.entropy().item() == 0
+    (policy.log_prob(torch.tensor(2)) + policy.entropy()).backward()
+    assert logits.grad is not None
+    assert logits.grad.tolist() == [-1, 0, 1]
+
+
+def test_sure_latents_without_a_uniform_share_have_a_finite_divergence():
+    post, prior = (torch.tensor([[row]], requires_grad=True) for row in (SURE, SURE[::-1]))
+    dyn, rep = kl_balance(mixture(post, 0.0), mixture(prior, 0.0), 1.0)
+    (dyn + rep).sum().backward()
+    assert dyn.item() == rep.item() == 200
+    for leaf in (post, prior):
+        assert leaf.grad is not None
+        assert torch.isfinite(leaf.grad).all()
+
+
+@pytest.mark.parametrize("use_fast", [True, False])
+def test_an_agent_without_any_uniform_share_has_finite_losses_and_gradients(use_fast):
+    agent = tiny_agent(unimix=0.0, actor_unimix=0.0, use_fast=use_fast)
+    with torch.no_grad():
+        for weight in (agent.actor.heads[0].weight, agent.world.rssm.posterior_out.weight):
+            weight.mul_(1e4)
+    batch = tiny_batch(agent)
+    outcome, gradients = losses_and_gradients(agent, batch, noise_for(agent, batch))
+    assert all(torch.isfinite(loss).all() for loss in outcome.losses.values())
+    assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
+
+
+def test_a_uniform_share_goes_into_the_logarithm():
+    logits = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0))
+    p = mixture(logits, 0.01)
+    assert torch.equal(p.log_probs, mixed_probs(logits, 0.01).log())
+    assert torch.equal(distributions.categorical_entropy(p), -(p.probs * p.probs.log()).sum(-1))
