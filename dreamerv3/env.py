@@ -206,13 +206,20 @@ ATARI_RULES = {
     ("nature", "atari57"): AtariRules(96, True, 0.25, True, 30),
 }
 ATARI_FRAMES = 108_000  # limit of an episode
-LUMA = (0.299, 0.587, 0.114)
+POOLED = 2
+GRAY = np.array([0.299, 0.587, 1 - (0.299 + 0.587)])  # so summed, gray levels stay; with 0.114 many drop by one
+
+
+def gray(image: Array) -> Array:
+    """[..., 3] uint8 -> [..., 1] uint8, rounded down. Source: reference code, atari.py."""
+    return (image * GRAY).sum(-1).astype(np.uint8)[..., None]
 
 
 class Atari:
-    """A game of the Arcade Learning Environment: maximum of the last two raw frames, raw scores, no frame stack.
+    """A game of the Arcade Learning Environment: maximum of two raw frames, raw scores, no frame stack.
 
-    The end by the frame limit counts as terminal, and lost lives are not used: reference code.
+    The frames are the last two of an action's repeats. A game that ends before them shows what was seen before, the end
+    by the frame limit counts as terminal, and lost lives are not used: reference code.
     """
 
     def __init__(self, game: str, repeat: int, rules: AtariRules) -> None:
@@ -243,9 +250,10 @@ class Atari:
 
     def step(self, action: Array) -> Step:
         reward, is_last = 0.0, False
-        for _ in range(self._repeat):
+        for number in range(self._repeat):
             frame, gain, terminated, truncated, _ = self._env.step(int(action))
-            self._frames = [self._frames[1], frame]
+            if number >= self._repeat - POOLED:
+                self._frames = [self._frames[1], frame]
             self._count += 1
             reward += float(gain)
             is_last = bool(terminated or truncated or self._count >= ATARI_FRAMES)
@@ -259,9 +267,7 @@ class Atari:
     def _observe(self) -> dict[str, Array]:
         size, frame = self._rules.size, np.maximum(*self._frames)
         image = np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR))
-        if self._rules.is_gray:
-            image = np.tensordot(image, LUMA, (-1, 0)).astype(np.uint8)[..., None]
-        return {"image": image}
+        return {"image": gray(image) if self._rules.is_gray else image}
 
 
 class _Ordered(dict[Any, None]):

@@ -4,6 +4,7 @@ import importlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 from dreamerv3 import train
 from dreamerv3.config import TASKS, Config
-from dreamerv3.env import Crafter, Gym, Step, WorldError, Worlds, make_world, need, rescale
+from dreamerv3.env import Crafter, Gym, Step, WorldError, Worlds, gray, make_world, need, rescale
 from dreamerv3.spaces import ActionSpace, ObsSpace
 from dreamerv3.tests.conftest import environment
 
@@ -83,6 +84,43 @@ def test_the_creatures_of_crafter_do_not_depend_on_addresses_in_memory():
 
     for seed in (0, 1):
         assert creatures(seed) == creatures(seed)
+
+
+def test_gray_levels_are_those_of_the_reference_code():
+    """The sum of three products in double precision, rounded down: every level stays what it is."""
+    levels = np.arange(256, dtype=np.uint8)
+    wanted = [int(g * 0.299 + g * 0.587 + g * (1 - (0.299 + 0.587))) for g in range(256)]
+    assert gray(np.stack([levels] * 3, -1))[:, 0].tolist() == wanted == levels.tolist()
+
+
+class Numbered:
+    """A game whose frames are gray in the level of their number, and which ends after one of them."""
+
+    def __init__(self, end: int) -> None:
+        self.end = end
+
+    def _frame(self):
+        return np.full((210, 160, 3), self.number, np.uint8)
+
+    def reset(self, seed=None):
+        self.number = 0
+        return self._frame(), {}
+
+    def step(self, action):
+        self.number += 1
+        return self._frame(), 1.0, self.number == self.end, False, {}
+
+
+@pytest.mark.parametrize(("end", "shown"), [(5, 4), (6, 4), (7, 7), (8, 8)])
+def test_a_game_that_ends_before_the_frames_that_are_shown_shows_the_ones_before(end, shown):
+    world = make_world(Config(task="atari100k_boxing", edition="nature"))
+    world._env, world._rules = Numbered(end), replace(world._rules, noops=0)  # type: ignore[attr-defined]
+    world.reset(0)
+    assert (world.step(np.array(0)).obs["image"] == 4).all()
+    found = world.step(np.array(0))
+    assert found.is_last
+    assert found.reward == end - 4
+    assert (found.obs["image"] == shown).all()
 
 
 def test_repeated_rewards_are_summed():
