@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -141,7 +142,7 @@ class Replay:
                 user_error(f"{self.folder}: disk full, no room for the replay; free some and start again")
 
     def _path(self, name: str) -> Path:
-        return self.folder / f"{name.replace('/', '-')}.bin"
+        return self.folder / f"{'-'.join(quote(part, safe='') for part in name.split('/', 1))}.bin"
 
     # --- what goes in -------------------------------------------------------------------------------------------------
 

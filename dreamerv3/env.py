@@ -188,6 +188,11 @@ def render_complaint(error: Exception) -> str:
     return f"MuJoCo cannot render (MUJOCO_GL={renderer()}: {reason}); {remedy}"
 
 
+def resized(image: Array, size: int) -> Array:
+    """An image [H, W] or [H, W, 3] uint8, bilinear with Pillow's filter, as [size, size, ...]."""
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+
+
 @dataclass(frozen=True)
 class AtariRules:
     """How a game is prepared: image size, gray or RGB, probability of a repeated action, all 18 actions, no-ops."""
@@ -215,6 +220,13 @@ def gray(image: Array) -> Array:
     return (image * GRAY).sum(-1).astype(np.uint8)[..., None]
 
 
+def register_games() -> None:
+    """Let gymnasium know the games of ale_py."""
+    ale = need("ale_py", "ale-py")
+    ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)
+    gymnasium.register_envs(ale)
+
+
 class Atari:
     """A game of the Arcade Learning Environment: maximum of two raw frames, raw scores, no frame stack.
 
@@ -223,9 +235,7 @@ class Atari:
     """
 
     def __init__(self, game: str, repeat: int, rules: AtariRules) -> None:
-        ale = need("ale_py", "ale-py")
-        ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)
-        gymnasium.register_envs(ale)
+        register_games()
         name = "".join(word.capitalize() for word in game.split("_"))
         self._env = gymnasium.make(
             f"ALE/{name}-v5",
@@ -265,8 +275,7 @@ class Atari:
         self._env.close()
 
     def _observe(self) -> dict[str, Array]:
-        size, frame = self._rules.size, np.maximum(*self._frames)
-        image = np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR))
+        image = resized(np.maximum(*self._frames), self._rules.size)
         return {"image": gray(image) if self._rules.is_gray else image}
 
 
@@ -316,6 +325,8 @@ class Gym:
     """Any gymnasium environment with images, vectors, integers or a dictionary of them, and one kind of action."""
 
     def __init__(self, gym_id: str, repeat: int) -> None:
+        if gym_id not in gymnasium.registry and importlib.util.find_spec("ale_py"):
+            register_games()
         try:
             self._env = gymnasium.make(gym_id, disable_env_checker=True)
         except (gymnasium.error.Error, ImportError) as error:
@@ -357,6 +368,8 @@ class Gym:
 def _obs_space(gym_id: str, name: str, part: Any) -> ObsSpace:
     spaces = gymnasium.spaces
     if isinstance(part, spaces.Box) and part.dtype == np.uint8 and len(part.shape) in (2, 3):
+        if len(part.shape) == 3 and part.shape[0] < min(part.shape[1:]):
+            raise WorldError(f"{gym_id}: observation {name!r} is an image {part.shape}; its channels must come last")
         return ObsSpace("image", (IMAGE_SIZE, IMAGE_SIZE, part.shape[2] if len(part.shape) == 3 else 1))
     if isinstance(part, spaces.Discrete):
         return ObsSpace("discrete", (), int(part.n))
@@ -370,8 +383,9 @@ def _obs_value(space: ObsSpace, part: Any, value: Any) -> Array:
     array = np.asarray(value)
     if space.kind == "image":
         if array.shape[:2] != (IMAGE_SIZE, IMAGE_SIZE):
-            size = (IMAGE_SIZE, IMAGE_SIZE)
-            array = np.asarray(Image.fromarray(array.squeeze()).resize(size, Image.Resampling.BILINEAR))
+            # One channel at a time: Pillow would take the last of two or four for transparency.
+            channels = np.moveaxis(array.reshape(*array.shape[:2], -1), -1, 0)
+            array = np.stack([resized(channel, IMAGE_SIZE) for channel in channels], -1)
         return array.reshape(space.shape)
     if space.kind == "discrete":
         return array.astype(np.int32) - int(part.start)

@@ -239,6 +239,12 @@ def keys_of(spaces: ObsSpaces, edition: Edition, *kinds: str) -> list[str]:
     return sorted(names) if edition.has_sorted_keys else names
 
 
+def module_name(name: str) -> str:
+    """The name of an observation as torch takes it for a module: no dots, and no attribute of a module like "type"."""
+    safe = name.replace("%", "%25").replace(".", "%2E")
+    return f"%{safe}" if not safe or hasattr(nn.ModuleDict(), safe) else safe
+
+
 class Encoder(nn.Module):
     """Observations -> tokens [..., E]: [vector branch, image branch].
 
@@ -300,7 +306,7 @@ class Decoder(nn.Module):
             for name in self.vectors:
                 space = spaces[name]
                 extra = int(edition.has_even_outputs and space.kind == "discrete" and space.size % 2)
-                self.outs[name] = Linear(sizes.units, space.size + extra, edition.vector_output_scale)
+                self.outs[module_name(name)] = Linear(sizes.units, space.size + extra, edition.vector_output_scale)
         if self.images:
             height, width = spaces[self.images[0]].shape[:2]
             channels = sum(spaces[name].shape[2] for name in self.images)
@@ -313,7 +319,7 @@ class Decoder(nn.Module):
             first = [h, z] if self.edition.vectors_from_deter_first else [z, h]
             x = self.vector_layers(torch.cat(first, -1))
             for name in self.vectors:
-                found[name] = self.outs[name](x)[..., : self.spaces[name].size].float()
+                found[name] = self.outs[module_name(name)](x)[..., : self.spaces[name].size].float()
         if self.images:
             parts = self.image(h, z).split([self.spaces[name].shape[2] for name in self.images], -1)
             found |= dict(zip(self.images, parts, strict=True))

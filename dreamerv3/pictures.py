@@ -153,7 +153,7 @@ def _image_film(real: Array, decoded: Mapping[str, Mapping[str, Array]], name: s
 
 
 def _panel(frames: Array, title: str) -> Array:
-    frames = np.repeat(frames, 3, -1) if frames.shape[-1] == 1 else frames[..., :3]
+    frames = np.repeat(frames[..., :1], 3, -1) if frames.shape[-1] < 3 else frames[..., :3]
     large = [cv2.resize(frame, (PANEL, PANEL), interpolation=cv2.INTER_NEAREST) for frame in frames]
     titles = [title if t >= CONTEXT else "context" for t in range(len(large))]
     return np.stack([label(frame, text) for frame, text in zip(large, titles, strict=True)])

@@ -7,13 +7,16 @@ import sys
 from dataclasses import replace
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 
 from dreamerv3 import train
+from dreamerv3.agent import new_agent
 from dreamerv3.config import TASKS, Config
-from dreamerv3.env import Crafter, Gym, Step, WorldError, Worlds, gray, make_world, need, rescale
+from dreamerv3.data import Replay
+from dreamerv3.env import Crafter, Gym, Step, WorldError, Worlds, gray, make_world, need, rescale, resized
 from dreamerv3.spaces import ActionSpace, ObsSpace
 from dreamerv3.tests.conftest import environment
 
@@ -181,6 +184,78 @@ def test_worlds_begin_anew_by_themselves_and_come_back_to_the_middle_of_an_episo
         assert all(np.array_equal(a[name], b[name]) for name in a)
         assert worlds.totals == again.totals
         assert worlds.lengths == again.lengths
+
+
+class Pictures(gymnasium.Env):
+    """A world whose observations are given; it shows the same all the time."""
+
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, **shown: Any) -> None:
+        def space(value: np.ndarray) -> gymnasium.Space[Any]:
+            return gymnasium.spaces.Box(0, 255, value.shape, value.dtype.type)
+
+        self.shown = shown
+        self.observation_space = gymnasium.spaces.Dict({name: space(value) for name, value in shown.items()})
+
+    def reset(self, **_: Any) -> Any:
+        return self.shown, {}
+
+    def step(self, action: Any) -> Any:
+        return self.shown, 0.0, False, False, {}
+
+
+@pytest.fixture
+def pictures() -> Any:
+    """pictures(name=array, ...): such a world."""
+    gymnasium.register("Pictures-v0", Pictures)
+
+    def make(**shown: Any) -> Gym:
+        gymnasium.registry["Pictures-v0"].kwargs = shown
+        return Gym("Pictures-v0", 1)
+
+    yield make
+    del gymnasium.registry["Pictures-v0"]
+
+
+@pytest.mark.parametrize("channels", [0, 1, 2, 3, 4, 12])
+def test_every_channel_of_an_image_is_resized_by_itself(channels, pictures):
+    shape = (96, 80, channels) if channels else (96, 80)
+    image = np.random.default_rng(0).integers(256, size=shape).astype(np.uint8)
+    world = pictures(obs=image)
+    assert world.spaces["obs"].shape == (64, 64, channels or 1)
+    found = world.reset(0).obs["obs"]
+    for k in range(channels or 1):
+        assert np.array_equal(found[..., k], resized(image[..., k] if channels else image, 64))
+    if channels == 3:
+        assert np.array_equal(found, resized(image, 64))
+
+
+def test_an_image_with_its_channels_first_is_refused(pictures):
+    with pytest.raises(WorldError, match=r"'obs' is an image \(3, 96, 96\); its channels must come last"):
+        pictures(obs=np.zeros((3, 96, 96), np.uint8))
+
+
+def test_observations_may_have_any_name(pictures, tmp_path):
+    """Also those that torch keeps for itself, and names whose files could be taken for one another."""
+    names = ["type", "a.b", "a/b", "a-b", "", "%", "position"]
+    world = pictures(**{name: np.full(k + 1, k, np.float32) for k, name in enumerate(names)})
+    agent = new_agent(world.spaces, world.actions, Config(size="1m"))
+    assert "world.decoder.outs.position.weight" in agent.state_dict()
+    state = agent.world.rssm.initial_state(1)
+    assert {name: value.shape[-1] for name, value in agent.world.decoder(state.h, state.z).items()} == {
+        name: k + 1 for k, name in enumerate(names)
+    }
+    replay = Replay(tmp_path, world.spaces, world.actions, agent.world.rssm.sizes, 1, 100, 4)
+    for k, name in enumerate(names):
+        replay.arrays[f"obs/{name}"][0] = k
+    assert [replay.arrays[f"obs/{name}"][0].mean() for name in names] == list(range(len(names)))
+
+
+def test_the_games_of_ale_are_known_to_gymnasium():
+    world = make_world(Config(task="gym", gym_id="ALE/Pong-v5"))
+    assert world.spaces["obs"].shape == world.reset(0).obs["obs"].shape == (64, 64, 3)
+    world.close()
 
 
 def test_what_gymnasium_cannot_give_is_said_in_one_line():

@@ -131,6 +131,13 @@ def test_a_film_of_an_image_world_has_four_panels(tmp_path):
     assert frame.shape == (128, 4 * 128, 3)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_images_of_any_number_of_channels_can_be_shown(channels):
+    shape = (6, 64, 64, channels)
+    shown = {part: {"x": np.full(shape, 0.5)} for part in ("open loop", "dream")}
+    assert pictures._image_film(np.zeros(shape, np.uint8), shown, "x").shape == (6, 128, 4 * 128, 3)
+
+
 def test_an_imagination_is_long_enough_and_leaves_reality_alone():
     with worlds(1) as games:
         agent = new_agent(games.spaces, games.actions, CONFIG)
