@@ -53,7 +53,7 @@ class Batch:
 
 
 class Ratio:
-    """How many updates are due at an agent step: `per_step` on average, one at the first call.
+    """How many updates are due at an agent step: `per_step` on average, one at the first call; never any if it is 0.
 
     Source: reference code, when.py. `previous` is its state, a step number or None.
     """
@@ -64,6 +64,8 @@ class Ratio:
 
     def __call__(self, step: int) -> int:
         """Updates due now; `step` counts agent steps and only grows."""
+        if not self.per_step:
+            return 0
         if self.previous is None:
             self.previous = step
             return 1

@@ -138,9 +138,10 @@ def record_of_run(info: dict[str, Any], agent: Agent, config: Config, steps: int
     metrics = runs.read_metrics(info["folder"])
     name = protocol(config)
     curve, last = training_curve(metrics, BINS.get(config.benchmark, 10_000))
-    curves = {"training return": curve} if curve["x"] else {}
+    curves = {"training return": curve}
     for key, unit in (("loss_dyn", "nats"), ("loss_reward", "nats"), ("return_scale", "return"), ("entropy", "nats")):
         curves[key.removeprefix("loss_").replace("_", " ")] = _curve(metrics, key, unit)
+    curves = {label: curve for label, curve in curves.items() if curve["x"]}
     measurements = {"last training episodes": sample(last, f"{config.benchmark}-training")} if last else {}
     if config.benchmark == "crafter" and last:
         measurements["crafter score"] = sample([crafter_score(metrics)], "crafter-score")
@@ -190,9 +191,9 @@ def training_curve(metrics: Sequence[dict[str, Any]], width: int) -> tuple[dict[
 
 
 def _curve(metrics: Sequence[dict[str, Any]], name: str, unit: str) -> dict[str, Any]:
-    """One metric of the updates, thinned to at most 200 points."""
+    """One metric of the updates, thinned to at most 200 points; empty if there were none."""
     lines = [line for line in metrics if line["stage"] == "train"]
-    lines = lines[:: -(-len(lines) // 200)]
+    lines = lines[:: max(1, -(-len(lines) // 200))]
     x, y = [line["updates"] for line in lines], [line[name] for line in lines]
     return {"x": x, "y": y, "x_unit": "update", "y_unit": unit}
 

@@ -173,6 +173,8 @@ def test_rows_of_another_world_are_refused(tmp_path):
 def test_the_train_ratio_is_kept_on_average():
     ratio = Ratio(0.3)
     assert sum(ratio(step) for step in range(1, 1001)) == pytest.approx(300, abs=2)
+    never = Ratio(0)
+    assert sum(never(step) for step in range(1, 100)) == 0
 
 
 def test_a_full_disk_ends_the_run_in_one_line(tmp_path, monkeypatch, capsys):

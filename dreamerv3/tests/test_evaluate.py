@@ -8,13 +8,15 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from common.run import RECORD_KEYS
-from dreamerv3 import evaluate, pictures
+from dreamerv3 import evaluate, pictures, train
 from dreamerv3.agent import new_agent
 from dreamerv3.config import Config
 from dreamerv3.env import Worlds, make_world
 from dreamerv3.evaluate import agent_policy, play, random_policy, training_curve
+from dreamerv3.tests.conftest import SMOKE
 
 CONFIG = Config(task="gym", gym_id="CartPole-v1", size="1m")
 
@@ -117,6 +119,20 @@ def test_a_trained_run_is_tested_filmed_and_recorded(trained, start, tmp_path):
     assert record["protocol"] == "dmc_proprio-episodes"
     assert record["budget"] == {"env_frames": 400, "updates": 20}
     assert sum(record["parameters"].values()) == 637_576
+
+
+def test_a_run_without_updates_is_tested_too(tmp_path):
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    for frames in (4000, 1000):  # with the end of an episode, and without any curve
+        folder = tmp_path / f"{frames}"
+        words = ("--train-ratio", "0", "--action-repeat", "100", "--env-frames", str(frames))
+        train.main([*SMOKE, *words, "--run", str(folder)])
+        evaluate.main(["--run", str(folder)])
+        record = json.loads((folder / "record.json").read_text())
+        assert record["budget"]["updates"] == 0
+        assert list(record["curves"]) == (["training return"] if frames == 4000 else [])
+        assert (folder / "curves.png").exists() == (frames == 4000)
+    torch.use_deterministic_algorithms(deterministic)
 
 
 def test_a_film_of_an_image_world_has_four_panels(tmp_path):
