@@ -207,7 +207,9 @@ PRESETS = {
     "paper": Preset("the paper's sizes, budget and protocol, in the edition chosen"),
     "gpu": Preset(
         "the paper's algorithm, size and train ratio on the published learning curve, as far as 25 minutes go",
-        {"device": "cuda", "env_frames": 200_000},
+        # A checkpoint puts the replay on the disk, and after it the latents of every row go into the journal once more:
+        # up to 2 GB at size 12m, too much for every minute.
+        {"device": "cuda", "env_frames": 200_000, "checkpoint_seconds": 300.0},
         {"atari100k_boxing": {"size": "12m", "env_frames": 100_000}},
     ),
     "night": Preset(

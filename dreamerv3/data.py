@@ -210,14 +210,15 @@ class Replay:
         """The windows as the learner takes them."""
         rows = self.read(picks)
 
-        def put(name: str, part: slice) -> Tensor:
-            return torch.from_numpy(rows[name][:, part]).to(device, non_blocking=True)
+        def put(array: NDArray[Any]) -> Tensor:
+            found = torch.from_numpy(array)
+            # Out of pageable memory a copy would wait for what the GPU still has to do.
+            return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found.to(device)
 
-        trained = slice(1, None)
-        obs = {name.removeprefix("obs/"): put(name, trained) for name in rows if name.startswith("obs/")}
-        flags = (put(name, trained) for name in ("reward", "is_first", "is_last", "is_terminal"))
-        latents = (torch.from_numpy(rows[name]).to(device, non_blocking=True) for name in ("h", "z"))
-        return Batch(obs, put("action", slice(0, -1)), *flags, *latents)
+        obs = {name.removeprefix("obs/"): put(rows[name][:, 1:]) for name in rows if name.startswith("obs/")}
+        flags = (put(rows[name][:, 1:]) for name in ("reward", "is_first", "is_last", "is_terminal"))
+        latents = (put(rows[name]) for name in ("h", "z"))
+        return Batch(obs, put(rows["action"][:, :-1]), *flags, *latents)
 
     # --- stored latents -----------------------------------------------------------------------------------------------
 

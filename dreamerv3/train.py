@@ -74,6 +74,27 @@ class Player:
         return rows | {"action": self.action.numpy()} | latents
 
 
+class Pending:
+    """The latents [B, T, ...] of an update on their way into the replay: h, and z as the numbers of its classes.
+
+    Their copy to the host is begun at once and waited for when it is needed, so that the device can go on.
+    """
+
+    def __init__(self, picks: Picks, h: Tensor, z: Tensor) -> None:
+        self.picks, self.h, self.z = picks, h, z
+        self._on_host = [x.to("cpu", non_blocking=True) for x in (h.float(), z.to(torch.uint8))]
+        self._copied = torch.cuda.Event() if h.is_cuda else None
+        if self._copied is not None:
+            self._copied.record()
+
+    def store(self, replay: Replay) -> None:
+        """Refresh the stored latents."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        h, z = self._on_host
+        replay.refresh(self.picks, h.numpy(), z.numpy())
+
+
 class Trainer:
     """The learning side of a run: replay, updates that are due, and refreshed latents."""
 
@@ -98,7 +119,7 @@ class Trainer:
         self.ratio = Ratio(plan.train_ratio / (config.batch_size * config.batch_length))
         self.first_windows = config.first_windows or agent.edition.first_windows
         self.updates = 0
-        self.pending: tuple[Picks, Tensor, Tensor] | None = None
+        self.pending: Pending | None = None
         self.metrics: Mapping[str, Tensor] = {}
 
     def remember(self, rows: Mapping[str, np.ndarray[Any, Any]]) -> None:
@@ -112,15 +133,19 @@ class Trainer:
                     self.update()
 
     def update(self) -> None:
-        """One update. Its latents are stored after the next batch has been drawn, as in the reference code."""
+        """One update. Its latents are stored after the next batch has been drawn, as in the reference code.
+
+        On a GPU rows are read and stored while it works: nothing here waits for the update that has just begun.
+        """
         config, ranks = self.config, self.ranks
         mine = dist.share(config.batch_size, ranks)
         rng = np.random.default_rng(derive_seed(config.seed, "batch", self.updates, ranks.rank))
         picks = self.replay.choose(mine.stop - mine.start, rng)
         batch = self.replay.batch(picks, ranks.device)
-        self.store()
         self.metrics, states = self.learner.update(batch, self.noise())
-        self.pending = (picks, states.h, states.z.argmax(-1))
+        if self.pending is not None:
+            self.pending.store(self.replay)
+        self.pending = Pending(picks, states.h, states.z.argmax(-1))
         self.updates += 1
 
     def noise(self) -> Noise:
@@ -131,13 +156,6 @@ class Trainer:
         noise = self.agent.draw_noise(config.batch_size, config.batch_length, generator)
         mine, starts = dist.share(config.batch_size, ranks), dist.share(noise.prior.shape[1], ranks)
         return Noise(noise.posterior[mine], noise.prior[:, starts], noise.action[:, starts])
-
-    def store(self) -> None:
-        """Put the latents of the last update into the replay."""
-        if self.pending is not None:
-            picks, h, z = self.pending
-            self.replay.refresh(picks, h.float().cpu().numpy(), z.cpu().numpy().astype(np.uint8))
-            self.pending = None
 
 
 def save(stage: Stage, number: int, player: Player, trainer: Trainer) -> None:
@@ -152,8 +170,8 @@ def save(stage: Stage, number: int, player: Player, trainer: Trainer) -> None:
     }
     extra = {name: dist.gather_rows(value, config.plan.envs, ranks) for name, value in per_env.items()}
     if trainer.pending is not None:
-        picks, h, z = trainer.pending
-        pending = {"picks": torch.from_numpy(picks).to(ranks.device), "pending_h": h, "pending_z": z}
+        last = trainer.pending
+        pending = {"picks": torch.from_numpy(last.picks).to(ranks.device), "pending_h": last.h, "pending_z": last.z}
         extra |= {name: dist.gather_rows(value, config.batch_size, ranks) for name, value in pending.items()}
     metrics = {name: float(value) for name, value in trainer.metrics.items()}
     state = {"replay": trainer.replay.state(), "updates": trainer.updates, "ratio": trainer.ratio.previous}
@@ -178,7 +196,9 @@ def restore(stage: Stage, player: Player, trainer: Trainer) -> None:
         player.action = player.action.long()
     if "picks" in extra:
         mine = dist.share(config.batch_size, ranks)
-        trainer.pending = (extra["picks"][mine].cpu().numpy(), extra["pending_h"][mine], extra["pending_z"][mine])
+        trainer.pending = Pending(
+            extra["picks"][mine].cpu().numpy(), extra["pending_h"][mine], extra["pending_z"][mine]
+        )
     player.worlds.restore(extra["episode"][player.mine].tolist(), [trainer.replay.episode(env) for env in envs])
 
 
