@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -15,12 +16,15 @@ from benchmarks.peers.peer import compared, started
 from benchmarks.speed.timing import figure, in_turns, peak_memory_of, seconds_of, timed
 from common import dist
 from common.precision import compute_dtype
+from common.run import Run
+from common.stage import Stage
 from dreamerv3.agent import Agent, new_agent
 from dreamerv3.config import Config
 from dreamerv3.data import Batch
+from dreamerv3.env import Worlds, make_world
 from dreamerv3.learner import Learner
 from dreamerv3.spaces import ActionSpace, ObsSpace
-from dreamerv3.train import new_optimizer
+from dreamerv3.train import Player, Trainer, new_optimizer
 
 SMALL = Config(size="1m", edition="nature")
 SOURCE = "another project's table for one GB200, bfloat16: the authors' JAX code 22.0 ms"
@@ -33,7 +37,7 @@ FORMS: dict[str, tuple[dict[str, Any], ...]] = {
 
 
 def measure(device: torch.device) -> list[dict[str, Any]]:
-    """One update at batch 16 x 64: from vectors at size 1m, on a GPU also from images at 12m and 200m."""
+    """One update at batch 16 x 64: from vectors at size 1m, on a GPU also from images at 12m and 200m; one in a run."""
     found = [_update("1m", device, is_image=False, use_fast=True)]
     plain = _update("1m", device, is_image=False, use_fast=False)
     words = f"the readable form of the same update: {plain['value']} ms"
@@ -41,7 +45,12 @@ def measure(device: torch.device) -> list[dict[str, Any]]:
     if device.type == "cuda":
         found[0] |= {"published": 22.0, "published_source": SOURCE}
         found += [_update(size, device, is_image=True, use_fast=True) for size in ("12m", "200m")]
-    return [*found, _act(device)]
+    whole = _update_in_a_run(device)
+    whole |= {
+        "peer": f"the update alone: {found[0]['value']} ms",
+        "ratio": round(found[0]["value"] / whole["value"], 2),
+    }
+    return [*found, whole, _act(device)]
 
 
 def measure_beside(checkouts: Mapping[str, Path]) -> list[dict[str, Any]]:
@@ -107,6 +116,23 @@ def _update(size: str, device: torch.device, *, is_image: bool, use_fast: bool) 
     world = "64 x 64 images" if is_image else "vectors"
     form = "" if use_fast else ", readable form"
     return figure(f"update, size {size}, {world}, 16 x 64{form}", "ms", timing, note=peak)
+
+
+def _update_in_a_run(device: torch.device) -> dict[str, Any]:
+    """An update of a run, with what it takes from the replay and gives back: rows, noise, refreshed latents."""
+    config, ranks = Config(size="1m", envs=4, device=str(device)), dist.setup(str(device))
+    with TemporaryDirectory() as folder, Worlds(lambda: make_world(config), range(4), 0, "speed") as worlds:
+        run = Run.open("dreamerv3", config, "paper", Path(folder) / "run")
+        agent = new_agent(worlds.spaces, worlds.actions, config).to(device)
+        optimizer = new_optimizer(agent, config)
+        stage = Stage(run, "train", 1, config.checkpoint_seconds, ranks, {"agent": agent}, optimizer)
+        player, trainer = Player(agent, worlds, config, ranks), Trainer(stage, agent, optimizer, worlds, config, ranks)
+        for number in range(2 * config.batch_length):
+            trainer.replay.add(player.step(number))
+            for _ in range(trainer.replay.envs):
+                trainer.replay.admit()
+        timing = timed(trainer.update, device, repeats=7, warmup=5 if device.type == "cuda" else 2)
+    return figure("update in a run, size 1m, vectors, 16 x 64", "ms", timing)
 
 
 def _learner(agent: Agent, device: torch.device) -> Learner:
