@@ -40,7 +40,7 @@ def train_step(
 ) -> tuple[dict[str, Tensor], State]:
     """One update in place. Returns its losses with numbers for the log, and the posterior states [B, T, ...]."""
     device = batch.reward.device.type
-    # Deviation D7: only products are made in bfloat16.
+    # Deviation D7: norms, mixtures and the recurrent state stay in float32.
     dtype = compute_dtype(config.precision, batch.reward.device)
     with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         outcome = agent.losses(batch, noise, ranks)

@@ -2,7 +2,8 @@
 
 The mathematics to read is in rssm.py; tests show that states, logits and gradients agree. What differs: the layers of
 the actions and of the tokens are made for all steps at once, blocks share one product for their common inputs, and the
-gradient of each weight is one product over all steps.
+gradient of each weight is one product over all steps. Products are made in one dtype, float32 or bfloat16; what is
+added to them, norms, gates, mixtures and the recurrent state stay in float32.
 
 Shapes: T time, B batch, D deter, S x K stoch, U hidden, g blocks, o = D / g; everything here is time-major.
 """
@@ -23,16 +24,27 @@ from dreamerv3.rssm import RSSM, State, squash_action
 
 
 def observe(
-    rssm: RSSM, state: State, actions: Tensor, tokens: Tensor, is_first: Tensor, uniform: Tensor
+    rssm: RSSM,
+    state: State,
+    actions: Tensor,
+    tokens: Tensor,
+    is_first: Tensor,
+    uniform: Tensor,
+    dtype: torch.dtype | None = None,
 ) -> tuple[State, Tensor]:
-    """`RSSM.observe` with the same arguments and results, in float32. No gradient flows into `state`."""
-    sizes = rssm.sizes
-    with torch.autocast(tokens.device.type, enabled=False):
-        keep = (~is_first).float().t()[..., None].contiguous()  # [T, B, 1]
-        action = rssm.in_action(squash_action(actions.float()).transpose(0, 1) * keep)
-        layer, logits = rssm.posterior, rssm.posterior_out
-        from_h, from_token = layer.linear.weight.split([sizes.deter, tokens.shape[-1]], 1)
-        token = F.linear(tokens.float().transpose(0, 1), from_token, layer.linear.bias)
+    """`RSSM.observe` with the same arguments and results, in float32. No gradient flows into `state`.
+
+    dtype: of the products; none: `scan_dtype`.
+    """
+    sizes, device = rssm.sizes, tokens.device.type
+    dtype = dtype or scan_dtype(device)
+    layer, logits = rssm.posterior, rssm.posterior_out
+    from_h, from_token = layer.linear.weight.split([sizes.deter, tokens.shape[-1]], 1)
+    keep = (~is_first).float().t()[..., None].contiguous()  # [T, B, 1]
+    with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        action = rssm.in_action(squash_action(actions.float()).transpose(0, 1) * keep).float()
+        token = F.linear(tokens.float().transpose(0, 1), from_token, layer.linear.bias).float()
+    with torch.autocast(device, enabled=False):
         h, z, out = _Scan.apply(
             state.h.float(),
             state.z.float().flatten(1),
@@ -57,9 +69,26 @@ def observe(
             logits.bias,
             sizes.classes,
             rssm.unimix,
+            dtype,
         )
     shape = (sizes.stoch, sizes.classes)
     return State(h.transpose(0, 1), z.transpose(0, 1).unflatten(-1, shape)), out.transpose(0, 1).unflatten(-1, shape)
+
+
+def scan_dtype(device: str) -> torch.dtype:
+    """That of autocast on a GPU; float32 on a CPU, where products of a single step are too small to gain from less."""
+    is_mixed = device == "cuda" and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if is_mixed else torch.float32
+
+
+def add_product(base: Tensor, x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+    """base + x weight, the product in the dtype of the weight, the sum in that of base [n] or [N, n].
+
+    x [N, m], weight [m, n].
+    """
+    if weight.dtype == base.dtype:
+        return torch.addmm(base, x, weight, out=out)
+    return torch.add(base, torch.mm(x.to(weight.dtype), weight), out=out)
 
 
 def norm_silu(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,8 +143,12 @@ class _Scan(torch.autograd.Function):
         b_logits: Tensor,
         classes: int,
         unimix: float,
+        dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor]:
         norm = for_device(norm_silu, h.device.type)
+        w_deter, w_stoch, w_hidden, w_gates, w_post, w_logits = (
+            weight.to(dtype) for weight in (w_deter, w_stoch, w_hidden, w_gates, w_post, w_logits)
+        )
         steps, batch, units = action.shape
         blocks, deter = w_hidden.shape[0], h.shape[1]
         width = deter // blocks
@@ -123,27 +156,28 @@ class _Scan(torch.autograd.Function):
         w_own, w_shared = w_hidden[:, :width], w_hidden[:, width:].transpose(0, 1).reshape(-1, deter)
         new = action.new_empty
         hs, zs = new(steps, batch, deter), new(steps, batch, z.shape[1])
-        h_in, z_in = torch.empty_like(hs), torch.empty_like(zs)
-        shared = new(steps, batch, 3 * units)
+        h_in, z_in = torch.empty_like(hs), torch.empty_like(zs, dtype=dtype)
+        shared = new(steps, batch, 3 * units, dtype=dtype)
         pre_in, inverse_in = new(steps, batch, 2, units), new(steps, batch, 2, 1)
         pre_hidden, inverse_hidden = new(steps, batch, deter), new(steps, batch, 1)
-        value = new(steps, batch, deter)
+        value = new(steps, batch, deter, dtype=dtype)
         gates = new(steps, 3, batch, blocks, width)  # r, tanh(r c), u
         candidates = new(steps, batch, blocks, width)
         pre_post, inverse_post = torch.empty_like(token), new(steps, batch, 1)
-        post, logits = torch.empty_like(token), torch.empty_like(zs)
+        post, logits = torch.empty_like(token, dtype=dtype), torch.empty_like(zs)
         probs = torch.empty_like(zs)
         scales = torch.stack([s_deter, s_stoch])
         shared[:, :, 2 * units :] = action
         for t in range(steps):
             torch.mul(h, keep[t], out=h_in[t])
             torch.mul(z, keep[t], out=z_in[t])
-            pre_in[t, :, 0] = torch.addmm(b_deter, h_in[t], w_deter.t())
-            pre_in[t, :, 1] = torch.addmm(b_stoch, z_in[t], w_stoch.t())
+            low = h_in[t].to(dtype)
+            pre_in[t, :, 0] = add_product(b_deter, low, w_deter.t())
+            pre_in[t, :, 1] = add_product(b_stoch, z_in[t], w_stoch.t())
             activated, inverse_in[t] = norm(pre_in[t], scales)
             shared[t, :, : 2 * units] = activated.flatten(1)
-            own = torch.bmm(h_in[t].view(batch, blocks, width).transpose(0, 1), w_own).transpose(0, 1)
-            common = torch.addmm(b_hidden, shared[t], w_shared)
+            own = torch.bmm(low.view(batch, blocks, width).transpose(0, 1), w_own).transpose(0, 1)
+            common = add_product(b_hidden, shared[t], w_shared)
             torch.add(common, own.reshape(batch, deter), out=pre_hidden[t])
             value[t], inverse_hidden[t] = norm(pre_hidden[t], s_hidden)
             raw = torch.bmm(value[t].view(batch, blocks, width).transpose(0, 1), w_gates).transpose(0, 1)
@@ -154,14 +188,14 @@ class _Scan(torch.autograd.Function):
             q = torch.tanh(r * candidate, out=gates[t, 1])
             u = torch.sigmoid(update - 1, out=gates[t, 2])
             h = torch.lerp(h_in[t], q.view(batch, deter), u.view(batch, deter), out=hs[t])
-            torch.addmm(token[t], h, w_post.t(), out=pre_post[t])
+            add_product(token[t], h, w_post.t(), out=pre_post[t])
             post[t], inverse_post[t] = norm(pre_post[t], s_post)
-            torch.addmm(b_logits, post[t], w_logits.t(), out=logits[t])
+            add_product(b_logits, post[t], w_logits.t(), out=logits[t])
             p = mixed_probs(logits[t].view(batch, -1, classes), unimix)
             probs[t] = p.flatten(1)
             z = zs[t].zero_()
             z.view(batch, -1, classes).scatter_(-1, draw(p, uniform[t])[..., None], 1)
-        ctx.classes, ctx.unimix, ctx.shape = classes, unimix, (blocks, width, units)
+        ctx.classes, ctx.unimix, ctx.dtype, ctx.shape = classes, unimix, dtype, (blocks, width, units)
         ctx.save_for_backward(
             keep, h_in, z_in, shared, pre_in, inverse_in, pre_hidden, inverse_hidden, value, gates, candidates,
             pre_post, inverse_post, post, probs, hs, scales, s_hidden, s_post,
@@ -177,7 +211,7 @@ class _Scan(torch.autograd.Function):
             w_deter, w_stoch, w_own, w_shared, w_gates, w_post, w_logits,
         ) = ctx.saved_tensors  # fmt: skip
         norm_backward = for_device(norm_silu_backward, hs.device.type)
-        blocks, width, units = ctx.shape
+        dtype, (blocks, width, units) = ctx.dtype, ctx.shape
         steps, batch, deter = hs.shape
         r, q, u = gates.unbind(1)
         softmax = (probs - ctx.unimix / ctx.classes).unflatten(-1, (-1, ctx.classes))  # (1 - unimix) softmax
@@ -201,41 +235,46 @@ class _Scan(torch.autograd.Function):
             # Straight-through: the gradient of z is that of the mixed probabilities.
             into = softmax[t] * (d_z - (plain[t] * d_z).sum(-1, keepdim=True))
             torch.add(grad_logits[t], into.flatten(1), out=d_logits[t])
-            d_post = torch.mm(d_logits[t], w_logits)
+            d_post = torch.mm(d_logits[t].to(dtype), w_logits).float()
             d_pre_post[t], d_scale_post[t] = norm_backward(d_post, pre_post[t], inverse_post[t], s_post)
-            d_h = torch.addmm(d_h + grad_h[t], d_pre_post[t], w_post)
+            d_h = add_product(d_h + grad_h[t], d_pre_post[t], w_post)
             torch.mul(slopes[t], d_h.view(batch, blocks, 1, width), out=d_raw[t])
-            d_value = torch.bmm(d_raw[t].flatten(2).transpose(0, 1), gates_t).transpose(0, 1).reshape(batch, deter)
+            d_value = torch.bmm(d_raw[t].flatten(2).transpose(0, 1).to(dtype), gates_t).transpose(0, 1).float()
+            d_value = d_value.reshape(batch, deter)
             d_hidden[t], d_scale_hidden[t] = norm_backward(d_value, pre_hidden[t], inverse_hidden[t], s_hidden)
-            d_own = torch.bmm(d_hidden[t].view(batch, blocks, width).transpose(0, 1), own_t).transpose(0, 1)
-            torch.mm(d_hidden[t], shared_t, out=d_shared[t])
-            d_in = d_shared[t, :, : 2 * units].view(batch, 2, units)
+            low = d_hidden[t].to(dtype)
+            d_own = torch.bmm(low.view(batch, blocks, width).transpose(0, 1), own_t).transpose(0, 1)
+            torch.mm(low, shared_t, out=d_shared[t])
+            d_in = d_shared[t, :, : 2 * units].view(batch, 2, units).float()
             d_pre_in[t], d_scale_in[t] = norm_backward(d_in, pre_in[t], inverse_in[t], scales)
-            d_h = torch.addmm(d_h * pass_h[t] + d_own.reshape(batch, deter), d_pre_in[t, :, 0], w_deter) * keep[t]
-            d_z = torch.mm(d_pre_in[t, :, 1], w_stoch) * keep[t]
+            d_h = add_product(d_h * pass_h[t] + d_own.reshape(batch, deter), d_pre_in[t, :, 0], w_deter) * keep[t]
+            d_z = torch.mm(d_pre_in[t, :, 1].to(dtype), w_stoch).float() * keep[t]
 
         def rows(x: Tensor) -> Tensor:
             return x.flatten(0, 1)
 
         def per_block(x: Tensor) -> Tensor:
-            return x.reshape(steps * batch, blocks, -1).transpose(0, 1)
+            return x.reshape(steps * batch, blocks, -1).transpose(0, 1).to(dtype)
+
+        def of_weight(left: Tensor, right: Tensor) -> Tensor:
+            return torch.mm(left.t().to(dtype), right.to(dtype)).float()
 
         flat_in = rows(d_pre_in)
-        d_w_own = torch.bmm(per_block(h_in).transpose(1, 2), per_block(d_hidden))
-        d_w_shared = torch.mm(rows(shared).t(), rows(d_hidden)).view(-1, blocks, width).transpose(0, 1)
-        d_w_gates = torch.bmm(per_block(value).transpose(1, 2), per_block(d_raw))
+        d_w_own = torch.bmm(per_block(h_in).transpose(1, 2), per_block(d_hidden)).float()
+        d_w_shared = of_weight(rows(shared), rows(d_hidden)).view(-1, blocks, width).transpose(0, 1)
+        d_w_gates = torch.bmm(per_block(value).transpose(1, 2), per_block(d_raw)).float()
         d_scale_in = rows(d_scale_in).sum(0)
         return (
             None,
             None,
-            d_shared[:, :, 2 * units :],
+            d_shared[:, :, 2 * units :].float(),
             d_pre_post,
             None,
             None,
-            torch.mm(flat_in[:, 0].t(), rows(h_in)),
+            of_weight(flat_in[:, 0], rows(h_in)),
             flat_in[:, 0].sum(0),
             d_scale_in[0],
-            torch.mm(flat_in[:, 1].t(), rows(z_in)),
+            of_weight(flat_in[:, 1], rows(z_in)),
             flat_in[:, 1].sum(0),
             d_scale_in[1],
             torch.cat([d_w_own, d_w_shared], 1),
@@ -243,10 +282,11 @@ class _Scan(torch.autograd.Function):
             rows(d_scale_hidden).sum(0),
             d_w_gates,
             rows(d_raw).sum(0).flatten(),
-            torch.mm(rows(d_pre_post).t(), rows(hs)),
+            of_weight(rows(d_pre_post), rows(hs)),
             rows(d_scale_post).sum(0),
-            torch.mm(rows(d_logits).t(), rows(post)),
+            of_weight(rows(d_logits), rows(post)),
             rows(d_logits).sum(0),
+            None,
             None,
             None,
         )

@@ -80,6 +80,31 @@ def test_the_fast_scan_and_imagination_alone():
             torch.testing.assert_close(fast.actions, readable.actions, rtol=1e-4, atol=1e-5)
 
 
+def test_the_scan_in_bfloat16_is_close_and_keeps_its_state_in_float32(monkeypatch):
+    """As on a GPU. With draws that are given: one that falls on the other side of a border would be another path."""
+    monkeypatch.setattr(rssm_fast, "draw", lambda probs, index: index)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        agent = tiny_agent(is_discrete=False)
+        batch = tiny_batch(agent)
+        tokens = agent.world.encoder(batch.obs).detach().requires_grad_()
+        index = torch.randint(4, (3, 6, 4), generator=torch.Generator().manual_seed(0))
+        start = agent.world.start_state(batch)
+        states, logits = rssm_fast.observe(
+            agent.world.rssm, start, batch.prev_action, tokens, batch.is_first, index, dtype
+        )
+        weight = torch.randn(3, 6, 32, generator=torch.Generator().manual_seed(1))
+        ((states.feature * weight).sum() + logits.square().sum()).backward()
+        gradients = {name: p.grad for name, p in agent.world.rssm.named_parameters() if p.grad is not None}
+        found.append({"h": states.h, "logits": logits, "tokens": tokens.grad, **gradients})
+    assert found[0].keys() == found[1].keys() > {"h", "gates.weight", "hidden.bias", "in_action.norm.scale"}
+    for name in found[0]:
+        exact, close = (part[name].detach() for part in found)
+        assert close.dtype == torch.float32
+        assert not torch.equal(close, exact), name
+        assert float((close - exact).norm() / exact.norm()) < 0.03, name
+
+
 def test_rows_of_a_batch_do_not_mix():
     """Another third row leaves the losses of the first two alone, apart from the shared return scale."""
     agent = tiny_agent(return_limit=1e6)
