@@ -89,7 +89,7 @@ class Actor(nn.Module):
     def forward(self, feature: Tensor) -> Categorical | BoundedNormal:
         """[..., D + S * K] -> the policy there."""
         x = self.layers(feature)
-        raw = [out(x).float() for out in self.heads]
+        raw = [distributions.wide(out(x)) for out in self.heads]
         if self.actions.is_discrete:
             return Categorical(distributions.mixture(raw[0], self.unimix))
         return BoundedNormal(*distributions.bounded_normal(*raw))
@@ -168,7 +168,7 @@ class ReturnNorm(nn.Module):
     @torch.no_grad()
     def update(self, returns: Tensor) -> tuple[Tensor, Tensor]:
         """Take all returns of a batch in, then give offset and scale = max(limit, high - low)."""
-        low, high = torch.quantile(returns.float().flatten(), self.quantiles)
+        low, high = torch.quantile(returns.to(self.quantiles.dtype).flatten(), self.quantiles)
         self.low.lerp_(low, self.rate)
         self.high.lerp_(high, self.rate)
         return self.low.clone(), (self.high - self.low).clamp(min=self.limit)

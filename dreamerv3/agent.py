@@ -159,7 +159,9 @@ class Agent(nn.Module):
         """A rollout of the actor in the model from starts [N, ...]."""
         inputs = (self.world.rssm, self.actor, starts, noise.action, noise.prior)
         if self.config.use_fast:
-            return imagination_fast.imagine(*inputs, compute_dtype(self.config.precision, starts.h.device))
+            is_double = starts.h.dtype == torch.float64
+            dtype = starts.h.dtype if is_double else compute_dtype(self.config.precision, starts.h.device)
+            return imagination_fast.imagine(*inputs, dtype)
         return imagine(*inputs)
 
     def behaviour_losses(

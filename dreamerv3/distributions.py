@@ -15,6 +15,11 @@ from torch.nn import functional as F
 SYMEXP_RANGE = 20.0  # the outermost bins are +-(e^20 - 1)
 
 
+def wide(x: Tensor) -> Tensor:
+    """x in float32; float64 stays."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def symlog(x: Tensor) -> Tensor:
     """sign(x) ln(1 + |x|), elementwise."""
     return torch.sign(x) * torch.log1p(x.abs())
@@ -26,11 +31,14 @@ def symexp(x: Tensor) -> Tensor:
 
 
 def symexp_bins(count: int) -> Tensor:
-    """`count` bins [N], symexp of an even grid on [-20, 20]: exactly symmetric, a zero in the middle; odd counts."""
-    if count < 3 or count % 2 == 0:
-        raise ValueError(f"bins: expected an odd count of at least 3, not {count}")
+    """`count` bins [N] in float32, symexp of an even grid on [-20, 20]: exactly symmetric around 0.
+
+    An even count has two zeros in the middle: reference code. Raises ValueError for fewer than 3.
+    """
+    if count < 3:
+        raise ValueError(f"bins: expected at least 3, not {count}")
     below = symexp(torch.linspace(-SYMEXP_RANGE, 0, (count + 1) // 2, dtype=torch.float64)).float()
-    return torch.cat([below, -below[:-1].flip(0)])
+    return torch.cat([below, -below[: count // 2].flip(0)])
 
 
 def two_hot(target: Tensor, bins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -40,6 +48,8 @@ def two_hot(target: Tensor, bins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     bin gives that bin all the weight; outside of the range both indices are the outermost bin.
     """
     last = len(bins) - 1
+    kind = torch.promote_types(target.dtype, bins.dtype)
+    target, bins = target.to(kind), bins.to(kind)
     above = torch.searchsorted(bins, target.contiguous(), right=True)  # the number of bins <= target
     below = (above - 1).clamp(0, last)
     above = above.clamp(0, last)
@@ -56,7 +66,7 @@ def two_hot_loss(logits: Tensor, target: Tensor, bins: Tensor) -> Tensor:
     """
     below, above, weight = two_hot(target.detach(), bins)
     pair = logits.gather(-1, torch.stack([below, above], -1))
-    return torch.logsumexp(logits, -1) - torch.lerp(pair[..., 0], pair[..., 1], weight)
+    return torch.logsumexp(logits, -1) - torch.lerp(pair[..., 0], pair[..., 1], weight.to(pair.dtype))
 
 
 def two_hot_mean(logits: Tensor, bins: Tensor) -> Tensor:
@@ -67,8 +77,8 @@ def two_hot_mean(logits: Tensor, bins: Tensor) -> Tensor:
     """
     half = len(bins) // 2
     probs = torch.softmax(logits, -1)
-    pairs = probs[..., half + 1 :] - probs[..., :half].flip(-1)
-    return (pairs * bins[half + 1 :]).sum(-1)  # no matrix product: under autocast that would round to bfloat16
+    pairs = probs[..., len(bins) - half :] - probs[..., :half].flip(-1)
+    return (pairs * bins[len(bins) - half :]).sum(-1)  # no matrix product: under autocast that would round to bfloat16
 
 
 def mixed_probs(logits: Tensor, unimix: float) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dreamerv3.actor_critic import Actor, BoundedNormal, Categorical, Imagined
-from dreamerv3.distributions import bounded_normal, mixture
+from dreamerv3.distributions import bounded_normal, mixture, wide
 from dreamerv3.networks import Layer, Linear
 from dreamerv3.rssm import RSSM, State, squash_action
 from dreamerv3.rssm_fast import for_device, norm_silu
@@ -70,7 +70,7 @@ class _Imagination:
         deter, stoch = self.sizes.deter, self.sizes.stoch * self.sizes.classes
         length, starts = len(action_noise), start.h.shape[0]
         feature = torch.empty(length, starts, deter + stoch, dtype=self.dtype, device=start.h.device)
-        h = start.h.float()
+        h = wide(start.h)
         feature[0, :, :deter], feature[0, :, deter:] = h, start.z.flatten(1)
         actions = []
         for t, noise in enumerate(action_noise):
@@ -82,13 +82,13 @@ class _Imagination:
 
     def layer(self, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
         """A Layer on [N, n]."""
-        return self.norm(F.linear(x, weight, bias).float(), scale)[0].to(self.dtype)
+        return self.norm(wide(F.linear(x, weight, bias)), scale)[0].to(self.dtype)
 
     def policy(self, x: Tensor) -> Categorical | BoundedNormal:
         """The actor on features [N, D + S * K]."""
         for parts in self.policy_layers:
             x = self.layer(x, *parts)
-        raw = [F.linear(x, *out).float() for out in self.policy_outs]
+        raw = [wide(F.linear(x, *out)) for out in self.policy_outs]
         if self.actor.actions.is_discrete:
             return Categorical(mixture(raw[0], self.actor.unimix))
         return BoundedNormal(*bounded_normal(*raw))
@@ -98,14 +98,14 @@ class _Imagination:
         starts, blocks, deter = h.shape[0], self.sizes.blocks, self.sizes.deter
         squashed = squash_action(action).to(self.dtype)
         parts = (feature[:, :deter], feature[:, deter:], squashed)
-        pre = torch.stack([F.linear(x, *w) for x, w in zip(parts, self.inputs, strict=True)], 1).float()
+        pre = wide(torch.stack([F.linear(x, *w) for x, w in zip(parts, self.inputs, strict=True)], 1))
         shared = self.norm(pre, self.s_inputs)[0].to(self.dtype).flatten(1)
         own = torch.bmm(feature[:, :deter].unflatten(1, (blocks, -1)).transpose(0, 1), self.w_own)
-        hidden = F.linear(shared, self.w_shared, self.b_hidden).float()
+        hidden = wide(F.linear(shared, self.w_shared, self.b_hidden))
         hidden.view(starts, blocks, -1).add_(own.transpose(0, 1))
         x = self.norm(hidden, self.s_hidden)[0].to(self.dtype)
         raw = torch.bmm(x.view(starts, blocks, -1).transpose(0, 1), self.w_gates).add_(self.b_gates)
-        reset, candidate, update = raw.float().split(self.width, -1)  # [g, N, o]
+        reset, candidate, update = wide(raw).split(self.width, -1)  # [g, N, o]
         r, u = torch.sigmoid(reset), torch.sigmoid(update - 1)
         q = torch.sigmoid(r.mul_(candidate).mul_(2)).mul_(2).sub_(1)  # tanh, which is slower
         after = torch.empty_like(h)
@@ -115,7 +115,7 @@ class _Imagination:
         x = following[:, :deter]
         for layer in self.prior:
             x = self.layer(x, *layer)
-        logits = F.linear(x, self.w_logits, self.b_logits).float().view(starts, self.sizes.classes, -1)
+        logits = wide(F.linear(x, self.w_logits, self.b_logits)).view(starts, self.sizes.classes, -1)
         probs = torch.softmax(logits, 1).mul_(1 - self.unimix).add_(self.unimix / self.sizes.classes)
         index = draw_by_class(probs, uniform)
         following[:, deter:].unflatten(1, (-1, self.sizes.classes)).copy_(index[..., None] == self.classes)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamerv3.distributions import squared_error, symlog
+from dreamerv3.distributions import squared_error, symlog, wide
 from dreamerv3.spaces import Edition, Obs, ObsSpaces, Sizes
 
 NORM_EPS = 1e-4
@@ -31,15 +31,15 @@ def init_kernel_(kernel: Tensor, fan_in: int, scale: float = 1.0) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean x^2 + 1e-4) * scale over the last axis, computed in float32."""
+    """x / sqrt(mean x^2 + 1e-4) * scale over the last axis, computed in float32 at least."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + NORM_EPS)
+        full = wide(x)
+        normed = full * torch.rsqrt(full.square().mean(-1, keepdim=True) + NORM_EPS)
         return (normed * self.scale).to(x.dtype)
 
 
@@ -188,7 +188,8 @@ class ImageEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         leading = image.shape[:-3]
-        x = (image.flatten(0, -4) / 255 - 0.5).permute(0, 3, 1, 2)
+        kind = next(self.parameters()).dtype
+        x = (image.flatten(0, -4).to(kind) / 255 - 0.5).permute(0, 3, 1, 2)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = conv(x)
             if not self.is_strided:
@@ -227,7 +228,7 @@ class ImageDecoder(nn.Module):
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = norm(conv(x if self.is_strided else F.interpolate(x, scale_factor=2.0)))
         x = self.out(x if self.is_strided else F.interpolate(x, scale_factor=2.0))
-        return torch.sigmoid(x.float()).permute(0, 2, 3, 1).reshape(*leading, *x.shape[2:], -1)
+        return torch.sigmoid(wide(x)).permute(0, 2, 3, 1).reshape(*leading, *x.shape[2:], -1)
 
 
 # --- any observation --------------------------------------------------------------------------------------------------
@@ -279,14 +280,14 @@ class Encoder(nn.Module):
 
     def vector(self, obs: Obs) -> Tensor:
         """All vector observations as one [..., n], squashed."""
-        parts = []
+        kind, parts = next(self.vector_layers.parameters()).dtype, []
         for name in self.vectors:
             space, value = self.spaces[name], obs[name]
             if space.kind == "discrete":
-                one_hot = F.one_hot(value.long(), space.classes).float()
+                one_hot = F.one_hot(value.long(), space.classes).to(kind)
                 parts.append(self.squash(one_hot) if self.edition.squashes_one_hot else one_hot)
             else:
-                parts.append(self.squash(value.float().reshape(*value.shape[: value.ndim - len(space.shape)], -1)))
+                parts.append(self.squash(value.to(kind).reshape(*value.shape[: value.ndim - len(space.shape)], -1)))
         return torch.cat(parts, -1)
 
 
@@ -319,7 +320,7 @@ class Decoder(nn.Module):
             first = [h, z] if self.edition.vectors_from_deter_first else [z, h]
             x = self.vector_layers(torch.cat(first, -1))
             for name in self.vectors:
-                found[name] = self.outs[module_name(name)](x)[..., : self.spaces[name].size].float()
+                found[name] = wide(self.outs[module_name(name)](x)[..., : self.spaces[name].size])
         if self.images:
             parts = self.image(h, z).split([self.spaces[name].shape[2] for name in self.images], -1)
             found |= dict(zip(self.images, parts, strict=True))
@@ -335,9 +336,9 @@ class Decoder(nn.Module):
         for name, prediction in predictions.items():
             space, target = self.spaces[name], obs[name]
             if space.kind == "image":
-                found[name] = (prediction - target.float() / 255).square().sum((-3, -2, -1))
+                found[name] = (prediction - target.to(prediction.dtype) / 255).square().sum((-3, -2, -1))
             elif space.kind == "float":
-                flat = target.float().reshape(prediction.shape)
+                flat = target.to(prediction.dtype).reshape(prediction.shape)
                 found[name] = squared_error(prediction, self.squash(flat), self.edition.error_tolerance)
             else:
                 log_probs = torch.log_softmax(prediction, -1)

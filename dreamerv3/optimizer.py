@@ -56,7 +56,7 @@ class LaProp(torch.optim.Optimizer):
         states = [self.state[p] for p in parameters]
         counts, mu, nu = ([state[key] for state in states] for key in ("updates", "mu", "nu"))
         beta1, beta2 = group["betas"]
-        done = counts[0].double()  # 1 - 0.999^t loses its digits in float32
+        done = counts[0].to(torch.float64, copy=True)  # 1 - 0.999^t loses its digits in float32
         torch._foreach_add_(counts, 1)
 
         norms = torch._foreach_clamp_min(torch._foreach_norm(parameters), group["pmin"])
@@ -64,9 +64,9 @@ class LaProp(torch.optim.Optimizer):
         clipped = torch._foreach_div(gradients, torch._foreach_clamp_min(divisors, 1))
 
         torch._foreach_lerp_(nu, torch._foreach_mul(clipped, clipped), 1 - beta2)
-        scale = torch._foreach_sqrt(torch._foreach_div(nu, (1 - beta2 ** (done + 1)).float()))
+        scale = torch._foreach_sqrt(torch._foreach_div(nu, (1 - beta2 ** (done + 1)).to(counts[0].dtype)))
         torch._foreach_add_(scale, group["eps"])
         torch._foreach_lerp_(mu, torch._foreach_div(clipped, scale), 1 - beta1)
 
         share = (done / group["warmup"]).clamp(max=1) if group["warmup"] else torch.ones_like(done)
-        return list(torch._foreach_mul(mu, (-group["lr"] * share / (1 - beta1 ** (done + 1))).float()))
+        return list(torch._foreach_mul(mu, (-group["lr"] * share / (1 - beta1 ** (done + 1))).to(counts[0].dtype)))

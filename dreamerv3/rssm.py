@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamerv3.distributions import draw, mixed_probs, straight_through
+from dreamerv3.distributions import draw, mixed_probs, straight_through, wide
 from dreamerv3.networks import BlockLinear, Layer, Layers, Linear, RMSNorm
 from dreamerv3.spaces import Sizes
 
@@ -79,15 +79,15 @@ class RSSM(nn.Module):
         return u * torch.tanh(r * c) + (1 - u) * h
 
     def posterior_logits(self, h: Tensor, token: Tensor) -> Tensor:
-        """h [..., D], token [..., E] -> raw logits [..., S, K] in float32."""
+        """h [..., D], token [..., E] -> raw logits [..., S, K] in float32 at least."""
         return self._logits(self.posterior_out(self.posterior(torch.cat([h, token], -1))))
 
     def prior_logits(self, h: Tensor) -> Tensor:
-        """h [..., D] -> raw logits [..., S, K] in float32."""
+        """h [..., D] -> raw logits [..., S, K] in float32 at least."""
         return self._logits(self.prior_out(self.prior(h)))
 
     def _logits(self, flat: Tensor) -> Tensor:
-        return flat.float().unflatten(-1, (self.sizes.stoch, self.sizes.classes))
+        return wide(flat).unflatten(-1, (self.sizes.stoch, self.sizes.classes))
 
     def sample(self, logits: Tensor, uniform: Tensor) -> Tensor:
         """z from raw logits [..., S, K] with uniform numbers [..., S] in [0, 1), straight-through."""

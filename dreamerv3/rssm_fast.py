@@ -2,8 +2,8 @@
 
 The mathematics to read is in rssm.py; tests show that states, logits and gradients agree. What differs: the layers of
 the actions and of the tokens are made for all steps at once, blocks share one product for their common inputs, and the
-gradient of each weight is one product over all steps. Products are made in one dtype, float32 or bfloat16; what is
-added to them, norms, gates, mixtures and the recurrent state stay in float32.
+gradient of each weight is one product over all steps. Products may be made in bfloat16; what is added to them, norms,
+gates, mixtures and the recurrent state keep the dtype of the weights.
 
 Shapes: T time, B batch, D deter, S x K stoch, U hidden, g blocks, o = D / g; everything here is time-major.
 """
@@ -32,22 +32,22 @@ def observe(
     uniform: Tensor,
     dtype: torch.dtype | None = None,
 ) -> tuple[State, Tensor]:
-    """`RSSM.observe` with the same arguments and results, in float32. No gradient flows into `state`.
+    """`RSSM.observe` with the same arguments, its results in the dtype of the weights. No gradient flows into `state`.
 
     dtype: of the products; none: `scan_dtype`.
     """
-    sizes, device = rssm.sizes, tokens.device.type
-    dtype = dtype or scan_dtype(device)
+    sizes, device, full = rssm.sizes, tokens.device.type, rssm.gates.weight.dtype
+    dtype = dtype or scan_dtype(rssm.gates.weight)
     layer, logits = rssm.posterior, rssm.posterior_out
     from_h, from_token = layer.linear.weight.split([sizes.deter, tokens.shape[-1]], 1)
-    keep = (~is_first).float().t()[..., None].contiguous()  # [T, B, 1]
+    keep = (~is_first).to(full).t()[..., None].contiguous()  # [T, B, 1]
     with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
-        action = rssm.in_action(squash_action(actions.float()).transpose(0, 1) * keep).float()
-        token = F.linear(tokens.float().transpose(0, 1), from_token, layer.linear.bias).float()
+        action = rssm.in_action(squash_action(actions.to(full)).transpose(0, 1) * keep).to(full)
+        token = F.linear(tokens.to(full).transpose(0, 1), from_token, layer.linear.bias).to(full)
     with torch.autocast(device, enabled=False):
         h, z, out = _Scan.apply(
-            state.h.float(),
-            state.z.float().flatten(1),
+            state.h.to(full),
+            state.z.to(full).flatten(1),
             action,
             token,
             keep,
@@ -75,10 +75,10 @@ def observe(
     return State(h.transpose(0, 1), z.transpose(0, 1).unflatten(-1, shape)), out.transpose(0, 1).unflatten(-1, shape)
 
 
-def scan_dtype(device: str) -> torch.dtype:
-    """That of autocast on a GPU; float32 on a CPU, where products of a single step are too small to gain from less."""
-    is_mixed = device == "cuda" and torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if is_mixed else torch.float32
+def scan_dtype(weight: Tensor) -> torch.dtype:
+    """That of autocast on a GPU; that of the weights on a CPU, where products of one step are too small to gain."""
+    is_mixed = weight.is_cuda and torch.is_autocast_enabled("cuda")
+    return torch.get_autocast_dtype("cuda") if is_mixed else weight.dtype
 
 
 def add_product(base: Tensor, x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
@@ -211,7 +211,7 @@ class _Scan(torch.autograd.Function):
             w_deter, w_stoch, w_own, w_shared, w_gates, w_post, w_logits,
         ) = ctx.saved_tensors  # fmt: skip
         norm_backward = for_device(norm_silu_backward, hs.device.type)
-        dtype, (blocks, width, units) = ctx.dtype, ctx.shape
+        dtype, full, (blocks, width, units) = ctx.dtype, hs.dtype, ctx.shape
         steps, batch, deter = hs.shape
         r, q, u = gates.unbind(1)
         softmax = (probs - ctx.unimix / ctx.classes).unflatten(-1, (-1, ctx.classes))  # (1 - unimix) softmax
@@ -235,20 +235,20 @@ class _Scan(torch.autograd.Function):
             # Straight-through: the gradient of z is that of the mixed probabilities.
             into = softmax[t] * (d_z - (plain[t] * d_z).sum(-1, keepdim=True))
             torch.add(grad_logits[t], into.flatten(1), out=d_logits[t])
-            d_post = torch.mm(d_logits[t].to(dtype), w_logits).float()
+            d_post = torch.mm(d_logits[t].to(dtype), w_logits).to(full)
             d_pre_post[t], d_scale_post[t] = norm_backward(d_post, pre_post[t], inverse_post[t], s_post)
             d_h = add_product(d_h + grad_h[t], d_pre_post[t], w_post)
             torch.mul(slopes[t], d_h.view(batch, blocks, 1, width), out=d_raw[t])
-            d_value = torch.bmm(d_raw[t].flatten(2).transpose(0, 1).to(dtype), gates_t).transpose(0, 1).float()
+            d_value = torch.bmm(d_raw[t].flatten(2).transpose(0, 1).to(dtype), gates_t).transpose(0, 1).to(full)
             d_value = d_value.reshape(batch, deter)
             d_hidden[t], d_scale_hidden[t] = norm_backward(d_value, pre_hidden[t], inverse_hidden[t], s_hidden)
             low = d_hidden[t].to(dtype)
             d_own = torch.bmm(low.view(batch, blocks, width).transpose(0, 1), own_t).transpose(0, 1)
             torch.mm(low, shared_t, out=d_shared[t])
-            d_in = d_shared[t, :, : 2 * units].view(batch, 2, units).float()
+            d_in = d_shared[t, :, : 2 * units].view(batch, 2, units).to(full)
             d_pre_in[t], d_scale_in[t] = norm_backward(d_in, pre_in[t], inverse_in[t], scales)
             d_h = add_product(d_h * pass_h[t] + d_own.reshape(batch, deter), d_pre_in[t, :, 0], w_deter) * keep[t]
-            d_z = torch.mm(d_pre_in[t, :, 1].to(dtype), w_stoch).float() * keep[t]
+            d_z = torch.mm(d_pre_in[t, :, 1].to(dtype), w_stoch).to(full) * keep[t]
 
         def rows(x: Tensor) -> Tensor:
             return x.flatten(0, 1)
@@ -257,17 +257,17 @@ class _Scan(torch.autograd.Function):
             return x.reshape(steps * batch, blocks, -1).transpose(0, 1).to(dtype)
 
         def of_weight(left: Tensor, right: Tensor) -> Tensor:
-            return torch.mm(left.t().to(dtype), right.to(dtype)).float()
+            return torch.mm(left.t().to(dtype), right.to(dtype)).to(full)
 
         flat_in = rows(d_pre_in)
-        d_w_own = torch.bmm(per_block(h_in).transpose(1, 2), per_block(d_hidden)).float()
+        d_w_own = torch.bmm(per_block(h_in).transpose(1, 2), per_block(d_hidden)).to(full)
         d_w_shared = of_weight(rows(shared), rows(d_hidden)).view(-1, blocks, width).transpose(0, 1)
-        d_w_gates = torch.bmm(per_block(value).transpose(1, 2), per_block(d_raw)).float()
+        d_w_gates = torch.bmm(per_block(value).transpose(1, 2), per_block(d_raw)).to(full)
         d_scale_in = rows(d_scale_in).sum(0)
         return (
             None,
             None,
-            d_shared[:, :, 2 * units :].float(),
+            d_shared[:, :, 2 * units :].to(full),
             d_pre_post,
             None,
             None,

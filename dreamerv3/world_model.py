@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dreamerv3 import rssm_fast
 from dreamerv3.data import Batch
-from dreamerv3.distributions import kl_balance, mixture, symexp_bins, two_hot_loss, two_hot_mean
+from dreamerv3.distributions import kl_balance, mixture, symexp_bins, two_hot_loss, two_hot_mean, wide
 from dreamerv3.networks import MLP, Decoder, Encoder
 from dreamerv3.rssm import RSSM, State
 from dreamerv3.spaces import ActionSpace, Edition, ObsSpaces, Sizes
@@ -31,8 +31,8 @@ class TwoHotHead(nn.Module):
         self.register_buffer("bins", symexp_bins(bins), persistent=False)
 
     def forward(self, feature: Tensor) -> Tensor:
-        """[..., D + S * K] -> logits [..., N] in float32."""
-        return self.mlp(feature).float()
+        """[..., D + S * K] -> logits [..., N] in float32 at least."""
+        return wide(self.mlp(feature))
 
     def mean(self, logits: Tensor) -> Tensor:
         """The expected value, [...]."""
@@ -51,8 +51,8 @@ class ScalarHead(nn.Module):
         self.mlp = MLP(sizes.feature, sizes.units, layers, 1, scale=0.0)
 
     def forward(self, feature: Tensor) -> Tensor:
-        """[..., D + S * K] -> [..., 1] in float32."""
-        return self.mlp(feature).float()
+        """[..., D + S * K] -> [..., 1] in float32 at least."""
+        return wide(self.mlp(feature))
 
     def mean(self, output: Tensor) -> Tensor:
         """The number, [...]."""
@@ -109,12 +109,12 @@ class WorldModel(nn.Module):
 
     def cont_logit(self, feature: Tensor) -> Tensor:
         """[..., D + S * K] -> the logit of going on, [...]; its target contains the discount."""
-        return self.cont(feature).squeeze(-1).float()
+        return wide(self.cont(feature).squeeze(-1))
 
     def start_state(self, batch: Batch) -> State:
         """The stored latents of the context row: h [B, D], z [B, S, K]."""
-        sizes = self.rssm.sizes
-        return State(batch.start_h, F.one_hot(batch.start_z.long(), sizes.classes).to(batch.start_h.dtype))
+        kind, classes = self.rssm.gates.weight.dtype, self.rssm.sizes.classes
+        return State(batch.start_h.to(kind), F.one_hot(batch.start_z.long(), classes).to(kind))
 
     def observe(self, batch: Batch, uniform: Tensor) -> Observed:
         """Posterior states of a batch, uniform [B, T, S]."""
@@ -132,8 +132,9 @@ class WorldModel(nn.Module):
         feature = states.feature
         found = {f"rec/{k}": v for k, v in self.decoder.losses(self.decoder(states.h, states.z), batch.obs).items()}
         found["reward"] = self.reward.loss(self.reward(feature), batch.reward)
-        going_on = (~batch.is_terminal).float() * self.discount
-        found["cont"] = F.binary_cross_entropy_with_logits(self.cont_logit(feature), going_on, reduction="none")
+        logit = self.cont_logit(feature)
+        going_on = (~batch.is_terminal).to(logit.dtype) * self.discount
+        found["cont"] = F.binary_cross_entropy_with_logits(logit, going_on, reduction="none")
         post = mixture(observed.logits, self.unimix)
         prior = mixture(self.rssm.prior_logits(states.h), self.unimix)
         found["dyn"], found["rep"] = kl_balance(post, prior, self.free_nats)

@@ -1,11 +1,21 @@
 """What the distributions promise at their borders, where no case of the authors' code lies."""
 
+import itertools
+
 import pytest
 import torch
 
 from dreamerv3 import distributions
 from dreamerv3.actor_critic import Categorical
-from dreamerv3.distributions import kl_balance, mixed_probs, mixture
+from dreamerv3.distributions import (
+    kl_balance,
+    mixed_probs,
+    mixture,
+    symexp_bins,
+    two_hot,
+    two_hot_loss,
+    two_hot_mean,
+)
 from dreamerv3.tests.conftest import tiny_agent, tiny_batch
 from dreamerv3.tests.test_update import losses_and_gradients, noise_for
 
@@ -43,6 +53,31 @@ def test_an_agent_without_any_uniform_share_has_finite_losses_and_gradients(use_
     outcome, gradients = losses_and_gradients(agent, batch, noise_for(agent, batch))
     assert all(torch.isfinite(loss).all() for loss in outcome.losses.values())
     assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("count", [40, 41, 255, 256])
+def test_bins_are_symmetric_and_uniform_logits_are_zero(count):
+    bins = symexp_bins(count)
+    assert len(bins) == count
+    assert torch.equal(bins, -bins.flip(0))
+    assert torch.equal(bins, bins.sort().values)
+    assert (bins == 0).sum() == 2 - count % 2
+    assert two_hot_mean(torch.zeros(count), bins) == 0
+    targets = torch.tensor([-3.0, -1e-3, 0.0, 0.5, 1000.0, float(bins[-2])])
+    below, above, weight = two_hot(targets, bins)
+    torch.testing.assert_close(bins[below] * (1 - weight) + bins[above] * weight, targets)
+    loss = two_hot_loss(torch.zeros(len(targets), count), targets, bins)
+    torch.testing.assert_close(loss, torch.full_like(loss, count).log())
+
+
+def test_two_hot_takes_every_mixture_of_precisions():
+    kinds = (torch.float32, torch.float64)
+    logits, target, bins = torch.randn(5, 41), torch.tensor([-2.0, 0.0, 0.3, 7.0, 1e9]), symexp_bins(41)
+    exact = two_hot_loss(logits.double(), target.double(), bins.double())
+    for a, b, c in itertools.product(kinds, repeat=3):
+        found = two_hot_loss(logits.to(a), target.to(b), bins.to(c))
+        assert found.dtype == a
+        torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
 
 
 def test_a_uniform_share_goes_into_the_logarithm():

@@ -80,6 +80,25 @@ def test_the_fast_scan_and_imagination_alone():
             torch.testing.assert_close(fast.actions, readable.actions, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("is_discrete", [True, False])
+def test_an_update_in_float64_is_that_in_float32_and_both_forms_agree_to_its_digits(is_discrete):
+    found = []
+    for use_fast, is_double in ((True, False), (True, True), (False, True)):
+        agent = tiny_agent(is_discrete=is_discrete, use_fast=use_fast, lr=1e-3, warmup=0)
+        agent = agent.double() if is_double else agent
+        batch = tiny_batch(agent)
+        optimizer = new_optimizer(agent, agent.config)
+        metrics, states = train_step(agent, optimizer, batch, noise_for(agent, batch), agent.config, RANKS)
+        kind = torch.float64 if is_double else torch.float32
+        assert {states.h.dtype, states.z.dtype, *(p.dtype for p in agent.parameters())} == {kind}
+        assert all(p.grad.dtype == kind for p in agent.trained_parameters() if p.grad is not None)
+        weights = torch.cat([p.detach().flatten() for p in agent.trained_parameters()])
+        found.append((metrics["loss"], states.h, weights))
+    for single, fast, plain in zip(*found, strict=True):
+        torch.testing.assert_close(single.double(), fast, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-9)
+
+
 def test_the_scan_in_bfloat16_is_close_and_keeps_its_state_in_float32(monkeypatch):
     """As on a GPU. With draws that are given: one that falls on the other side of a border would be another path."""
     monkeypatch.setattr(rssm_fast, "draw", lambda probs, index: index)
