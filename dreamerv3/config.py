@@ -68,6 +68,7 @@ class Plan:
 
 # Source: arXiv v2, Table 2; Nature, ED Table 2. "gym" is no benchmark of the paper.
 _ALIKE = {
+    # Deviation D11: the reference code has 256 for Atari 100k.
     "atari100k": Plan("200m", 128, 4, 400_000, 1),
     "atari57": Plan("200m", 32, 4, 200_000_000, 16),
     "crafter": Plan("200m", 512, 1, 1_000_000, 1),
@@ -132,7 +133,7 @@ class Config:
     # World model
     free_nats: float = setting(1.0, "floor of the two KL losses", low=0)
     unimix: float = setting(0.01, "uniform share in every latent categorical", low=0, high=1)
-    bins: int = setting(255, "bins of the two-hot heads, odd", low=3)
+    bins: int = setting(255, "bins of the two-hot heads", low=3)
     dyn_scale: float = setting(1.0, "weight of the dynamics KL", low=0)
     rep_scale: float = setting(0.1, "weight of the representation KL", low=0)
 
@@ -176,14 +177,23 @@ class Config:
     checkpoint_seconds: float = setting(60.0, "seconds between checkpoints", low=0)
 
     def __post_init__(self) -> None:
-        if self.bins % 2 == 0:
-            raise ValueError(f"bins must be odd, not {self.bins}")
+        for name in ("agc", "agc_floor", "eps", "return_limit"):  # something is divided by each of them
+            if getattr(self, name) == 0:
+                raise ValueError(f"{name} must be above 0")
+        for name in ("momentum", "second_moment"):
+            if getattr(self, name) == 1:
+                raise ValueError(f"{name} must be below 1")
         if len(self.return_percentiles) != 2:
             raise ValueError(f"return_percentiles must be two numbers, not {self.return_percentiles}")
 
     @property
     def benchmark(self) -> str:
-        """The first part of the task: dmc_proprio, dmc_vision, atari100k, atari57, crafter or gym."""
+        """The first part of the task: dmc_proprio, dmc_vision, atari100k, atari57, crafter or gym.
+
+        Raises ValueError for a task that is not in TASKS.
+        """
+        if self.task not in TASKS:
+            raise ValueError(f"unknown task {self.task!r}")
         return next(name for name in PLANS[self.edition] if self.task.startswith(name))
 
     @property

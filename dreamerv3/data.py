@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import numpy as np
@@ -139,9 +139,13 @@ class Replay:
                     if hasattr(os, "posix_fallocate"):
                         os.posix_fallocate(file.fileno(), slot * array[0].nbytes, rows * array[0].nbytes)
             except OSError as error:
-                if not disk_is_full(error):
-                    raise
-                user_error(f"{self.folder}: disk full, no room for the replay; free some and start again")
+                self._end(error)
+
+    def _end(self, error: OSError) -> NoReturn:
+        """One line and exit code 2 if there is no room on the disk."""
+        if not disk_is_full(error):
+            raise error
+        user_error(f"{self.folder}: disk full, no room for the replay; free some and start again")
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{'-'.join(quote(part, safe='') for part in name.split('/', 1))}.bin"
@@ -238,8 +242,13 @@ class Replay:
             return
         records = np.empty(len(new), self._record)
         records["row"], records["h"], records["z"] = new, self.latents["h"][new], self.latents["z"][new]
-        with open(self._journal, "ab", buffering=0) as file:
-            file.write(records.tobytes())
+        rest = memoryview(records.tobytes())
+        try:
+            with open(self._journal, "ab", buffering=0) as file:
+                while rest:  # a nearly full disk takes a part
+                    rest = rest[file.write(rest) :]
+        except OSError as error:
+            self._end(error)
         self._touched[new] = True
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
@@ -289,10 +298,15 @@ class Replay:
         return self.folder / f"undo-{step:09d}.bin"
 
     def episode(self, env: int) -> list[NDArray[Any]]:
-        """The actions of the current episode of one environment so far, the first first."""
+        """The actions of the current episode of one environment so far, the first first.
+
+        Raises ValueError if the episode is longer than the rows that are kept.
+        """
         found: list[NDArray[Any]] = []
         for row in range(self.count - 1, max(-1, self.count - 1 - self.slots), -1):
             found.append(self.arrays["action"][row % self.slots, env])
             if self.arrays["is_first"][row % self.slots, env]:
-                break
-        return found[::-1]
+                return found[::-1]
+        raise ValueError(
+            f"{self.folder}: the {len(found)} rows kept of environment {env} hold no beginning of an episode"
+        )

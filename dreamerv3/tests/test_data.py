@@ -2,6 +2,7 @@
 
 import collections
 import errno
+import io
 import os
 import shutil
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from dreamerv3 import data
 from dreamerv3.data import MARGIN, Ratio, Replay
 from dreamerv3.spaces import ActionSpace, ObsSpace, Sizes
 
@@ -175,6 +177,60 @@ def test_the_train_ratio_is_kept_on_average():
     assert sum(ratio(step) for step in range(1, 1001)) == pytest.approx(300, abs=2)
     never = Ratio(0)
     assert sum(never(step) for step in range(1, 100)) == 0
+
+
+def test_an_episode_longer_than_the_replay_is_not_cut(tmp_path):
+    replay = new_replay(tmp_path, envs=1, capacity=20)
+    for number in range(replay.slots + 20):
+        add(replay, number)
+    assert len(replay.episode(0)) == (replay.count - 1) % 7 + 1
+    replay.arrays["is_first"][:] = False
+    with pytest.raises(ValueError, match=f"the {replay.slots} rows kept of environment 0 hold no beginning"):
+        replay.episode(0)
+
+
+class Full:
+    """A file that takes a few bytes at a time, and no more than `room` in all."""
+
+    def __init__(self, path, room):
+        self.file, self.room = io.FileIO(path, "ab"), room
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def write(self, data):
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        part = min(7, self.room, len(data))
+        self.room -= part
+        return self.file.write(data[:part])
+
+
+@pytest.mark.parametrize("room", [10_000, 40])
+def test_a_journal_is_written_whole_or_ends_the_run_in_one_line(room, tmp_path, monkeypatch, capsys):
+    replay = new_replay(tmp_path)
+    for number in range(12):
+        add(replay, number)
+    replay.saved(12, [12])
+    before, state = latents(replay), replay.state()
+    monkeypatch.setattr(data, "open", lambda path, *_, **__: Full(path, room), raising=False)
+    if room == 40:
+        with pytest.raises(SystemExit) as end:
+            refresh(replay, [2, 6], 99)
+        assert end.value.code == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "disk full" in error
+    else:
+        refresh(replay, [2, 6], 99)
+        assert not same(latents(replay), before)
+    monkeypatch.undo()
+    again = new_replay(tmp_path)
+    again.restore(12, state)
+    assert same(latents(again), before)
 
 
 def test_a_full_disk_ends_the_run_in_one_line(tmp_path, monkeypatch, capsys):

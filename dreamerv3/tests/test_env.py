@@ -328,6 +328,9 @@ def test_every_task_has_a_plan():
         for edition in ("arxiv_v2", "nature"):
             assert Config(task=task, edition=edition).plan.train_ratio > 0
     assert Config(task="atari57_pong").benchmark == "atari57"
+    for task in ("foo", "crafter_2", "dmc_proprio_foo"):
+        with pytest.raises(ValueError, match=f"unknown task '{task}'"):
+            _ = Config(task=task).plan
     plan = Config(task="dmc_proprio_walker_walk", train_ratio=7.0).plan
     assert (plan.train_ratio, plan.size, plan.action_repeat, plan.env_frames) == (7.0, "12m", 2, 500_000)
 

@@ -181,7 +181,11 @@ def test_a_loss_that_is_not_finite_names_stage_step_term_and_checkpoint(tmp_path
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["--bins", "40"], "bins must be odd, not 40"),
+        (["--bins", "2"], "bins is 2, allowed: at least 3"),
+        (["--agc", "0"], "agc must be above 0"),
+        (["--momentum", "1"], "momentum must be below 1"),
+        (["--set", "second_moment=1"], "second_moment must be below 1"),
+        (["--return-limit", "0"], "return_limit must be above 0"),
         (["--task", "dmc_proprio_cartpole_balanc"], "did you mean 'dmc_proprio_cartpole_balance'"),
         (["--edition", "v1"], "arxiv_v2, nature"),
         (["--size", "2m"], "1m, 12m"),
