@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ import torch
 
 from common import checkpoint
 from common import run as runs
-from common.config import from_dict, parse, user_error
+from common.config import parse, user_error
 from common.seeding import derive_seed
 from dreamerv3 import pictures
 from dreamerv3.agent import Agent, new_agent, refuse
@@ -31,6 +30,7 @@ Array = np.ndarray[Any, Any]
 Act = Callable[[dict[str, Array], int], Array]
 
 # Environment frames per point of the published curves.
+TEST_SETTINGS = ("device", "test_episodes")
 BINS = {"dmc_proprio": 10_000, "dmc_vision": 20_000, "atari100k": 10_000, "atari57": 4_000_000}
 
 
@@ -198,23 +198,12 @@ def _curve(metrics: Sequence[dict[str, Any]], name: str, unit: str) -> dict[str,
     return {"x": x, "y": y, "x_unit": "update", "y_unit": unit}
 
 
-def _with_test_settings(config: Config, changed: Mapping[str, Any]) -> Config:
-    """The config of a run with what the command line says of the test; what belongs to training is refused."""
-    wrong = sorted(set(changed) - {"device", "test_episodes"})
-    if wrong:
-        user_error(f"{', '.join(wrong)}: fixed by the run in --run; a test takes device, test_episodes")
-    return replace(config, **changed)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     config, options = parse(
         Config, TASKS, PRESETS, argv, prog="python -m dreamerv3.evaluate", description=__doc__ or ""
     )
-    folder = runs.run_folder("dreamerv3", config, options)
-    info = runs.Run.load("dreamerv3", folder)
-    config = from_dict(Config, info["config"])
-    if options.run is not None:
-        config = _with_test_settings(config, options.changed)
+    info, config = runs.run_under_test("dreamerv3", Config, config, options, TEST_SETTINGS)
+    folder = info["folder"]
     device = runs.usable_device(config.device)
     runs.seed_everything(config.seed, config.device)
     try:

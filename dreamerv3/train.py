@@ -82,7 +82,7 @@ class Pending:
 
     def __init__(self, picks: Picks, h: Tensor, z: Tensor) -> None:
         self.picks, self.h, self.z = picks, h, z
-        self._on_host = [x.to("cpu", non_blocking=True) for x in (h.float(), z.to(torch.uint8))]
+        self._on_host = [_to_host(x) for x in (h.float(), z.to(torch.uint8))]
         self._copied = torch.cuda.Event() if h.is_cuda else None
         if self._copied is not None:
             self._copied.record()
@@ -93,6 +93,11 @@ class Pending:
             self._copied.synchronize()
         h, z = self._on_host
         replay.refresh(self.picks, h.numpy(), z.numpy())
+
+
+def _to_host(x: Tensor) -> Tensor:
+    """A copy that is under way: into pageable memory it would wait for the device."""
+    return torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda).copy_(x, non_blocking=True)
 
 
 class Trainer:
