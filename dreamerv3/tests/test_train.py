@@ -142,14 +142,14 @@ def test_two_ranks_equal_one(start, tmp_path):
 
 
 def test_two_ranks_train_and_resume(tmp_path):
-    """torchrun takes --run for an option of its own, so the run lies in its default folder."""
+    """Behind two dashes, or else torchrun takes --run for an option of its own."""
+    folder = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "dreamerv3.train", *FAST, "--env-frames", "100"]
+    command += ["-m", "dreamerv3.train", "--", *FAST, "--env-frames", "100", "--run", str(folder)]
     found = []
     for _ in range(2):
         done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        (folder,) = tmp_path.glob("runs/dreamerv3/*")
         assert (folder / "replay-1" / "h.bin").exists()
         newest = checkpoint.load_latest(folder / "train")
         assert newest is not None
