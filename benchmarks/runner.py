@@ -8,12 +8,13 @@ Started again, each goes on where it stopped.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -143,22 +144,33 @@ def reproduce(suites: Sequence[Suite], options: argparse.Namespace) -> int:
     failed, found = 0, []
     seeds = options.seeds or [0]
     preset = options.preset or "cpu"
+    if options.task is not None:
+        suites = [suite for suite in suites if options.task in all_tasks(suite)]
+        if not suites:
+            raise ValueError(f"unknown task {options.task!r}; train --help of each paper lists its own")
     for suite in suites:
         rows = [row for row in suite.rows if row.suite in (preset, CALIBRATION) and not row.only_bench]
-        if not any(row.suite == preset for row in rows):
-            # A preset without rows of its own makes no claim; its numbers are shown all the same.
-            rows = [Row(task, "", "number", preset, task, (0,), "", "", 0) for task in suite.tasks]
         rows = [row for row in rows if options.task in (None, row.task)]
+        if not any(row.suite == preset for row in rows):
+            # A preset or task without rows of its own makes no claim; its numbers are shown all the same.
+            tasks = suite.tasks if options.task is None else (options.task,)
+            rows = [Row(task, "", "number", preset, task, (0,), "", "", 0) for task in tasks]
         todo = jobs(suite, rows, seeds, options.set)
         failed += sum(not run(job) for job in todo)
         found += [job for job in todo if job.is_done()]
     local = records.load_runs(ROOT / RUNS)
-    _print_table(suites, preset, local, found)
+    _print_table(suites, preset, options.task, local, found)
     page = ROOT / RUNS / "report.html"
     page.parent.mkdir(exist_ok=True)
     page.write_text(report.build_local(records.load(), local, page.parent), encoding="utf-8")
     print(f"\nreport page: {RUNS / page.name}")
     return 1 if failed else 0
+
+
+def all_tasks(suite: Suite) -> Collection[str]:
+    """The tasks that the commands of a paper take, with rows or without."""
+    tasks: Collection[str] = importlib.import_module(f"{suite.paper}.config").TASKS
+    return tasks
 
 
 def bench(suites: Sequence[Suite], options: argparse.Namespace) -> int:
@@ -250,12 +262,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _print_table(suites: Sequence[Suite], preset: str, local: Sequence[records.Record], done: Sequence[Job]) -> None:
+def _print_table(
+    suites: Sequence[Suite], preset: str, task: str | None, local: Sequence[records.Record], done: Sequence[Job]
+) -> None:
     papers = {suite.paper for suite in suites}
     rows = [
         r
         for r in report.results(local)
         if r.paper in papers and r.row.suite in (preset, CALIBRATION) and not r.row.only_bench
+        if task in (None, r.row.task)
     ]
     has_rows = {result.paper for result in rows if result.row.suite == preset}
     print(f"\n{'paper':<10} {'reproduced':>18} {'reported':>18}  verdict")
@@ -266,7 +281,9 @@ def _print_table(suites: Sequence[Suite], preset: str, local: Sequence[records.R
     for job in done:
         if job.paper not in has_rows:
             data = records.read(ROOT / job.folder / "record.json", records.check_record)
-            print(f"{job.paper:<10} {data['value']:>18.1f} {'':>18}  {job.name}: no row has preset {preset}")
+            print(
+                f"{job.paper:<10} {data['value']:>18.1f} {'':>18}  {job.name}: no row has this task at preset {preset}"
+            )
 
 
 if __name__ == "__main__":

@@ -127,6 +127,29 @@ def test_reproduce_leaves_long_controls_to_bench(tmp_path: Path, monkeypatch: py
     assert not any(job.overrides for job in started)
 
 
+@pytest.mark.parametrize(("paper", "task"), [("ha2018", "car"), ("ijepa", "boxing"), ("dreamerv3", "crafter")])
+def test_a_task_without_rows_is_reproduced_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, paper, task
+):
+    def run(job: runner.Job) -> bool:
+        (tmp_path / job.folder).mkdir(parents=True)
+        data = dict(record([1.5]).data) | {"paper": paper, "task": task, "preset": "cpu", "seed": 0, "config": {}}
+        (tmp_path / job.folder / "record.json").write_text(json.dumps(data))
+        (tmp_path / job.folder / "config.json").write_text("{}")
+        return True
+
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    monkeypatch.setattr(runner, "run", run)
+    monkeypatch.setattr(report, "build_local", lambda *parts: "")
+    options = argparse.Namespace(seeds=None, preset=None, task=task, set=[])
+    assert runner.reproduce(SUITES, options) == 0
+    out = capsys.readouterr().out
+    assert f"1.5                     {task}-cpu-seed0: no row has this task at preset cpu" in out
+    assert "Take Cover" not in out  # rows of other tasks
+    with pytest.raises(ValueError, match="unknown task 'nothing'"):
+        runner.reproduce(SUITES, argparse.Namespace(seeds=None, preset=None, task="nothing", set=[]))
+
+
 def test_records_of_rows_with_settings_have_names_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(runner, "ROOT", tmp_path)
     monkeypatch.setattr(records, "FOLDER", tmp_path / "results")
