@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -36,6 +37,10 @@ def setup(device: str = "cpu") -> Ranks:
             user_error(f"rank {rank} needs {place}: this machine has {torch.cuda.device_count()} CUDA devices")
         torch.cuda.set_device(place)
     if world_size > 1 and not td.is_initialized():
+        # PyTorch's first compiler or optimiser imports this module, whose default arguments would then hold the group:
+        # its threads would outlive `close` and could abort the process at its exit.
+        importlib.import_module("torch.distributed.nn.functional")
+
         # The other ranks wait while the first one collects or tests, which can take hours.
         td.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(days=7))
     return Ranks(rank, world_size, local_rank, place)

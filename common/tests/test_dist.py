@@ -1,4 +1,4 @@
-"""Work divided over ranks covers everything once; two processes gather what one process has."""
+"""Work divided over ranks covers everything once; two processes gather what one process has, and end with it."""
 
 import os
 import subprocess
@@ -13,10 +13,12 @@ from common import dist
 ROOT = Path(dist.__file__).parent.parent
 PROGRAM = """
 import sys
+from pathlib import Path
 import torch
 from common import dist
 torch.set_num_threads(1)
 ranks = dist.setup()
+import torch._dynamo
 for n in (1, 5, 8):
     for dtype in (torch.float32, torch.int64, torch.bool, torch.uint8):
         full = (torch.arange(n * 3).reshape(n, 3) * 7 % 5).to(dtype)
@@ -30,6 +32,8 @@ dist.barrier()
 if dist.is_main(ranks):
     open(sys.argv[1], "w").write(str(ranks.world_size))
 dist.close()
+threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+assert not [name for name in threads if "gloo" in name], threads
 """
 
 
