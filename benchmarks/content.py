@@ -82,37 +82,45 @@ def verdict_table(results: Sequence[Result]) -> Table:
     )
 
 
-def brief_table(results: Sequence[Result]) -> Table:
-    """The block of a README: preset, hardware, minutes, measured and published result first.
+def brief_table(results: Sequence[Result], paper: str = "") -> Table:
+    """The block of a README: preset, minutes, measured and published result of a paper, or of all ("") in short.
 
     Rows that are not run yet are one line per paper and preset; REPORT.md has them one by one.
     """
-    rows, waiting = [], dict[tuple[str, str], list[Result]]()
+    lines, waiting = [], dict[tuple[str, str], list[Result]]()
     for result in results:
+        if paper not in ("", result.paper):
+            continue
         if not result.seeds:
             waiting.setdefault((result.paper, result.row.suite), []).append(result)
             continue
         done = [seed.record for seed in result.seeds if seed.finished]
         minutes = sum(record.data["wall_seconds"] for record in done) / len(done) / 60 if done else result.row.minutes
-        rows.append((
-            Cell(result.paper),
-            Cell(result.row.title),
-            Cell(result.row.suite),
-            Cell(devices(done)),
-            Cell(f"{minutes:.1f}", "" if done else "expected"),
-            Cell(measured(result)),
-            Cell(reported(result)),
-            Cell(result.verdict.text, tone=result.verdict.tone),
-            _seed_links(result),
-        ))  # fmt: skip
-    empty = Cell("")
-    for (paper, suite), group in waiting.items():
-        title = group[0].row.title if len(group) == 1 else f"{len(group)} rows of the report"
-        minutes = max(result.row.minutes for result in group)
-        verdict, expected = Cell("not run", tone="none"), Cell(f"{minutes:.0f}", "expected")
-        rows.append((Cell(paper), Cell(title), Cell(suite), empty, expected, empty, empty, verdict, empty))
-    columns = ("paper", "row", "preset", "hardware", "minutes per seed", "measured", "published", "verdict", "records")
-    return Table("Results", columns, tuple(rows), "No rows.")
+        runs = _seed_links(result)
+        lines.append({
+            "paper": Cell(result.paper),
+            "row": Cell(result.row.title),
+            "preset": Cell(result.row.suite),
+            "hardware": Cell(devices(done)),
+            "seeds": Cell(runs.text),
+            "minutes per seed": Cell(f"{minutes:.1f}", "" if done else "expected"),
+            "measured": Cell(measured(result), against(result)),
+            "published": Cell(reported(result)),
+            "verdict": Cell(result.verdict.text, tone=result.verdict.tone),
+            "records": runs,
+        })  # fmt: skip
+    for (name, suite), group in waiting.items():
+        lines.append({
+            "paper": Cell(name),
+            "row": Cell(group[0].row.title if len(group) == 1 else f"{len(group)} rows of the report"),
+            "preset": Cell(suite),
+            "minutes per seed": Cell(f"{max(result.row.minutes for result in group):.0f}", "expected"),
+            "verdict": Cell("not run", tone="none"),
+        })  # fmt: skip
+    first, last = (("row", "preset", "hardware"), ("records",)) if paper else (("paper", "row", "preset", "seeds"), ())
+    columns = (*first, "minutes per seed", "measured", "published", "verdict", *last)
+    rows = tuple(tuple(line.get(column, Cell("")) for column in columns) for line in lines)
+    return Table("Results", columns, rows, "No rows.")
 
 
 def runs_table(records: Iterable[Record]) -> Table:
@@ -195,6 +203,12 @@ def measured(result: Result) -> str:
     if result.mean is None:
         return result.verdict.text if result.verdict.tone == "none" else "not run"
     return f"{result.mean:.1f}" + ("" if result.std is None else f" ± {result.std:.1f}")
+
+
+def against(result: Result) -> str:
+    """The mean of what a claim is held against, over seeds; "" where there is none."""
+    found = [seed.control for seed in result.seeds if seed.control is not None]
+    return f"against {sum(found) / len(found):.1f}" if found else ""
 
 
 def devices(records: Iterable[Record]) -> str:

@@ -48,7 +48,7 @@ def build(root: Path, measured: records.Results) -> dict[Path, str]:
     for name in ("", *PAPERS):
         path = root / name / "README.md"
         if path.is_file():
-            table = content.brief_table([row for row in rows if name in ("", row.paper)])
+            table = content.brief_table(rows, name)
             block = [
                 *markdown.table(table, path.parent),
                 "",
@@ -142,9 +142,8 @@ def _parity_line(measured: records.Results, paper: str) -> list[str]:
 
 def _report_link(folder: Path, readme: Path) -> str:
     link = f"[REPORT.md]({markdown.relative(folder / 'REPORT.md', readme.parent)})"
-    return (
-        f"Sources, intervals, budgets and every run: {link}; `make report` writes them as a page with curves and films."
-    )
+    words = "`make report` writes them as a page with curves and films."
+    return f"Records, sources, intervals and budgets of every row: {link}; {words}"
 
 
 def essence(text: str) -> str:

@@ -107,7 +107,23 @@ def test_the_readme_block_is_replaced_and_the_rest_kept(root: Path):
     assert text.endswith("\n\nrest\n")
     assert "claim holds" in text
     assert "stale block" not in text
-    assert "(benchmarks/results/ha2018/cpu/doom-seed0.json)" in text
+
+
+def test_the_readme_of_the_suite_is_short_and_that_of_a_paper_has_hardware_and_records(root: Path):
+    (root / "ha2018").mkdir()
+    (root / "ha2018" / "README.md").write_text(f"{markdown.BEGIN}\n{markdown.END}\n")
+    files = build(root)
+    whole, paper = (files[root / name / "README.md"].splitlines() for name in ("", "ha2018"))
+    head = "| paper | row | preset | seeds | minutes per seed | measured | published | verdict |"
+    assert [line for line in whole if line.startswith("| paper")] == [head]
+    assert any(line.startswith("| ha2018 ") and "| cpu | 3 seeds |" in line for line in whole)
+    assert any("<sub>against " in line for line in whole)
+    assert any("not run" in line and line.startswith("| dreamerv3 ") for line in whole)
+    assert not any("doom-seed0.json" in line for line in whole)
+    head = "| row | preset | hardware | minutes per seed | measured | published | verdict | records |"
+    assert [line for line in paper if line.startswith("| row")] == [head]
+    assert any("(../benchmarks/results/ha2018/cpu/doom-seed0.json)" in line for line in paper)
+    assert not any("DreamerV3" in line for line in paper)
 
 
 def test_a_readme_without_markers_is_an_error(root: Path):
