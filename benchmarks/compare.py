@@ -47,6 +47,7 @@ class Seed:
     """What one record says about one row; the interval is the 95 % bootstrap over its episodes.
 
     finished: whether the run, and the rival if there is one, came to its end. control: the mean of either.
+    on_curve: the published curve at the step compared.
     """
 
     seed: int
@@ -57,6 +58,7 @@ class Seed:
     interval: tuple[float, float] | None = None
     control: float | None = None
     rival: Record | None = None
+    on_curve: float | None = None
 
 
 @dataclass(frozen=True)
@@ -280,7 +282,7 @@ def _compare_curve(paper: str, row: Row, records: Sequence[Record], curve: Publi
         reported, band = (float(np.interp(last, curve.x, values)) for values in (curve.y, curve.spread))
         held += abs(mean - reported) <= band
         ends.append(mean)
-        seeds.append(Seed(record.seed, record, True, mean=mean))
+        seeds.append(Seed(record.seed, record, True, mean=mean, on_curve=reported))
         theirs = f"published {reported:.1f} ± {band:.1f}"
         notes.append(f"seed {record.seed}: {mean:.1f} at {curve.x_unit} {round(last, 2):.10g}, {theirs}")
     verdict = _counted("on the curve", "off the curve", held, seeds, row)

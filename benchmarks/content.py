@@ -191,8 +191,11 @@ def protocol_table(results: Sequence[Result], protocols: Mapping[str, str]) -> T
 
 
 def reported(result: Result) -> str:
-    """The published number or the name of the published curve, without its source; "" for none."""
+    """The published number, or that of the published curve at the steps compared, without its source; "" for none."""
     if result.reported is None:
+        found = [seed.on_curve for seed in result.seeds if seed.on_curve is not None]
+        if found:
+            return f"{sum(found) / len(found):.1f} (curve)"
         return "" if result.curve is None else "published curve"
     spread = "" if result.reported.std is None else f" ± {result.reported.std:g}"
     return f"{result.reported.value:g}{spread}"

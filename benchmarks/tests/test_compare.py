@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import ha2018, published
+from benchmarks import content, ha2018, published
 from benchmarks.compare import Result, compare, percent
 from benchmarks.records import Record
 from benchmarks.tests.hand_made import record, sample
@@ -185,6 +185,11 @@ def test_on_and_off_the_curve_at_the_last_common_generation():
     assert verdict("dream-curve", on, off).verdict.text == "off the curve (1 of 2 seeds)"
     all_on = [record(NEAR, seed, curves=curve(345.0)) for seed in (0, 1, 2)]
     assert verdict("dream-curve", *all_on).verdict.text == "on the curve"
+    assert (
+        content.reported(verdict("dream-curve", off))
+        == f"{PUBLISHED.curves['ha2018', 'doom-population'].y[2]:.1f} (curve)"
+    )
+    assert content.reported(verdict("dream-curve")) == "published curve"
 
 
 def test_a_curve_in_another_unit_or_a_missing_one():
