@@ -24,7 +24,8 @@ from common.seeding import derive_seed
 from dreamerv3 import pictures
 from dreamerv3.agent import Agent, new_agent, refuse
 from dreamerv3.config import PRESETS, TASKS, Config
-from dreamerv3.env import WorldError, Worlds, make_world
+from dreamerv3.env import Worlds, make_world
+from dreamerv3.interface import WorldError
 
 Array = np.ndarray[Any, Any]
 Act = Callable[[dict[str, Array], int], Array]

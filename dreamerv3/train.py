@@ -24,7 +24,8 @@ from common.stage import LOG_EVERY, Stage
 from dreamerv3.agent import Agent, Noise, new_agent, refuse
 from dreamerv3.config import PRESETS, TASKS, Config
 from dreamerv3.data import Picks, Ratio, Replay
-from dreamerv3.env import WorldError, Worlds, make_world
+from dreamerv3.env import Worlds, make_world
+from dreamerv3.interface import WorldError
 from dreamerv3.learner import Learner
 from dreamerv3.optimizer import LaProp
 from dreamerv3.rssm import State

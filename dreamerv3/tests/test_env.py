@@ -14,9 +14,11 @@ import torch
 
 from dreamerv3 import train
 from dreamerv3.agent import new_agent
+from dreamerv3.atari import gray
 from dreamerv3.config import TASKS, Config
 from dreamerv3.data import Replay
-from dreamerv3.env import Crafter, Gym, Step, WorldError, Worlds, gray, make_world, need, rescale, resized
+from dreamerv3.env import Crafter, Gym, Worlds, make_world
+from dreamerv3.interface import Step, WorldError, need, rescale, resized
 from dreamerv3.spaces import ActionSpace, ObsSpace
 from dreamerv3.tests.conftest import environment
 
