@@ -168,7 +168,7 @@ PRESETS = {
     "night": Preset(
         "AtariARI with its full play and a small encoder: probes on I-JEPA beat those on a random network; on drawn "
         "shapes, short runs that compare masks and targets",
-        {"task": "pong", **_SMALL, "updates": 20_000},
+        {"task": "pong", **_SMALL, "updates": 8_000},
         # Minutes a run, since an ablation is several.
         {"shapes": {"updates": 1200, "images": 12_000, "linear_epochs": 20}},
     ),
