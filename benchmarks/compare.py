@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.published import Published, PublishedCurve, PublishedNumber
 from benchmarks.records import Record, sample
 from benchmarks.rows import Row, Suite
-from common.stats import bootstrap_interval, summary
+from common.stats import bootstrap_interval, nested_bootstrap_interval, summary
 
 # A budget is "the same" within this share of the published one: a last, partial batch does not matter.
 SAME_BUDGET = 0.05
@@ -66,7 +66,7 @@ class Result:
     """One line of the verdict table.
 
     mean, std: over seeds where there are two or more, else over the episodes of the one seed; see `std_over`.
-    interval: 95 % bootstrap over all episodes of all seeds. budget: each size as a share of the published.
+    interval: 95 % bootstrap over seeds and their episodes. budget: each size as a share of the published.
     """
 
     paper: str
@@ -110,10 +110,9 @@ def compare(suite: Suite, row: Row, records: Sequence[Record], published: Publis
     if reported is not None:
         for seed in done:
             _check_protocol(row, seed, reported)
-    pooled = [value for seed in done for value in seed.values]
     over_seeds = len(done) > 1
-    spread = summary([seed.mean for seed in done if seed.mean is not None] if over_seeds else pooled)
-    interval = bootstrap_interval(pooled)
+    spread = summary([seed.mean for seed in done if seed.mean is not None] if over_seeds else done[0].values)
+    interval = nested_bootstrap_interval([seed.values for seed in done])
     if row.kind == "claim":
         verdict = _claim_verdict(row, seeds)
     else:

@@ -41,7 +41,7 @@ HOW_TO_READ = (
 NOTES = (
     "Every committed record of a row counts: seeds are not picked, and an unfinished run does not hold a "
     "claim. ± is over seeds where there are two or more, else over the episodes of the one seed; the "
-    "interval is a bootstrap over all episodes. Published ± is over what its source states."
+    "interval is a bootstrap over seeds and, within them, over episodes. Published ± is over what its source states."
 )
 
 
