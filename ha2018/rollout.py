@@ -7,6 +7,7 @@ Source: paper, section 2.3 (the agent's loop); reference code: model.py of each 
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -41,30 +42,32 @@ def command(action: np.ndarray) -> Any:
     return button(float(action[0])) if len(action) == 1 else action
 
 
+@dataclass(frozen=True)
+class Players:
+    """V, M and C; params [P] of one controller, or [E, P] of one for each episode."""
+
+    vae: VAE
+    memory: MDNRNN
+    controller: Controller
+    params: Tensor
+
+
 @torch.no_grad()
 def real_returns(
-    vae: VAE,
-    memory: MDNRNN,
-    controller: Controller,
-    params: Tensor,
-    seeds: Sequence[int],
-    worlds: Worlds,
-    title: str = "",
+    players: Players, seeds: Sequence[int], worlds: Worlds, title: str = ""
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns and lengths, each [E], of one episode per seed, all games of `worlds` side by side.
 
-    params [P], or [E, P] with a controller for each episode. C acts on the latent z_t, sampled from a stream of the
-    episode's own seed, and on the state from before it; M is advanced with [z_t, a_t]; then the game moves.
-    A `title` shows a progress bar.
+    C acts on the latent z_t, sampled from a stream of the episode's own seed, and on the state from before it; M is
+    advanced with [z_t, a_t]; then the game moves. A `title` shows a progress bar.
     """
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
     waiting = list(range(len(seeds)))[::-1]
     games = np.arange(min(worlds.count, len(seeds)))
     # While the games of one half move, the other half is answered.
     halves = np.array_split(games, 2 if len(games) >= DIVIDED_GAMES else 1)
-    params = params.to(memory.bias)
     with progress_bar(len(seeds), title, unit="episode") if title else nullcontext() as bar:
-        groups = [_Group(vae, memory, controller, params, seeds, worlds, half.tolist(), waiting) for half in halves]
+        groups = [_Group(players, seeds, worlds, half.tolist(), waiting) for half in halves]
         for group in groups:
             group.act()
         while groups:
@@ -84,23 +87,17 @@ class _Group:
     """Games that are answered as one batch; each plays one of the `waiting` episodes after the other."""
 
     def __init__(
-        self,
-        vae: VAE,
-        memory: MDNRNN,
-        controller: Controller,
-        params: Tensor,
-        seeds: Sequence[int],
-        worlds: Worlds,
-        games: list[int],
-        waiting: list[int],
+        self, players: Players, seeds: Sequence[int], worlds: Worlds, games: list[int], waiting: list[int]
     ) -> None:
-        self.vae, self.memory, self.controller, self.params = vae, memory, controller, params
-        self.seeds, self.worlds, self.waiting, self.device = seeds, worlds, waiting, params.device
+        self.vae, self.memory, self.controller = players.vae, players.memory, players.controller
+        self.params = players.params.to(self.memory.bias)
+        self.seeds, self.worlds, self.waiting, self.device = seeds, worlds, waiting, self.params.device
         self.games = games  # those that still play
         self.episodes = [waiting.pop() for _ in games]  # what each of them plays
         self.noise = [self._noise(e) for e in self.episodes]
         self.obs = worlds.reset([(game, seeds[e]) for game, e in zip(games, self.episodes, strict=True)])
-        self.state, self.restart = memory.initial_state(len(games)), torch.ones(len(games), device=self.device)
+        self.state = self.memory.initial_state(len(games))
+        self.restart = torch.ones(len(games), device=self.device)
 
     def act(self) -> None:
         """C acts on the latest frames, M is advanced, and the games begin to move."""
@@ -158,8 +155,8 @@ def environment_returns(
     mine = dist.share(len(params), ranks)
     tracks = [derive_seed(int(seed), "rollout", r) % 2**31 for seed in seeds[mine] for r in range(config.rollouts)]
     each = torch.from_numpy(params[mine]).repeat_interleave(config.rollouts, dim=0)
-    controller = Controller(config.controller_inputs, config.controller_hidden)
-    found = np.stack(real_returns(vae, memory, controller, each, tracks, worlds), axis=-1)  # [E, (return, length)]
+    players = Players(vae, memory, Controller(config.controller_inputs, config.controller_hidden), each)
+    found = np.stack(real_returns(players, tracks, worlds), axis=-1)  # [E, (return, length)]
     rows = torch.from_numpy(found).reshape(-1, config.rollouts, 2).to(ranks.device)
     every = dist.gather_rows(rows, len(params), ranks).cpu().numpy()
     return every[..., 0], int(every[..., 1].sum())
