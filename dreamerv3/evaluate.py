@@ -30,8 +30,8 @@ from dreamerv3.interface import WorldError
 Array = np.ndarray[Any, Any]
 Act = Callable[[dict[str, Array], int], Array]
 
-# Environment frames per point of the published curves.
 TEST_SETTINGS = ("device", "test_episodes")
+# Environment frames per point of the published curves.
 BINS = {"dmc_proprio": 10_000, "dmc_vision": 20_000, "atari100k": 10_000, "atari57": 4_000_000}
 
 

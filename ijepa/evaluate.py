@@ -35,9 +35,9 @@ from ijepa.label_probe import Recipe
 from ijepa.nature_cnn import NatureCNN
 from ijepa.vit import VisionTransformer
 
+TEST_SETTINGS = ("device", "workers", "data")
 # What the score of labelled images averages. Of drawn shapes, colour is no test, and the distance to the border is that
 # of one shape that looks like the others.
-TEST_SETTINGS = ("device", "workers", "data")
 SCORED = ("class", "number")
 RESAMPLES = 2000
 GROUPS = 100
