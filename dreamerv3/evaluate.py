@@ -20,6 +20,7 @@ import torch
 from common import checkpoint
 from common import run as runs
 from common.config import parse, user_error
+from common.curves import draw_curves
 from common.seeding import derive_seed
 from dreamerv3 import pictures
 from dreamerv3.agent import Agent, new_agent, refuse
@@ -211,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with Worlds(lambda: make_world(config), [0], config.seed, "film") as worlds:
             agent, steps, updates = load_agent(info, config, worlds, device)
             record = record_of_run(info, agent, config, steps, updates)
-            pictures.draw_curves(record, folder / "curves.png")
+            draw_curves(record, folder / "curves.png")
             pictures.show(agent, worlds, agent_policy(agent, 1, config.seed), config, folder)
     except WorldError as error:
         user_error(str(error))

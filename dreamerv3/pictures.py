@@ -39,20 +39,6 @@ ROWS = 6  # numbers shown of a vector world
 COLOURS = {"real": (60, 60, 60), "open loop": (214, 102, 30), "dream": (42, 111, 151)}
 
 
-def draw_curves(record: Mapping[str, Any], path: Path) -> None:
-    """The curves of a record, one panel each; no picture without curves."""
-    curves = record["curves"]
-    if not curves:
-        return
-    figure, axes = plt.subplots(1, len(curves), figsize=(3.6 * len(curves), 3), layout="constrained", squeeze=False)
-    for axis, (name, curve) in zip(axes[0], curves.items(), strict=True):
-        axis.plot(curve["x"], curve["y"], color="#2a6f97")
-        axis.set(title=name, xlabel=curve["x_unit"], ylabel=curve["y_unit"])
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
-
-
 def show(
     agent: Agent, worlds: Worlds, act: Callable[[dict[str, Array], int], Array], config: Config, folder: Path
 ) -> None:

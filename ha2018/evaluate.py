@@ -17,6 +17,7 @@ import numpy as np
 
 from common import run as runs
 from common.config import parse, to_dict, user_error
+from common.curves import draw_curves
 from common.seeding import derive_seed
 from ha2018 import env, pictures, racing
 from ha2018.agent import Agent
@@ -250,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         agent = Agent(folder, config, runs.usable_device(config.device))
         runs.seed_everything(config.seed, config.device)
         record = record_of_run(info, agent, config)
-        pictures.draw_curves(record, folder / "curves.png")
+        draw_curves(record, folder / "curves.png")
         pictures.film(agent, config, fresh_seeds(config.seed, 1)[0], folder / "video.webm")
     runs.write_record(folder / "record.json", record)
     print(f"{record['policy']}: {record['value']:.1f} {record['unit']} over {record['episodes']} episodes")

@@ -1,11 +1,8 @@
 """What a person sees of a run: its curves, and dream and real game side by side."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import cv2
-import matplotlib
 import numpy as np
 import torch
 
@@ -19,27 +16,10 @@ from ha2018.racing import CarRacing
 from ha2018.rollout import command
 from ha2018.vision import sample_z
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 FILM_SECONDS = 12
 FILM_EVERY = 2  # steps per frame of the film
 STEPS_PER_SECOND = {"doom": 35, "car": 50}
 PANEL = 112
-
-
-def draw_curves(record: Mapping[str, Any], path: Path) -> None:
-    """The curves of a record, one panel each."""
-    curves = record["curves"]
-    figure, axes = plt.subplots(1, len(curves), figsize=(3.6 * len(curves), 3), layout="constrained")
-    for axis, (name, curve) in zip(axes, curves.items(), strict=True):
-        axis.plot(curve["x"], curve["y"], color="#2a6f97")
-        axis.set(title=name, xlabel=curve["x_unit"], ylabel=curve["y_unit"])
-        axis.spines[["top", "right"]].set_visible(False)
-        if min(curve["y"]) > 0 and max(curve["y"]) > 20 * min(curve["y"]):
-            axis.set_yscale("log")
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
 
 
 def film(agent: Agent, config: Config, seed: int, path: Path) -> None:

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import matplotlib
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.curves import draw_curves
 from common.seeding import derive_seed
 from common.video import label, side_by_side, write_video
 from ijepa import data, env
@@ -20,9 +20,6 @@ from ijepa.data import Images, Splits, centred, to_input
 from ijepa.features import pooled_layers
 from ijepa.jepa import JEPA, predict, targets
 from ijepa.masks import Masks, sample_masks
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 BANK = 160  # images that patches and neighbours are taken from
 SHOWN = 6  # rows of a picture
@@ -36,7 +33,7 @@ def draw(
     record: Mapping[str, Any], config: Config, folder: Path, splits: Splits | None, model: JEPA, device: torch.device
 ) -> None:
     """All pictures and the film of a run, into its folder."""
-    draw_curves(record, folder / "curves.png")
+    draw_curves(record, folder / "curves.png", from_zero=True)
     images = _images(config, folder, splits)
     rng = np.random.default_rng(derive_seed(config.seed, "pictures"))
     rows = rng.choice(len(images), min(BANK, len(images)), replace=False)
@@ -57,20 +54,6 @@ def _images(config: Config, folder: Path, splits: Splits | None) -> Images:
         return splits.test
     statistics = data.frame_statistics(env.load(folder / "play", "pretrain"), config)
     return data.Frames(env.load(folder / "play", "probe"), statistics)
-
-
-def draw_curves(record: Mapping[str, Any], path: Path) -> None:
-    """The curves of a record, one panel each."""
-    curves = record["curves"]
-    if not curves:
-        return
-    figure, axes = plt.subplots(1, len(curves), figsize=(3.6 * len(curves), 3), layout="constrained", squeeze=False)
-    for axis, (name, curve) in zip(axes[0], curves.items(), strict=True):
-        axis.plot(curve["x"], curve["y"], color="#2a6f97")
-        axis.set(title=name, xlabel=curve["x_unit"], ylabel=curve["y_unit"], ylim=(0, None))
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
 
 
 def expectations(

@@ -1,0 +1,34 @@
+"""The curves of a record as one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
+
+LOG_RANGE = 20  # a curve of positive values that spans more is drawn on a logarithmic axis
+
+
+def draw_curves(record: Mapping[str, Any], path: Path, *, from_zero: bool = False) -> None:
+    """Writes one panel a curve to `path`; no picture without curves. from_zero: the y axes begin at 0."""
+    curves = record["curves"]
+    if not curves:
+        return
+    figure, axes = plt.subplots(1, len(curves), figsize=(3.6 * len(curves), 3), layout="constrained", squeeze=False)
+    for axis, (name, curve) in zip(axes[0], curves.items(), strict=True):
+        axis.plot(curve["x"], curve["y"], color="#2a6f97")
+        axis.set(title=name, xlabel=curve["x_unit"], ylabel=curve["y_unit"])
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        if from_zero:
+            axis.set_ylim(bottom=0)
+        elif min(curve["y"]) > 0 and max(curve["y"]) > LOG_RANGE * min(curve["y"]):
+            axis.set_yscale("log")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
