@@ -121,7 +121,7 @@ def _group(record: records.Record) -> tuple[str, ...]:
 
 def _videos(found: Sequence[records.Record]) -> list[tuple[str, Path]]:
     return [
-        (f"{data['paper']} {data['task']}, preset {data['preset']}, seed {data['seed']}", file)
+        (f"{data['paper']} {data['task']}, {data['claim']}, preset {data['preset']}, seed {data['seed']}", file)
         for data, media in ((record.data, record.media) for record in found)
         for file in media
         if file.suffix == ".webm"
