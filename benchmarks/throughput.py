@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "device": name,
             "revision": git_revision(),
             "packages": package_versions(),
-            "command": command_line(),
+            # Where a checkout lay belongs to the machine and not to the record.
+            "command": re.sub(r"(--peer[= ]\w+=)\S*/", r"\1", command_line()),
             "measurements": measurements,
         }
         records.check_speed(record)

@@ -1,4 +1,4 @@
-"""What a person sees of a run: curves, the latents in use, and what the model imagines beside what happens.
+"""What a person sees of a run: the latents in use, and what the model imagines beside what happens.
 
 The film: five observed steps, then only the actions are given. Panels for images: reality, the model's open-loop
 prediction, their difference, and an episode played by the agent inside its own imagination. For vectors the same four

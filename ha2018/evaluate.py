@@ -24,7 +24,7 @@ from ha2018.agent import Agent
 from ha2018.config import PRESETS, TASKS, Config
 from ha2018.dream import rollout_returns
 from ha2018.processes import Worlds
-from ha2018.rollout import Players, open_worlds, real_returns
+from ha2018.rollout import Policy, open_worlds, real_returns
 
 TEST_SETTINGS = ("device", "test_episodes", "test_games", "workers")
 PUBLISHED_STEPS = 64 * 16 * 1000  # of the environment per published generation of CarRacing
@@ -32,8 +32,8 @@ PUBLISHED_STEPS = 64 * 16 * 1000  # of the environment per published generation 
 
 def play(agent: Agent, seeds: Sequence[int], worlds: Worlds) -> list[float]:
     """Returns of the agent in the real game, one episode a seed."""
-    players = Players(agent.vae, agent.memory, agent.controller, agent.params)
-    returns, _ = real_returns(players, seeds, worlds, title="real game")
+    policy = Policy(agent.vae, agent.memory, agent.controller, agent.params)
+    returns, _ = real_returns(policy, seeds, worlds, title="real game")
     return returns.tolist()
 
 

@@ -1,4 +1,4 @@
-"""What a person sees of a run: its curves, and dream and real game side by side."""
+"""What a person sees of a run: the real game, what V keeps of it, and the dream, side by side."""
 
 from pathlib import Path
 

@@ -43,7 +43,7 @@ def command(action: np.ndarray) -> Any:
 
 
 @dataclass(frozen=True)
-class Players:
+class Policy:
     """V, M and C; params [P] of one controller, or [E, P] of one for each episode."""
 
     vae: VAE
@@ -54,7 +54,7 @@ class Players:
 
 @torch.no_grad()
 def real_returns(
-    players: Players, seeds: Sequence[int], worlds: Worlds, title: str = ""
+    policy: Policy, seeds: Sequence[int], worlds: Worlds, title: str = ""
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns and lengths, each [E], of one episode per seed, all games of `worlds` side by side.
 
@@ -67,7 +67,7 @@ def real_returns(
     # While the games of one half move, the other half is answered.
     halves = np.array_split(games, 2 if len(games) >= DIVIDED_GAMES else 1)
     with progress_bar(len(seeds), title, unit="episode") if title else nullcontext() as bar:
-        groups = [_Group(players, seeds, worlds, half.tolist(), waiting) for half in halves]
+        groups = [_Group(policy, seeds, worlds, half.tolist(), waiting) for half in halves]
         for group in groups:
             group.act()
         while groups:
@@ -87,10 +87,10 @@ class _Group:
     """Games that are answered as one batch; each plays one of the `waiting` episodes after the other."""
 
     def __init__(
-        self, players: Players, seeds: Sequence[int], worlds: Worlds, games: list[int], waiting: list[int]
+        self, policy: Policy, seeds: Sequence[int], worlds: Worlds, games: list[int], waiting: list[int]
     ) -> None:
-        self.vae, self.memory, self.controller = players.vae, players.memory, players.controller
-        self.params = players.params.to(self.memory.bias)
+        self.vae, self.memory, self.controller = policy.vae, policy.memory, policy.controller
+        self.params = policy.params.to(self.memory.bias)
         self.seeds, self.worlds, self.waiting, self.device = seeds, worlds, waiting, self.params.device
         self.games = games  # those that still play
         self.episodes = [waiting.pop() for _ in games]  # what each of them plays
@@ -155,8 +155,8 @@ def environment_returns(
     mine = dist.share(len(params), ranks)
     tracks = [derive_seed(int(seed), "rollout", r) % 2**31 for seed in seeds[mine] for r in range(config.rollouts)]
     each = torch.from_numpy(params[mine]).repeat_interleave(config.rollouts, dim=0)
-    players = Players(vae, memory, Controller(config.controller_inputs, config.controller_hidden), each)
-    found = np.stack(real_returns(players, tracks, worlds), axis=-1)  # [E, (return, length)]
+    policy = Policy(vae, memory, Controller(config.controller_inputs, config.controller_hidden), each)
+    found = np.stack(real_returns(policy, tracks, worlds), axis=-1)  # [E, (return, length)]
     rows = torch.from_numpy(found).reshape(-1, config.rollouts, 2).to(ranks.device)
     every = dist.gather_rows(rows, len(params), ranks).cpu().numpy()
     return every[..., 0], int(every[..., 1].sum())

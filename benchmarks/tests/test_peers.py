@@ -130,9 +130,13 @@ def test_a_record_has_rows_of_peers_only_with_the_option(
     monkeypatch.setitem(throughput.SUITES, "dreamerv3", lambda device: [figure("alone", "ms", timing)])
     monkeypatch.setitem(throughput.BESIDE, "dreamerv3", lambda checkouts: [beside])
     option = ["--peer", f"nm512={tmp_path}"] if has_peer else []
+    monkeypatch.setattr(sys, "orig_argv", ["python3", "-m", "benchmarks.throughput", "dreamerv3", *option])
     assert throughput.main(["dreamerv3", "--device", "cpu", *option]) == 0
     (path,) = tmp_path.rglob("*.json")
-    rows = json.loads(path.read_text())["measurements"]
+    record = json.loads(path.read_text())
+    named = f" --peer nm512={tmp_path.name}" if has_peer else ""
+    assert record["command"] == f"python -m benchmarks.throughput dreamerv3{named}"
+    rows = record["measurements"]
     assert [row["name"] for row in rows] == ["alone", "beside"][: 1 + has_peer]
     if has_peer:
         assert rows[1]["ratio"] == 2.0

@@ -8,7 +8,7 @@ from ha2018 import rollout
 from ha2018.config import PRESETS, TASKS, Config
 from ha2018.controller import Controller
 from ha2018.memory import MDNRNN
-from ha2018.rollout import Players, command, open_worlds, real_returns
+from ha2018.rollout import Policy, command, open_worlds, real_returns
 from ha2018.vision import VAE
 
 STEPS = 30
@@ -38,7 +38,7 @@ def actions(monkeypatch):
 def play(parts, controller, params, seeds, games, max_steps=STEPS):
     with open_worlds(CONFIG, games, max_steps) as worlds:
         vae, memory = parts
-        return real_returns(Players(vae, memory, controller, params), seeds, worlds)
+        return real_returns(Policy(vae, memory, controller, params), seeds, worlds)
 
 
 @pytest.mark.parametrize(("inputs", "hidden"), [("zh", 0), ("z", 0), ("z", 3)])
