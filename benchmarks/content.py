@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from benchmarks.compare import Result
+from benchmarks.published import Published
 from benchmarks.records import Record, Results, sample
 
 HOW_TO_READ = (
@@ -181,6 +183,31 @@ def parity_table(results: Results) -> Table:
             ))  # fmt: skip
     columns = ("paper", "component", "cases", "elements", "largest deviation", "tolerance", "parity")
     return Table("Parity with the authors' code", columns, tuple(rows), "No parity table is recorded yet.")
+
+
+def parts_table(results: Sequence[Result], known: Published) -> Table:
+    """Single variables of the calibrations that are published too: where a difference of their score comes from."""
+    rows = []
+    for result in results:
+        if result.row.kind != "calibration" or result.row.quantity != "value" or result.reported is None:
+            continue
+        parts: dict[str, list[float]] = {}
+        for seed in result.seeds:
+            for name, part in seed.record.data["measurements"].items():
+                parts.setdefault(name, []).append(part["value"])
+        for name, values in parts.items():
+            key = f"{result.row.task}-{name.replace('_', '-')}-{result.reported.method}"
+            published = known.numbers.get((result.paper, key))
+            if published is not None:
+                rows.append((
+                    Cell(result.paper),
+                    Cell(f"{result.row.task}: {name}", result.reported.method),
+                    Cell(f"{published.value:g}"),
+                    Cell(f"{fmean(values):.1f}", ", ".join(f"{v:.1f}" for v in values) if len(values) > 1 else ""),
+                    Cell(f"{fmean(values) - published.value:+.1f}"),
+                ))  # fmt: skip
+    columns = ("paper", "variable", "reported", "measured", "difference")
+    return Table("Calibrations, variable by variable", columns, tuple(rows), "No calibration is recorded yet.")
 
 
 def protocol_table(results: Sequence[Result], protocols: Mapping[str, str]) -> Table:

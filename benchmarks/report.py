@@ -106,12 +106,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _tables(rows: Sequence[Result], measured: records.Results) -> list[content.Table]:
+    known = published.load()
     return [
         content.verdict_table(rows),
         content.speed_table(measured),
         content.parity_table(measured),
+        content.parts_table(rows, known),
         content.runs_table(measured.records),
-        content.protocol_table(rows, published.load().protocols),
+        content.protocol_table(rows, known.protocols),
     ]
 
 

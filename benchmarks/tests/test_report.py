@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import content, ha2018, markdown, plots, published, records, report
+from benchmarks import content, ha2018, ijepa, markdown, plots, published, records, report
 from benchmarks.compare import compare
 from benchmarks.rows import Row
-from benchmarks.tests.hand_made import record
+from benchmarks.tests.hand_made import record, sample
 from benchmarks.tests.test_records import PARITY, SPEED
 
 VOID = {"meta", "br", "img", "source", "link"}
@@ -99,6 +99,24 @@ def test_a_claim_against_another_run_points_to_both_records_and_has_no_published
     waiting = compare(ha2018.SUITE, row, [ours], known)
     assert content.protocol_table([waiting], known.protocols).rows == ()
     assert plots.draw([waiting]) == []
+
+
+def test_published_variables_of_a_calibration_stand_beside_the_mean_over_seeds():
+    row = Row("a", "Title", "calibration", "calibration", "pong", (0, 1), "control-random-cnn", "pong-random-cnn", 1)
+    runs = [
+        record(
+            [20.0], seed, paper="ijepa", suite="calibration", claim="control-random-cnn", task="pong", budget={},
+            protocol="atariari-f1",
+            measurements={"ball_x": sample([x], "atariari-f1-part"), "not published": sample([x], "atariari-f1-part")},
+        )
+        for seed, x in enumerate((14.0, 17.0))
+    ]  # fmt: skip
+    known = published.load()
+    result = compare(ijepa.SUITE, row, runs, known)
+    majority = replace(result, row=replace(row, quantity="controls/majority"))
+    (line,) = content.parts_table([result, majority], known).rows
+    assert [cell.text for cell in line] == ["ijepa", "pong: ball_x", "15", "15.5", "+0.5"]
+    assert line[3].small == "14.0, 17.0"
 
 
 def test_the_readme_block_is_replaced_and_the_rest_kept(root: Path):
