@@ -138,8 +138,8 @@ def compare(suite: Suite, row: Row, records: Sequence[Record], published: Publis
 def number_verdict(
     row: Row, reported: PublishedNumber, mean: float, interval: tuple[float, float], records: Sequence[Record]
 ) -> Verdict:
-    """`reproduced`, `above` or `below` at the published budget, else `reduced (x %)`."""
-    if row.kind == "number":
+    """`reproduced` (`level` with another method), `above` or `below` at the published budget, else `reduced (x %)`."""
+    if row.kind != "calibration":
         shares = [budget_shares(record.data, reported) for record in records]
         if not reported.spent:
             raise ValueError(f"row {row.id}: published {reported.key!r} has no budget sizes to compare with")
@@ -154,7 +154,7 @@ def number_verdict(
     is_near = reported.std is not None and abs(mean - reported.value) <= 2 * reported.std
     low, high = published_interval(reported)
     if is_near or (interval[0] <= high and low <= interval[1]):
-        return Verdict("reproduced", "good")
+        return Verdict("level" if row.kind == "beside" else "reproduced", "good")
     return Verdict("above", "good") if mean > reported.value else Verdict("below", "bad")
 
 

@@ -20,6 +20,11 @@ HOW_TO_READ = (
     ),
     ("above / below", "none", "Same protocol and budget, outside of that."),
     (
+        "level",
+        "good",
+        "Beside the published number of another method, which cannot be reproduced: the intervals overlap.",
+    ),
+    (
         "reduced (x %)",
         "partial",
         "Smaller budget or model: shown beside the published number with the share of its budget, never "

@@ -9,7 +9,8 @@ PAPERS = ("ha2018", "dreamerv3", "muzero", "diamond", "ijepa", "vjepa")
 
 # number: our value against a published one. calibration: the same for something untrained, without a budget.
 # claim: our value against a control of the same record, or against another run. curve: ours against a published one.
-Kind = Literal["number", "calibration", "claim", "curve"]
+# beside: our value against the published one of another method, which it cannot reproduce.
+Kind = Literal["number", "calibration", "claim", "curve", "beside"]
 
 
 @dataclass(frozen=True)

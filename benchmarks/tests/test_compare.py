@@ -47,6 +47,12 @@ def test_reproduced_by_overlap_where_no_std_is_published():
     assert verdict("random-held", held([200.0, 420.0, 310.0])).verdict.text == "reproduced"
 
 
+def test_the_number_of_another_method_is_never_reproduced():
+    row = replace(ROWS["score"], kind="beside")
+    assert compare(ha2018.SUITE, row, [record(NEAR)], PUBLISHED).verdict.text == "level"
+    assert compare(ha2018.SUITE, row, [record([1.0, 2.0])], PUBLISHED).verdict.text == "below"
+
+
 def test_reduced_names_the_share_of_frames_and_every_other_share_in_words():
     budget = {"env_frames": 61_618, "generations": 40, "rollouts": 5120, "episodes_collected": 200}
     result = verdict("score", record(NEAR, budget=budget))
