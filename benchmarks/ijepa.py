@@ -21,7 +21,7 @@ METHODS = (
 )  # fmt: skip
 RIVALS = (
     ("random-cnn", "random-cnn", "a random convolutional network"),
-    ("random-cnn-standardised", "random-cnn, standardised", "such a network, standardised as ours are"),
+    ("random-cnn-standardised", "random-cnn, standardised", "a random convolutional network, standardised as ours are"),
     ("untrained", "untrained encoder", "the same encoder before its training"),
 )  # fmt: skip
 SHAPES = "Drawn shapes: linear probes on I-JEPA beat"
