@@ -207,7 +207,7 @@ def parts_table(results: Sequence[Result], known: Published) -> Table:
                 rows.append((
                     Cell(result.paper),
                     Cell(f"{result.row.task}: {name}", result.reported.method),
-                    Cell(f"{published.value:g}"),
+                    Cell(f"{published.value:g}", f"{published.metric}, {published.unit}"),
                     Cell(f"{fmean(values):.1f}", ", ".join(f"{v:.1f}" for v in values) if len(values) > 1 else ""),
                     Cell(f"{fmean(values) - published.value:+.1f}"),
                 ))  # fmt: skip

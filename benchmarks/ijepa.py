@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from benchmarks.rows import Row, Suite
 
 SEEDS = (0, 1, 2)
@@ -19,7 +21,7 @@ FULL_PLAY = ("--controls", "--preset", "paper")
 METHODS = (
     ("pixel-pred", "pixel prediction"), ("cpc", "CPC"), ("st-dim", "ST-DIM"), ("supervised", "supervised training"),
 )  # fmt: skip
-RIVALS = (
+ENCODERS = (
     ("random-cnn", "random-cnn", "a random convolutional network"),
     ("random-cnn-standardised", "random-cnn, standardised", "a random convolutional network, standardised as ours are"),
     ("untrained", "untrained encoder", "the same encoder before its training"),
@@ -75,40 +77,35 @@ def _control_rows(game: str) -> tuple[Row, Row]:
 
 def _claims(suite: str, game: str, seeds: tuple[int, ...], minutes: float) -> tuple[Row, ...]:
     """What a preset is to show on a game: our probes against AtariARI's control of the same run, and harder ones."""
+    where = suite, game, seeds, minutes
     return tuple(
-        Row(
-            id=f"{suite}-{game}-{id}",
-            title=f"{GAMES[game]}: linear probes on I-JEPA beat those on {words} (AtariARI F1)",
-            kind="claim",
-            suite=suite,
-            task=game,
-            seeds=seeds,
-            claim="probe-f1",
-            published=f"{game}-random-cnn",
-            control=control,
-            minutes=minutes,
-        )
-        for id, control, words in RIVALS
+        _f1(*where, id, f" beat those on {words}", kind="claim", published=f"{game}-random-cnn", control=control)
+        for id, control, words in ENCODERS
     )
 
 
 def _full_play(suite: str, game: str, minutes: float) -> tuple[Row, ...]:
     """The claims at a preset with the full play, and the numbers that AtariARI has of other methods on such play."""
+    where = suite, game, (0,), minutes
     beside = (
-        Row(
-            id=f"{suite}-{game}-{method}",
-            title=f"{GAMES[game]}: linear probes on I-JEPA, beside those on {words} (AtariARI F1)",
-            kind="beside",
-            suite=suite,
-            task=game,
-            seeds=(0,),
-            claim="probe-f1",
-            published=f"{game}-{method}",
-            minutes=minutes,
-        )
+        _f1(*where, method, f", beside those on {words}", kind="beside", published=f"{game}-{method}")
         for method, words in METHODS
     )
-    return *_claims(suite, game, (0,), minutes), *beside
+    return *_claims(*where), *beside
+
+
+def _f1(suite: str, game: str, seeds: tuple[int, ...], minutes: float, id: str, words: str, **comparison: Any) -> Row:
+    """A comparison of the probes on a game."""
+    return Row(
+        id=f"{suite}-{game}-{id}",
+        title=f"{GAMES[game]}: linear probes on I-JEPA{words} (AtariARI F1)",
+        suite=suite,
+        task=game,
+        seeds=seeds,
+        claim="probe-f1",
+        minutes=minutes,
+        **comparison,
+    )
 
 
 def _shapes(id: str, title: str, control: str = "", rival: str = "", rival_settings: tuple[str, ...] = ()) -> Row:
