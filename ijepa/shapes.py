@@ -10,12 +10,14 @@ from ijepa.statistics import IMAGENET
 
 COLOURS = np.array([(214, 62, 60), (238, 170, 44), (80, 176, 84), (64, 140, 214), (150, 88, 190), (236, 236, 236)])
 CLASSES = 5  # circle, triangle, square, star, cross
-MOST = 8
+MOST = 5
 DISTANCES = 4
+# Of the side: two to three patches across, so that a patch shows an edge of a shape, and a hidden block part of one.
+RADIUS = (0.12, 0.2)
 
 
 class Shapes:
-    """Images [side, side, 3] of 1 to 8 shapes of one class and one colour on a soft background.
+    """Images [side, side, 3] of 1 to 5 shapes of one class and one colour on a soft background.
 
     labels [N, 4]: class, number - 1, colour, and the quarter of the distances to the border that the first one is in.
     """
@@ -39,7 +41,7 @@ class Shapes:
         image = np.broadcast_to(low + (high - low) * slope, (self.side, self.side, 3))
         image = np.ascontiguousarray(np.rot90(image, int(rng.integers(4))) + rng.normal(0, 6, image.shape))
         for k in range(number + 1):
-            radius = self.side * rng.uniform(0.06, 0.11)
+            radius = self.side * rng.uniform(*RADIUS)
             centre = rng.uniform(radius, self.side - radius, 2)
             if k == 0:
                 centre = self._at_distance(rng, distance)
