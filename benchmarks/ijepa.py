@@ -123,7 +123,7 @@ def _shapes(id: str, title: str, control: str = "", rival: str = "", rival_setti
         rival=rival,
         rival_settings=rival_settings,
         fraction_of="updates",
-        minutes=15,
+        minutes=18,
     )
 
 

@@ -169,7 +169,7 @@ PRESETS = {
         "AtariARI with its full play and a small encoder: probes on I-JEPA beat those on a random network; on drawn "
         "shapes, short runs that compare masks and targets",
         {"task": "pong", **_SMALL, "updates": 8_000},
-        # A quarter of an hour a run, since an ablation is several. Drawn shapes bear half the paper's rates.
+        # Twenty minutes a run, since an ablation is several. Drawn shapes bear half the paper's rates.
         {
             "shapes": {
                 "encoder": "pico",

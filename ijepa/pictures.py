@@ -112,7 +112,7 @@ def draw_colours(pixels: np.ndarray, tokens: Tensor, grid: tuple[int, int], path
     maps = colours.byte().numpy().reshape(len(tokens), *grid, 3)
     height, width = pixels.shape[1:3]
     enlarged = [cv2.resize(part, (width, height), interpolation=cv2.INTER_NEAREST) for part in maps[:SHOWN]]
-    _save_rows([[_rgb(image), part] for image, part in zip(pixels, enlarged, strict=False)], path)
+    _save_rows([[_rgb(image), part] for image, part in zip(pixels[:SHOWN], enlarged, strict=True)], path)
 
 
 def _film(panels: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
