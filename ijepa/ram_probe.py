@@ -6,6 +6,7 @@ Source: Anand et al. 2019; reference code: atariari/benchmark/{episodes,probe,ut
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -78,7 +79,7 @@ def split(plays: Sequence[Play], variables: Sequence[Variable]) -> ProbeData:
         if end - start > BATCH
     ]
     ends = [int(share * len(episodes)) for share in (0.0, TRAIN_SHARE, VALIDATION_SHARE, 1.0)]
-    groups = [episodes[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    groups = [episodes[a:b] for a, b in pairwise(ends)]
     if not all(groups):
         raise ValueError(f"{len(episodes)} episodes of more than {BATCH} steps are too few to split; play more frames")
     every = np.concatenate(episodes)

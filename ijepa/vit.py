@@ -27,7 +27,7 @@ class Size:
 
 
 SIZES = {
-    "pico": Size(64, 3, 4, 256),  # ours, as the next: for two CPU cores
+    "pico": Size(64, 3, 4, 256),  # pico and nano are ours, for two CPU cores
     "nano": Size(128, 4, 4, 512),
     "tiny": Size(192, 12, 3, 768),
     "small": Size(384, 12, 6, 1536),
