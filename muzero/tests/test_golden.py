@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from common.golden import Parity, load
-from muzero import gumbel, search, transform
+from muzero import gumbel, search, search_fast
 from muzero.search import Settings
 from muzero.tests.models import Case, anchor, table
 
 GOLDEN = Path(__file__).parent / "golden"
-FORMS = (search.search,)
+FORMS = (search.search, search_fast.search)
 INTEGERS = ("node_visits", "parents", "action_from_parent", "children_index", "children_visits")
 NUMBERS = ("node_values", "raw_values", "children_rewards", "children_discounts", "children_values")
 
