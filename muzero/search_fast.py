@@ -19,30 +19,20 @@ from torch import Tensor
 from muzero import gumbel as seq
 from muzero.search import Model, Result, Root, Settings, Tree, counts_root, prepare, summarise
 
+# The idle threads of the other layers spin, and take the cores from the model.
+numba.config.THREADING_LAYER = "workqueue"
+
 Array = NDArray[Any]
 SMALLEST_RANGE = np.float32(1e-8)
 TINY = np.finfo(np.float32).tiny
 TREES_PER_THREAD = 8  # below this, waking a thread costs more than it saves
 BY_TREE, BY_NODE, GUMBEL = 0, 1, 2
-
-
-class Arrays(NamedTuple):
-    """A tree as the compiled code sees it: [B, M], [B, M, A], bounds [B]."""
-
-    node_visits: Array
-    node_values: Array
-    raw_values: Array
-    parents: Array
-    actions: Array
-    index: Array
-    logits: Array
-    priors: Array
-    visits: Array
-    rewards: Array
-    discounts: Array
-    values: Array
-    q: Array
-    bounds: Array  # [B, 2]
+# Where a tree keeps what: rows of `cells` [B, M, 6, A] float32 and `links` [B, M, 2, A] int32, columns of `stats`
+# [B, M, 2] float32 and `nodes` [B, M, 3] int32. What one selection reads lies together, for a walk waits for memory.
+PRIOR, Q, REWARD, DISCOUNT, VALUE, LOGIT = range(6)
+VISITS, INDEX = range(2)
+MEAN, RAW = range(2)
+NODE_VISITS, PARENT, ACTION = range(3)
 
 
 class Constants(NamedTuple):
@@ -59,11 +49,17 @@ class Constants(NamedTuple):
     is_mixed: bool
 
 
-def _compiled(function: Any) -> Any:
-    return numba.njit(cache=True, error_model="numpy", inline="never")(function)
+class Arrays(NamedTuple):
+    """All trees of a batch, and the smallest and largest value [B, 2] of each."""
+
+    cells: Array
+    links: Array
+    stats: Array
+    nodes: Array
+    bounds: Array
 
 
-@_compiled
+@numba.njit(cache=True, error_model="numpy")
 def _softmax_into(out, logits):  # type: ignore[no-untyped-def]
     high = logits[0]
     for a in range(1, len(logits)):
@@ -76,52 +72,58 @@ def _softmax_into(out, logits):  # type: ignore[no-untyped-def]
         out[a] /= total
 
 
-@_compiled
-def _puct_into(out, tree, b, node, c):  # type: ignore[no-untyped-def]
-    visits, q, priors = tree.visits[b, node], tree.q[b, node], tree.priors[b, node]
+@numba.njit(cache=True, error_model="numpy")
+def _puct_into(out, cells, visits, mean, total, bounds, c):  # type: ignore[no-untyped-def]
+    """As `search.scaled_by_*` and `search.exploration`; cells [6, A] and visits [A] of one node."""
+    priors, q = cells[PRIOR], cells[Q]
+    low, high = bounds[0], bounds[1]
     if c.mode == BY_NODE:
-        low = high = tree.node_values[b, node]
+        low = high = mean
         for a in range(len(q)):
             if visits[a] > 0:
                 low, high = min(low, q[a]), max(high, q[a])
-        span = max(high - low, SMALLEST_RANGE)
-    else:
-        low, high = tree.bounds[b, 0], tree.bounds[b, 1]
-        span = high - low
-        if not span > 0:
-            low, span = np.float32(0), np.float32(1)
-    n = np.float32(tree.node_visits[b, node])
+    span = high - low
+    if c.mode == BY_NODE:
+        span = max(span, SMALLEST_RANGE)
+    elif not span > 0:
+        low, span = np.float32(0), np.float32(1)
+    n = np.float32(total)
     weight = np.sqrt(n) * (c.c1 + np.log((n + c.c2 + np.float32(1)) / c.c2))
     for a in range(len(q)):
         scaled = (q[a] - low) / span if visits[a] > 0 else np.float32(0)
         out[a] = scaled + weight * priors[a] / np.float32(1 + visits[a])
 
 
-@_compiled
-def _sigma_into(out, tree, b, node, c):  # type: ignore[no-untyped-def]
-    visits, q, priors = tree.visits[b, node], tree.q[b, node], tree.priors[b, node]
-    total, most, mass, weighted = np.float32(0), 0, np.float32(0), np.float32(0)
+@numba.njit(cache=True, error_model="numpy")
+def _sigma_into(out, cells, visits, raw, c):  # type: ignore[no-untyped-def]
+    """As `gumbel.completed_values`; cells [6, A] and visits [A] of one node. Returns the sum of the visits."""
+    priors, q = cells[PRIOR], cells[Q]
+    total, most, mass, weighted = 0, 0, np.float32(0), np.float32(0)
     for a in range(len(q)):
         if visits[a] > 0:
             p = max(priors[a], TINY)
-            total += np.float32(visits[a])
+            total += visits[a]
             most = max(most, visits[a])
             mass += p
             weighted += p * q[a]
-    filler = tree.raw_values[b, node]
+    filler = raw
     if c.is_mixed and most > 0:
-        filler = (filler + total * (weighted / mass)) / (np.float32(1) + total)
-    low = high = q[0] if visits[0] > 0 else filler
+        n = np.float32(total)
+        filler = (raw + n * (weighted / mass)) / (np.float32(1) + n)
     for a in range(len(q)):
         out[a] = q[a] if visits[a] > 0 else filler
+    low = high = out[0]
+    for a in range(1, len(q)):
         low, high = min(low, out[a]), max(high, out[a])
-    scale = (c.c_visit + np.float32(most)) * c.c_scale
-    span = max(high - low, SMALLEST_RANGE)
+    if not c.is_rescaled:
+        low, high = np.float32(0), np.float32(1)
+    scale, span = (c.c_visit + np.float32(most)) * c.c_scale, max(high - low, SMALLEST_RANGE)
     for a in range(len(q)):
-        out[a] = scale * ((out[a] - low) / span if c.is_rescaled else out[a])
+        out[a] = scale * ((out[a] - low) / span)
+    return total
 
 
-@_compiled
+@numba.njit(cache=True, error_model="numpy")
 def _first_best(scores):  # type: ignore[no-untyped-def]
     best = 0
     for a in range(1, len(scores)):
@@ -130,202 +132,189 @@ def _first_best(scores):  # type: ignore[no-untyped-def]
     return best
 
 
-@_compiled
-def _root_action(buffer, tree, b, invalid, noise, wanted, c):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, error_model="numpy")
+def _root_action(out, tree, b, invalid, noise, wanted, c):  # type: ignore[no-untyped-def]
+    cells, visits = tree.cells[b, 0], tree.links[b, 0, VISITS]
     if c.mode == GUMBEL:
-        _sigma_into(buffer, tree, b, 0, c)
-        logits, visits = tree.logits[b, 0], tree.visits[b, 0]
+        _sigma_into(out, cells, visits, tree.stats[b, 0, RAW], c)
+        logits = cells[LOGIT]
         high = logits.max()
-        for a in range(len(buffer)):
-            score = max(np.float32(-1e9), noise[b, a] + (logits[a] - high) + buffer[a])
-            buffer[a] = score if visits[a] == wanted[b] else np.float32(-np.inf)
+        for a in range(len(out)):
+            score = max(np.float32(-1e9), noise[a] + (logits[a] - high) + out[a])
+            out[a] = score if visits[a] == wanted else np.float32(-np.inf)
     else:
-        _puct_into(buffer, tree, b, 0, c)
-    for a in range(len(buffer)):
-        if invalid[b, a]:
-            buffer[a] = -np.inf
-    return _first_best(buffer)
+        _puct_into(out, cells, visits, tree.stats[b, 0, MEAN], tree.nodes[b, 0, NODE_VISITS], tree.bounds[b], c)
+    for a in range(len(out)):
+        if invalid[a]:
+            out[a] = -np.inf
+    return _first_best(out)
 
 
-@_compiled
-def _inner_action(buffer, sigma, tree, b, node, c):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, error_model="numpy")
+def _inner_action(out, sigma, tree, b, node, c):  # type: ignore[no-untyped-def]
+    cells, visits = tree.cells[b, node], tree.links[b, node, VISITS]
     if c.mode == GUMBEL:
-        _sigma_into(sigma, tree, b, node, c)
-        logits, visits = tree.logits[b, node], tree.visits[b, node]
-        total = 0
+        total = _sigma_into(sigma, cells, visits, tree.stats[b, node, RAW], c)
         for a in range(len(sigma)):
-            sigma[a] += logits[a]
-            total += visits[a]
-        _softmax_into(buffer, sigma)
+            sigma[a] += cells[LOGIT, a]
+        _softmax_into(out, sigma)
         for a in range(len(sigma)):
-            buffer[a] -= np.float32(visits[a]) / np.float32(1 + total)
+            out[a] -= np.float32(visits[a]) / np.float32(1 + total)
     else:
-        _puct_into(buffer, tree, b, node, c)
-    return _first_best(buffer)
+        mean, total = tree.stats[b, node, MEAN], tree.nodes[b, node, NODE_VISITS]
+        _puct_into(out, cells, visits, mean, total, tree.bounds[b], c)
+    return _first_best(out)
 
 
-@_compiled
-def _widen(tree, b, value):  # type: ignore[no-untyped-def]
-    tree.bounds[b, 0] = min(tree.bounds[b, 0], value)
-    tree.bounds[b, 1] = max(tree.bounds[b, 1], value)
-
-
-@_compiled
-def _insert(tree, b, node, action, new, reward, discount, logits, value, c):  # type: ignore[no-untyped-def]
-    """Expand and back up. Returns the index of the node that was reached."""
-    known = tree.index[b, node, action]
-    leaf = known if known >= 0 else new
-    tree.index[b, node, action] = leaf
-    tree.rewards[b, node, action] = reward
-    tree.discounts[b, node, action] = discount
-    tree.logits[b, leaf] = logits
-    _softmax_into(tree.priors[b, leaf], logits)
-    tree.raw_values[b, leaf] = tree.node_values[b, leaf] = value
-    tree.node_visits[b, leaf] += 1
-    tree.parents[b, leaf] = node
-    tree.actions[b, leaf] = action
-    child, total = leaf, value
-    while tree.parents[b, child] >= 0:
-        parent, a = tree.parents[b, child], tree.actions[b, child]
-        r, d = tree.rewards[b, parent, a], tree.discounts[b, parent, a]
-        tree.values[b, parent, a] = tree.node_values[b, child]
-        tree.q[b, parent, a] = r + d * tree.node_values[b, child]
-        tree.visits[b, parent, a] += 1
-        _widen(tree, b, tree.q[b, parent, a])
-        total = r + d * total
-        n = np.float32(tree.node_visits[b, parent])
-        tree.node_values[b, parent] = (tree.node_values[b, parent] * n + total) / (n + np.float32(1))
-        tree.node_visits[b, parent] += 1
-        child = parent
-    _widen(tree, b, c.discount * tree.node_values[b, 0])
-    return leaf
-
-
-@_compiled
-def _walk(tree, b, invalid, noise, wanted, c):  # type: ignore[no-untyped-def]
-    """From the root to the next question: a node and an action."""
-    buffer = np.empty(tree.q.shape[2], np.float32)
-    sigma = np.empty(tree.q.shape[2], np.float32)
-    node, action = 0, _root_action(buffer, tree, b, invalid, noise, wanted, c)
+@numba.njit(cache=True, error_model="numpy")
+def _walk(out, sigma, tree, b, invalid, noise, wanted, c):  # type: ignore[no-untyped-def]
+    """From the root of tree b to the next question: a node and an action."""
+    node, action = 0, _root_action(out, tree, b, invalid, noise, wanted, c)
     for _ in range(1, c.depth):
-        child = tree.index[b, node, action]
+        child = tree.links[b, node, INDEX, action]
         if child < 0:
             break
         node = child
-        action = _inner_action(buffer, sigma, tree, b, node, c)
+        action = _inner_action(out, sigma, tree, b, node, c)
     return node, action
 
 
-@numba.njit(cache=True, error_model="numpy", parallel=True)
-def _select(tree, invalid, noise, wanted, c, nodes, actions):  # type: ignore[no-untyped-def]
-    for b in numba.prange(len(nodes)):
-        nodes[b], actions[b] = _walk(tree, b, invalid, noise, wanted, c)
+@numba.njit(cache=True, error_model="numpy")
+def _insert(cells, links, stats, nodes, bounds, at, new, numbers, logits, c):  # type: ignore[no-untyped-def]
+    """Expand one tree at = node, action, and back up numbers = reward, discount, value. Returns the node reached."""
+    node, action = at
+    known = links[node, INDEX, action]
+    leaf = known if known >= 0 else new
+    links[node, INDEX, action] = leaf
+    cells[node, REWARD, action], cells[node, DISCOUNT, action] = numbers[0], numbers[1]
+    cells[leaf, LOGIT] = logits
+    _softmax_into(cells[leaf, PRIOR], logits)
+    stats[leaf, RAW] = stats[leaf, MEAN] = numbers[2]
+    nodes[leaf, NODE_VISITS] += 1
+    nodes[leaf, PARENT], nodes[leaf, ACTION] = node, action
+    child, total = leaf, numbers[2]
+    while nodes[child, PARENT] >= 0:
+        parent, a = nodes[child, PARENT], nodes[child, ACTION]
+        reward, discount = cells[parent, REWARD, a], cells[parent, DISCOUNT, a]
+        q = reward + discount * stats[child, MEAN]
+        cells[parent, VALUE, a], cells[parent, Q, a] = stats[child, MEAN], q
+        links[parent, VISITS, a] += 1
+        bounds[0], bounds[1] = min(bounds[0], q), max(bounds[1], q)
+        total = reward + discount * total
+        n = np.float32(nodes[parent, NODE_VISITS])
+        stats[parent, MEAN] = (stats[parent, MEAN] * n + total) / (n + np.float32(1))
+        nodes[parent, NODE_VISITS] += 1
+        child = parent
+    root = c.discount * stats[0, MEAN]
+    bounds[0], bounds[1] = min(bounds[0], root), max(bounds[1], root)
+    return leaf
 
 
 @numba.njit(cache=True, error_model="numpy", parallel=True)
-def _insert_all(tree, new, c, nodes, actions, leaves, reward, discount, logits, value):  # type: ignore[no-untyped-def]
-    for b in numba.prange(len(nodes)):
-        leaves[b] = _insert(tree, b, nodes[b], actions[b], new, reward[b], discount[b], logits[b], value[b], c)
+def _advance(tree, simulation, simulations, invalid, noise, wanted, c, at, leaves, numbers, logits):  # type: ignore[no-untyped-def]
+    """Put the answer to simulation - 1 into every tree (not before the first), and find the next question `at`."""
+    for b in numba.prange(len(at)):
+        if simulation > 0:
+            leaves[b] = _insert(
+                tree.cells[b], tree.links[b], tree.stats[b], tree.nodes[b], tree.bounds[b],
+                (at[b, 0], at[b, 1]), simulation, numbers[b], logits[b], c,
+            )  # fmt: skip
+        if simulation < simulations:
+            out = np.empty(logits.shape[1], np.float32)
+            sigma = np.empty(logits.shape[1], np.float32)
+            at[b, 0], at[b, 1] = _walk(out, sigma, tree, b, invalid[b], noise[b], wanted[b, simulation], c)
 
 
-def _numbers(tensor: Tensor) -> Array:
-    return np.ascontiguousarray(tensor.numpy(), np.float32)
-
-
-def _empty(batch: int, nodes: int, actions: int) -> Arrays:
-    def zeros(*shape: int, dtype: Any = np.float32) -> Array:
-        return np.zeros((batch, nodes, *shape), dtype)
-
-    return Arrays(
-        node_visits=zeros(dtype=np.int32),
-        node_values=zeros(),
-        raw_values=zeros(),
-        parents=np.full((batch, nodes), -1, np.int32),
-        actions=np.full((batch, nodes), -1, np.int32),
-        index=np.full((batch, nodes, actions), -1, np.int32),
-        logits=zeros(actions),
-        priors=zeros(actions),
-        visits=zeros(actions, dtype=np.int32),
-        rewards=zeros(actions),
-        discounts=zeros(actions),
-        values=zeros(actions),
-        q=zeros(actions),
-        bounds=np.empty((batch, 2), np.float32),
-    )
+def _empty(root: Root, settings: Settings, noise: Tensor | None) -> Arrays:
+    """Only the roots."""
+    (batch, actions), nodes = root.logits.shape, 1 + settings.simulations
+    cells, links = np.zeros((batch, nodes, 6, actions), np.float32), np.zeros((batch, nodes, 2, actions), np.int32)
+    stats, counts = np.zeros((batch, nodes, 2), np.float32), np.zeros((batch, nodes, 3), np.int32)
+    links[:, :, INDEX] = counts[:, :, PARENT] = counts[:, :, ACTION] = -1
+    logits = prepare(root, settings, noise)
+    cells[:, 0, LOGIT], cells[:, 0, PRIOR] = logits.numpy(), logits.softmax(-1).numpy()
+    stats[:, 0, RAW] = root.value.numpy()
+    if counts_root(settings):
+        counts[:, 0, NODE_VISITS], stats[:, 0, MEAN] = 1, stats[:, 0, RAW]
+    bounds = np.empty((batch, 2), np.float32)
+    bounds[:] = settings.bounds or (np.inf, -np.inf)
+    return Arrays(cells, links, stats, counts, bounds)
 
 
 def _constants(settings: Settings) -> Constants:
     by = BY_NODE if settings.normalisation == "node" else BY_TREE
-    small = (settings.discount, settings.c1, settings.c2, settings.c_visit, settings.c_scale)
+    numbers = (settings.discount, settings.c1, settings.c2, settings.c_visit, settings.c_scale)
     return Constants(
         GUMBEL if settings.policy == "gumbel" else by,
         settings.depth,
-        *(np.float32(value) for value in small),
+        *(np.float32(value) for value in numbers),
         settings.is_rescaled,
         settings.is_mixed,
     )
 
 
 def _wanted(root: Root, settings: Settings) -> Array:
-    """[simulations, B]: the visits that sequential halving looks for."""
+    """[B, simulations]: the visits that sequential halving looks for."""
     batch, actions = root.logits.shape
     if settings.policy != "gumbel":
-        return np.zeros((settings.simulations, batch), np.int32)
+        return np.zeros((batch, settings.simulations), np.int32)
     allowed = np.full(batch, actions) if root.invalid is None else (~root.invalid).sum(-1).numpy()
     table = seq.halving_table(min(actions, settings.max_considered), settings.simulations).numpy()
-    return np.ascontiguousarray(table[np.minimum(allowed, settings.max_considered)].T)
+    return table[np.minimum(allowed, settings.max_considered)]
 
 
 @torch.no_grad()
 def search(root: Root, model: Model, settings: Settings, noise: Tensor | None = None) -> Result:
     """As `search.search`; on a CPU."""
     batch, actions = root.logits.shape
-    logits = prepare(root, settings, noise)
-    arrays, c = _empty(batch, 1 + settings.simulations, actions), _constants(settings)
-    arrays.logits[:, 0] = logits.numpy()
-    arrays.priors[:, 0] = logits.softmax(-1).numpy()
-    arrays.raw_values[:, 0] = root.value.numpy()
-    if counts_root(settings):
-        arrays.node_visits[:, 0], arrays.node_values[:, 0] = 1, arrays.raw_values[:, 0]
-    arrays.bounds[:] = settings.bounds or (np.inf, -np.inf)
+    tree, c = _empty(root, settings, noise), _constants(settings)
     invalid = np.zeros((batch, actions), np.bool_) if root.invalid is None else root.invalid.numpy()
-    drawn = np.zeros((batch, actions), np.float32) if noise is None else _numbers(noise)
+    drawn = np.zeros((batch, actions), np.float32) if noise is None else _float32(noise)
     wanted = _wanted(root, settings)
-    nodes, chosen, leaves = (np.zeros(batch, np.int64) for _ in range(3))
+    at, leaves = np.zeros((batch, 2), np.int64), np.zeros(batch, np.int64)
+    numbers, logits = np.zeros((batch, 3), np.float32), np.zeros((batch, actions), np.float32)
     first = np.arange(batch) * (1 + settings.simulations)
-    embeddings = root.embedding.new_zeros(batch * (1 + settings.simulations), *root.embedding.shape[1:])
+    embeddings = root.embedding.new_empty(batch * (1 + settings.simulations), *root.embedding.shape[1:])
     embeddings[torch.from_numpy(first)] = root.embedding
     threads = numba.get_num_threads()
     most = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, -(-batch // TREES_PER_THREAD))
     numba.set_num_threads(max(1, most))
     try:
-        for simulation in range(settings.simulations):
-            _select(arrays, invalid, drawn, wanted[simulation], c, nodes, chosen)
-            out = model(embeddings.index_select(0, torch.from_numpy(first + nodes)), torch.from_numpy(chosen))
-            answers = (_numbers(x) for x in (out.reward, out.discount, out.logits, out.value))
-            _insert_all(arrays, simulation + 1, c, nodes, chosen, leaves, *answers)
-            embeddings.index_copy_(0, torch.from_numpy(first + leaves), out.embedding)
+        for simulation in range(settings.simulations + 1):
+            _advance(
+                tree, simulation, settings.simulations, invalid, drawn, wanted, c, at, leaves, numbers, logits
+            )
+            if simulation > 0:
+                embeddings.index_copy_(0, torch.from_numpy(first + leaves), out.embedding)
+            if simulation < settings.simulations:
+                parents = embeddings.index_select(0, torch.from_numpy(first + at[:, 0]))
+                out = model(parents, torch.from_numpy(at[:, 1].copy()))
+                numbers = _float32(torch.stack([out.reward, out.discount, out.value], 1))
+                logits = _float32(out.logits)
     finally:
         numba.set_num_threads(threads)
-    tree = _tree(arrays, embeddings.view(batch, -1, *root.embedding.shape[1:]))
-    return summarise(tree, root, settings, noise)
+    return summarise(_tree(tree, embeddings.view(batch, -1, *root.embedding.shape[1:])), root, settings, noise)
+
+
+def _float32(tensor: Tensor) -> Array:
+    return np.ascontiguousarray(tensor.numpy(), np.float32)
 
 
 def _tree(arrays: Arrays, embeddings: Tensor) -> Tree:
-    view = Arrays(*(torch.from_numpy(array) for array in arrays))
+    cells, links, stats, nodes, bounds = (torch.from_numpy(array) for array in arrays)
     return Tree(
-        node_visits=view.node_visits,
-        node_values=view.node_values,
-        raw_values=view.raw_values,
-        parents=view.parents,
-        action_from_parent=view.actions,
-        children_index=view.index,
-        children_logits=view.logits,
-        children_visits=view.visits,
-        children_rewards=view.rewards,
-        children_discounts=view.discounts,
-        children_values=view.values,
+        node_visits=nodes[:, :, NODE_VISITS],
+        node_values=stats[:, :, MEAN],
+        raw_values=stats[:, :, RAW],
+        parents=nodes[:, :, PARENT],
+        action_from_parent=nodes[:, :, ACTION],
+        children_index=links[:, :, INDEX],
+        children_logits=cells[:, :, LOGIT],
+        children_visits=links[:, :, VISITS],
+        children_rewards=cells[:, :, REWARD],
+        children_discounts=cells[:, :, DISCOUNT],
+        children_values=cells[:, :, VALUE],
         embeddings=embeddings,
-        low=view.bounds[:, 0],
-        high=view.bounds[:, 1],
+        low=bounds[:, 0],
+        high=bounds[:, 1],
     )
