@@ -209,7 +209,7 @@ PRESETS = {
         {
             "tictactoe": {
                 **_SMALL_BOARD,
-                "size": "board-tiny",
+                "size": "vector-medium",
                 "temperature_moves": 9,
                 "samples_per_state": 8.0,
                 "replay_steps": 50_000,

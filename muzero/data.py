@@ -25,7 +25,7 @@ from muzero.unroll import Batch
 
 Array = NDArray[Any]
 UNKNOWN = np.iinfo(np.int64).max // 2  # the end of an episode that has not ended
-BLOCK = 4096  # priorities are summed by blocks, so that a draw need not add up all of them
+BLOCK = 256  # priorities are summed by blocks, so that a draw need not add up all of them
 
 
 @dataclass(frozen=True)

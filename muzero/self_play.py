@@ -144,7 +144,7 @@ class Player:
         self.model = LearnedModel(network, self.settings.discount)
         self.mine = dist.share(config.envs, ranks)
         self.totals = np.zeros(worlds.count)  # reward of each episode under way; of its first player, on a board
-        self.finished: list[tuple[float, int]] = []  # totals and lengths of the episodes that the last step ended
+        self.finished: list[tuple[float, int]] = []  # totals and lengths of episodes that no line of the log tells yet
 
     @torch.no_grad()
     def step(self, number: int, updates: int) -> None:
@@ -185,5 +185,13 @@ class Player:
     def _count(self, number: int, start: Array, reward: Array, ended: Array) -> None:
         is_second = (number - start) % self.worlds.space.players == 1
         self.totals += np.where(is_second, -reward, reward)
-        self.finished = [(float(self.totals[k]), int(number + 1 - start[k])) for k in np.flatnonzero(ended)]
+        self.finished += [(float(self.totals[k]), int(number + 1 - start[k])) for k in np.flatnonzero(ended)]
         self.totals[ended] = 0
+
+    def summary(self) -> dict[str, float]:
+        """Means over the episodes of this process that ended since the last call; nothing if none did."""
+        if not self.finished:
+            return {}
+        total, length = np.mean(self.finished, 0)
+        self.finished.clear()
+        return {"return": float(total), "length": float(length)}

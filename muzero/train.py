@@ -21,7 +21,7 @@ from common.config import parse, user_error
 from common.run import Run, run_folder, seed_everything, usable_device
 from common.seeding import derive_seed
 from common.stage import LOG_EVERY, Stage
-from muzero.config import PRESETS, TASKS, Config
+from muzero.config import PRESETS, SIZES, TASKS, Config
 from muzero.data import Replay, Rules, forget
 from muzero.env import Space, WorldError, Worlds, make_worlds
 from muzero.networks import Network, new_network
@@ -37,8 +37,9 @@ SNAPSHOTS = "snapshots"
 def network_for(space: Space, config: Config) -> Network:
     """An untrained network for a world. Raises ValueError if the size does not fit it."""
     kind = "vector" if len(space.frame_shape) == 1 else "frames" if space.dtype == "uint8" else "board"
-    if config.sizes.kind != kind:
-        raise ValueError(f"size {config.size} is for {config.sizes.kind}, task {config.task} is a {kind} world")
+    if config.sizes.kind not in (kind, "vector") or (kind == "frames") != (config.sizes.kind == "frames"):
+        fitting = ", ".join(name for name, sizes in SIZES.items() if sizes.kind == kind)
+        raise ValueError(f"size {config.size} does not fit task {config.task}; those that do: {fitting}")
     if config.support is None and space.players == 1:
         raise ValueError(f"support none is for boards; task {config.task} has rewards")
     seed = derive_seed(config.seed, "network")
@@ -127,7 +128,8 @@ def save(stage: Stage, number: int, player: Player, learner: Learner, files: lis
         for name, value in per_world.items()
     }
     metrics = {name: float(value) for name, value in learner.metrics.items()}
-    stage.save(number, extra, {"updates": learner.updates, "files": needed, "metrics": metrics})
+    state = {"updates": learner.updates, "files": needed, "metrics": metrics, "finished": player.finished}
+    stage.save(number, extra, state)
     dist.barrier()
     forget(folder, [*files, *needed])  # those of the checkpoint before are kept too
     return needed
@@ -142,6 +144,7 @@ def restore(stage: Stage, player: Player, learner: Learner) -> list[list[int]]:
     worlds = {name.removeprefix("worlds/"): value for name, value in mine.items() if name.startswith("worlds/")}
     player.worlds.restore(worlds, replay.actions_under_way())
     player.totals = mine["totals"].copy()
+    player.finished = [(total, length) for total, length in stage.state["finished"]]
     learner.updates = stage.state["updates"]
     learner.metrics = {name: torch.tensor(value) for name, value in stage.state["metrics"].items()}
     return files
@@ -174,19 +177,19 @@ def train(run: Run, config: Config, ranks: dist.Ranks, worlds: Worlds) -> None:
             files = restore(stage, player, learner)
     except ValueError as error:
         user_error(f"{run.folder}: the checkpoint is of another game or size: {error}")
-    logged, shown = learner.updates // LOG_EVERY, {"return": ""}
+    logged = learner.updates // LOG_EVERY
+    shown: dict[str, str] = {}
     for number in stage.updates():
         player.step(number, learner.updates)
-        for total, length in player.finished:
-            run.log("train episode", number + 1, updates=learner.updates, total=total, length=length)
-            shown["return"] = f"{total:.1f}"
         while replay.size and learner.updates < updates_due((number + 1) * config.envs, config):
             learner.update()
             keep_snapshot(run, network, learner.updates, config, ranks)
         if learner.updates // LOG_EVERY > logged or (number + 1 == stage.total and learner.updates):
             logged = learner.updates // LOG_EVERY
-            steps = (number + 1) * config.envs
-            stage.log(number, {"env_steps": steps, "updates": learner.updates, **learner.metrics}, every=1)
+            counts = {"env_steps": (number + 1) * config.envs, "updates": learner.updates}
+            found = player.summary()
+            stage.log(number, {**counts, **found, **learner.metrics}, every=1)
+            shown |= {name: f"{value:.4g}" for name, value in found.items()}
             stage.bar.set_postfix({**shown, "loss": f"{float(learner.metrics['loss']):.4g}"}, refresh=False)
         if stage.due(number):
             files = save(stage, number, player, learner, files)
