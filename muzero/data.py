@@ -42,13 +42,15 @@ class Picks:
 
 @dataclass(frozen=True)
 class Rules:
-    """How targets are made: signed discount, n (None: to the end), K, exponents of priority and its correction."""
+    """How targets are made: signed discount, n (None: to the end), K, exponents of priority and its correction; whether
+    a finished game keeps its outcome (`targets.value_targets`)."""
 
     discount: float
     td_steps: int | None
     unroll_steps: int
     priority_exponent: float
     priority_correction: float
+    keeps_outcome: bool
 
 
 class Replay:
@@ -163,7 +165,11 @@ class Replay:
             window["values"] = values
         rules = self.rules
         return targets.value_targets(
-            **window, discount=rules.discount, td_steps=rules.td_steps, unroll_steps=rules.unroll_steps
+            **window,
+            discount=rules.discount,
+            td_steps=rules.td_steps,
+            unroll_steps=rules.unroll_steps,
+            keeps_outcome=rules.keeps_outcome,
         )
 
     def batch(self, picks: Picks, rng: np.random.Generator, device: torch.device) -> Batch:

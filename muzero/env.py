@@ -210,6 +210,13 @@ def make_worlds(config: Config, lanes: Sequence[int], purpose: str = "train") ->
     return SpielWorlds(config.task, len(lanes))
 
 
+def space_of(config: Config) -> Space:
+    """The space of a task. Raises WorldError."""
+    worlds = make_worlds(config, [0])
+    worlds.close()
+    return worlds.space
+
+
 def stacked(frames: Array, actions: Array, space: Space) -> Array:
     """What h is given, float32 [B, *obs_shape].
 
@@ -226,3 +233,23 @@ def stacked(frames: Array, actions: Array, space: Space) -> Array:
     planes = np.where(actions >= 0, actions / space.actions, 0).astype(np.float32)
     planes = np.broadcast_to(planes[:, :, None, None], (batch, history, rows, columns))
     return np.concatenate([found.reshape(batch, history * channels, rows, columns), planes], 1)
+
+
+class View:
+    """What an agent sees of worlds that it plays without a replay: the last frames and actions of every world."""
+
+    def __init__(self, worlds: Worlds) -> None:
+        self.worlds, space = worlds, worlds.space
+        self.frames = np.zeros((worlds.count, space.history, *space.frame_shape), space.dtype)
+        self.actions = np.full((worlds.count, space.history), -1, np.int64)
+
+    def observe(self) -> Array:
+        """What h is given, [W, *obs_shape]; to be asked once a step."""
+        self.frames = np.concatenate([self.frames[:, 1:], self.worlds.observe()[:, None]], 1)
+        return stacked(self.frames, self.actions, self.worlds.space)
+
+    def after(self, action: Array, step: Step) -> None:
+        """Remember the actions; forget episodes that have ended."""
+        self.actions = np.concatenate([self.actions[:, 1:], action[:, None]], 1)
+        ended = step.terminated | step.truncated
+        self.frames[ended], self.actions[ended] = 0, -1

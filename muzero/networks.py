@@ -174,11 +174,11 @@ class PlaneNetwork(nn.Module):
         return scale_hidden(self.representation(obs), is_per_channel=self.sizes.scales_channels)
 
     def dynamics(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """g: state, action [B] -> next state in [0, 1], reward output [B, bins] (zeros for boards)."""
+        """g: state, action [B] -> next state in [0, 1], reward output [B, bins] ([B, 0] without rewards)."""
         planes = action_planes(action, self.encoding, self.actions, *self.shape).to(state.dtype)
         raw = self.transition(torch.cat([state, planes], 1))
         # The reward is read before the scaling, which hides how large the state is.
-        reward = state.new_zeros(len(state), 1) if self.reward is None else self.reward(raw)
+        reward = state.new_zeros(len(state), 0) if self.reward is None else self.reward(raw)
         return scale_hidden(raw, is_per_channel=self.sizes.scales_channels), reward
 
     def predict(self, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,9 +217,9 @@ class VectorNetwork(nn.Module):
         return scale_hidden(self.representation(obs.flatten(1)))
 
     def dynamics(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """g: state, action [B] -> next state in [0, 1], reward output [B, bins] (zeros without rewards)."""
+        """g: state, action [B] -> next state in [0, 1], reward output [B, bins] ([B, 0] without rewards)."""
         raw = self.transition(torch.cat([state, F.one_hot(action, self.actions).to(state.dtype)], 1))
-        reward = state.new_zeros(len(state), 1) if self.reward is None else self.reward(raw)
+        reward = state.new_zeros(len(state), 0) if self.reward is None else self.reward(raw)
         return scale_hidden(raw), reward
 
     def predict(self, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -268,10 +268,8 @@ def masked(found: Tensor, root: Root) -> Tensor:
     return found if root.invalid is None else found.masked_fill(root.invalid, -torch.inf)
 
 
-def select(
-    tree: Tree, simulation: int, root: Root, settings: Settings, gumbel: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """From the root down to an action that has no node yet, or to the depth limit. Returns node and action, [B] each."""
+def select(tree: Tree, simulation: int, root: Root, settings: Settings, gumbel: Tensor | None) -> tuple[Tensor, Tensor]:
+    """From the root down to an action without a node, or to the depth limit. Returns node and action, [B] each."""
     node = torch.zeros(len(root.value), dtype=torch.long, device=root.value.device)
     rows = torch.arange(len(node), device=node.device)
     action = root_actions(tree, simulation, root, settings, gumbel)

@@ -280,17 +280,13 @@ def search(root: Root, model: Model, settings: Settings, noise: Tensor | None = 
     most = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, -(-batch // TREES_PER_THREAD))
     numba.set_num_threads(max(1, most))
     try:
-        for simulation in range(settings.simulations + 1):
-            _advance(
-                tree, simulation, settings.simulations, invalid, drawn, wanted, c, at, leaves, numbers, logits
-            )
-            if simulation > 0:
-                embeddings.index_copy_(0, torch.from_numpy(first + leaves), out.embedding)
-            if simulation < settings.simulations:
-                parents = embeddings.index_select(0, torch.from_numpy(first + at[:, 0]))
-                out = model(parents, torch.from_numpy(at[:, 1].copy()))
-                numbers = _float32(torch.stack([out.reward, out.discount, out.value], 1))
-                logits = _float32(out.logits)
+        _advance(tree, 0, settings.simulations, invalid, drawn, wanted, c, at, leaves, numbers, logits)
+        for simulation in range(1, settings.simulations + 1):
+            parents = embeddings.index_select(0, torch.from_numpy(first + at[:, 0]))
+            out = model(parents, torch.from_numpy(at[:, 1].copy()))
+            numbers, logits = _float32(torch.stack([out.reward, out.discount, out.value], 1)), _float32(out.logits)
+            _advance(tree, simulation, settings.simulations, invalid, drawn, wanted, c, at, leaves, numbers, logits)
+            embeddings.index_copy_(0, torch.from_numpy(first + leaves), out.embedding)
     finally:
         numba.set_num_threads(threads)
     return summarise(_tree(tree, embeddings.view(batch, -1, *root.embedding.shape[1:])), root, settings, noise)

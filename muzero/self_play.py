@@ -19,6 +19,7 @@ from muzero.boards import LineGame
 from muzero.config import Config
 from muzero.data import Replay
 from muzero.env import Space, Worlds
+from muzero.judges import Mover
 from muzero.networks import Network
 from muzero.search import Model, Outcome, Result, Root, Settings
 from muzero.targets import temperature_by_update, visit_policy
@@ -195,3 +196,30 @@ class Player:
         total, length = np.mean(self.finished, 0)
         self.finished.clear()
         return {"return": float(total), "length": float(length)}
+
+
+def board_mover(
+    network: Network, game: LineGame, config: Config, simulations: int, *, has_rules: bool = False
+) -> Mover:
+    """The agent without noise and at temperature 0, as the judges ask it.
+
+    has_rules: the same search with the true rules in place of the dynamics.
+    """
+    space = Space(game.obs_shape, "float32", 1, game.actions, 2, game.encoding)
+    settings = search_settings(config, space, simulations)
+
+    @torch.no_grad()
+    def move(stones: Array, turn: Array) -> Array:
+        network.eval()
+        if has_rules:
+            rules = TrueRules(network, game)
+            found = run_search(rules.root(stones, turn), rules, settings, None, use_fast=config.use_fast)
+        else:
+            model = LearnedModel(network, settings.discount)
+            device = next(network.parameters()).device
+            obs = torch.from_numpy(game.observe(stones, turn)).to(device)
+            root = model.root(obs, torch.from_numpy(game.legal(stones)).to(device))
+            found = run_search(root, model, settings, None, use_fast=config.use_fast)
+        return found.action.cpu().numpy()
+
+    return move

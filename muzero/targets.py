@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from muzero.config import Config
+
 Array = NDArray[Any]
 
 
@@ -24,6 +26,7 @@ def value_targets(
     discount: float,
     td_steps: int | None,
     unroll_steps: int,
+    keeps_outcome: bool = False,
 ) -> Array:
     """z [B, K + 1]: n rewards and then the search's value, at each of the unrolled positions.
 
@@ -31,9 +34,13 @@ def value_targets(
     values [B, L]: of the search there. Behind the end everything is 0, the bootstrap included; td_steps None: no
     bootstrap but at a cut. is_cut [B]: the episode was stopped by a time limit, and values[left] is that of its last
     state. L must be at least K + min(n, longest left) + 1.
-    Source: paper, Appendix G, and pseudocode. Deviation D3: there a cut is an end.
+
+    keeps_outcome: for boards whose network predicts no reward. A finished game then keeps its outcome as the value of
+    its absorbing states (of changing sign, as the turn passes), or else a search could not see a winning move.
+    Source: paper, Appendix A ("always predict the same value") and G, and pseudocode. Deviation D3: there a cut is an
+    end.
     """
-    wide = np.int64(left)[:, None]
+    wide = np.asarray(left)[:, None]
     start = np.arange(unroll_steps + 1)
     most = int(np.max(left, initial=0))
     steps = most if td_steps is None else min(td_steps, most)
@@ -47,7 +54,11 @@ def value_targets(
     taken = np.minimum(horizon, np.maximum(wide - start, 0))
     has_value = (start + taken < wide) | (np.asarray(is_cut)[:, None] & (start <= wide))
     column = np.minimum(start + taken, values.shape[1] - 1)
-    return found + np.where(has_value, discount**taken * values[rows, column], 0)
+    found += np.where(has_value, discount**taken * values[rows, column], 0)
+    if keeps_outcome:
+        last = rewards[rows, np.clip(wide - 1, 0, rewards.shape[1] - 1)]
+        found = np.where(start >= wide, float(np.sign(discount)) ** (start - wide + 1) * last, found)
+    return found
 
 
 def reward_targets(arriving: Array, left: Array) -> Array:
@@ -87,6 +98,11 @@ def temperature_by_update(temperatures: tuple[float, ...], update: int, updates:
     return first if 2 * update < updates else second if 4 * update < 3 * updates else third
 
 
+def temperature_by_move(move: int, temperature: float, moves: int | None) -> float:
+    """The temperature for the first `moves` moves of an episode, then 0. Source: pseudocode (boards: 30)."""
+    return temperature if moves is None or move < moves else 0.0
+
+
 def visit_policy(visits: Array, temperature: float) -> Array:
     """N(a)^(1/T) / sum [B, A]; at temperature 0 all on the first of the most visited actions. Source: paper, Eq. 6."""
     if temperature == 0:
@@ -94,3 +110,19 @@ def visit_policy(visits: Array, temperature: float) -> Array:
     # Divided by the largest first: a small temperature would overflow.
     scaled = (visits / visits.max(-1, keepdims=True)) ** (1 / temperature)
     return scaled / scaled.sum(-1, keepdims=True)
+
+
+def updates_due(steps: int, config: Config) -> int:
+    """Updates that belong to so many agent steps of all worlds."""
+    return min(config.updates, int(max(0, steps - config.first_steps) * config.samples_per_state / config.batch_size))
+
+
+def total_moves(config: Config) -> int:
+    """Moves of every world until all updates are due."""
+    if config.updates == 0:
+        return 0
+    steps = config.first_steps + config.updates * config.batch_size / config.samples_per_state
+    moves = int(steps // config.envs)
+    while updates_due(moves * config.envs, config) < config.updates:
+        moves += 1
+    return moves

@@ -18,32 +18,19 @@ from torch import Tensor
 
 from common import checkpoint, dist
 from common.config import parse, user_error
+from common.program import program
 from common.run import Run, run_folder, seed_everything, usable_device
 from common.seeding import derive_seed
 from common.stage import LOG_EVERY, Stage
-from muzero.config import PRESETS, SIZES, TASKS, Config
+from muzero.agent import SNAPSHOTS, STAGE, network_for
+from muzero.config import PRESETS, TASKS, Config
 from muzero.data import Replay, Rules, forget
 from muzero.env import Space, WorldError, Worlds, make_worlds
-from muzero.networks import Network, new_network
+from muzero.networks import Network
 from muzero.reanalyze import refreshed
 from muzero.self_play import LearnedModel, Player, search_settings, signed_discount
-from muzero.targets import learning_rate
+from muzero.targets import learning_rate, total_moves, updates_due
 from muzero.unroll import Batch, step_losses, unroll, weight_penalty, weighted_loss
-
-STAGE = "train"
-SNAPSHOTS = "snapshots"
-
-
-def network_for(space: Space, config: Config) -> Network:
-    """An untrained network for a world. Raises ValueError if the size does not fit it."""
-    kind = "vector" if len(space.frame_shape) == 1 else "frames" if space.dtype == "uint8" else "board"
-    if config.sizes.kind not in (kind, "vector") or (kind == "frames") != (config.sizes.kind == "frames"):
-        fitting = ", ".join(name for name, sizes in SIZES.items() if sizes.kind == kind)
-        raise ValueError(f"size {config.size} does not fit task {config.task}; those that do: {fitting}")
-    if config.support is None and space.players == 1:
-        raise ValueError(f"support none is for boards; task {config.task} has rewards")
-    seed = derive_seed(config.seed, "network")
-    return new_network(space.obs_shape, space.actions, space.encoding, config.sizes, config.support, seed)
 
 
 def new_optimizer(network: Network, config: Config) -> torch.optim.Optimizer:
@@ -69,22 +56,6 @@ def train_step(
     optimizer.step()
     sums = {f"loss_{name}": value.detach().sum(1).mean() for name, value in losses.items()}
     return {"loss": loss.detach(), **sums, "loss_penalty": penalty.detach()}
-
-
-def updates_due(steps: int, config: Config) -> int:
-    """Updates that belong to so many agent steps of all worlds."""
-    return min(config.updates, int(max(0, steps - config.first_steps) * config.samples_per_state / config.batch_size))
-
-
-def total_moves(config: Config) -> int:
-    """Moves of every world until all updates are due."""
-    if config.updates == 0:
-        return 0
-    steps = config.first_steps + config.updates * config.batch_size / config.samples_per_state
-    moves = int(steps // config.envs)
-    while updates_due(moves * config.envs, config) < config.updates:
-        moves += 1
-    return moves
 
 
 class Learner:
@@ -153,7 +124,8 @@ def restore(stage: Stage, player: Player, learner: Learner) -> list[list[int]]:
 def keep_snapshot(run: Run, network: Network, updates: int, config: Config, ranks: dist.Ranks) -> None:
     """The network after each of `snapshots` equal parts of the run, for matches against its earlier selves."""
     if dist.is_main(ranks) and updates * config.snapshots % config.updates < config.snapshots:
-        checkpoint.save(run.folder / SNAPSHOTS, updates, checkpoint.module_tensors("network", network), {}, keep=10**6)
+        place = run.folder / SNAPSHOTS / str(updates)
+        checkpoint.save(place, updates, checkpoint.module_tensors("network", network), {}, identity=run.identity)
 
 
 def train(run: Run, config: Config, ranks: dist.Ranks, worlds: Worlds) -> None:
@@ -165,6 +137,7 @@ def train(run: Run, config: Config, ranks: dist.Ranks, worlds: Worlds) -> None:
         config.unroll_steps,
         config.priority_exponent,
         config.priority_correction,
+        keeps_outcome=config.support is None,
     )
     replay = Replay(worlds.space, worlds.count, max(1, config.replay_steps // config.envs), rules)
     learner = Learner(network, replay, worlds.space, config, ranks)
@@ -219,4 +192,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

@@ -58,16 +58,20 @@ def expected(logits: Tensor) -> Tensor:
 def decode(output: Tensor) -> Tensor:
     """What a value or reward head says, [..., bins] -> [...] in reward units; a head of width 1 says the number itself.
 
-    Expectation first, inverse transform second.
+    Expectation first, inverse transform second. No head, a width of 0, says 0.
     """
+    if output.shape[-1] == 0:
+        return output.sum(-1)
     return output[..., 0] if output.shape[-1] == 1 else unsquash(expected(output))
 
 
 def scalar_loss(output: Tensor, target: Tensor) -> Tensor:
     """[..., bins] and [...] in reward units -> [...]: cross-entropy with the two-hot of h(target), nats.
 
-    A head of width 1 has the squared error instead. Source: paper, Eq. 1 and Appendix F.
+    A head of width 1 has the squared error instead, one of width 0 no loss. Source: paper, Eq. 1 and Appendix F.
     """
+    if output.shape[-1] == 0:
+        return torch.zeros_like(target)
     if output.shape[-1] == 1:
         return (output[..., 0] - target) ** 2
     wanted = two_hot(squash(target), (output.shape[-1] - 1) // 2)

@@ -28,7 +28,7 @@ class Unrollable(Protocol):
 
 @dataclass(frozen=True)
 class Predictions:
-    """policy logits [B, K + 1, A], value outputs [B, K + 1, bins], reward outputs [B, K, bins], states [B, K + 1, ...]."""
+    """policy logits [B, K + 1, A]; value outputs [B, K + 1, bins], reward [B, K, bins]; states [B, K + 1, ...]."""
 
     policy: Tensor
     value: Tensor
