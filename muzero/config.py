@@ -56,6 +56,7 @@ class Config:
     simulations: int = setting(50, "simulations per move", low=1)
     policy: str = setting("muzero", "pUCT, or the sequential halving of Gumbel MuZero", choices=POLICIES)
     normalisation: str = setting("tree", "values scaled by the tree (paper) or by each node", choices=NORMALISATIONS)
+    counts_root: bool = setting(False, "the root's own value counts as a visit (paper's pseudocode: not)")
     noise_alpha: float = setting(0.25, "alpha of the Dirichlet noise at the root", low=1e-3)
     noise_fraction: float = setting(0.25, "share of the noise in the root's prior", low=0, high=1)
     max_considered: int = setting(16, "Gumbel: actions that compete at the root", low=1)
@@ -164,6 +165,7 @@ TASKS: dict[str, Mapping[str, Any]] = {
 }
 
 _SMALL_BOARD = {
+    "counts_root": True,
     "envs": 64,
     "simulations": 25,
     "batch_size": 256,
@@ -174,6 +176,7 @@ _SMALL_BOARD = {
     "test_episodes": 200,
 }
 _SMALL_VECTOR = {
+    "counts_root": True,
     "size": "vector-small",
     "support": 20,
     "envs": 16,
@@ -213,7 +216,7 @@ PRESETS = {
                 "temperature_moves": 9,
                 "samples_per_state": 8.0,
                 "replay_steps": 50_000,
-                "updates": 4_000,
+                "updates": 10_000,
             },
         },
     ),

@@ -6,12 +6,13 @@ depth is limited may make none: such rows stay empty. Elements of a batch never 
 Two players need no code of their own: values and rewards are those of the player to move, and the discount of a move
 that passes the turn is negative, so that Q(s, a) = r + discount * V(child) changes the sign by itself.
 
-Two conventions of bookkeeping (`normalisation`), which give different trees at few simulations:
+Two choices of bookkeeping, which give different trees at few simulations. The paper's pseudocode has "tree" and a root
+that does not count, the library mctx "node" and a root that does:
 
-    "tree"  the paper's pseudocode: Q scaled by the smallest and largest value of the whole tree (starting at the known
-            bounds, if there are any); the root starts without a visit, and its own value does not count
-    "node"  the library mctx: Q scaled by the values of one node (its own and those of its visited children); the root
-            starts with one visit of its own value
+    normalisation   "tree": Q scaled by the smallest and largest value of the whole tree, starting at the known bounds
+                    if there are any; "node": by the values of one node, its own and those of its visited children
+    counts_root     the root starts with one visit, of its own value; without, the first simulation cannot follow the
+                    prior (all scores are 0, and the lowest action is taken), and the mean leaves that value out
 
 Source: paper, Appendix B, Eq. 2 to 5; Gumbel paper.
 """
@@ -70,6 +71,7 @@ class Settings:
     simulations: int = 50
     policy: str = "muzero"
     normalisation: str = "tree"
+    counts_root: bool = False
     discount: float = 1.0
     bounds: tuple[float, float] | None = None
     max_depth: int | None = None
@@ -208,14 +210,9 @@ def empty_tree(root: Root, logits: Tensor, settings: Settings) -> Tree:
     tree.children_logits[:, 0] = logits
     tree.raw_values[:, 0] = root.value
     tree.embeddings[:, 0] = root.embedding
-    if counts_root(settings):
+    if settings.counts_root or settings.policy == "gumbel":
         tree.node_visits[:, 0], tree.node_values[:, 0] = 1, root.value
     return tree
-
-
-def counts_root(settings: Settings) -> bool:
-    """Whether the root's own value is one of those averaged; only in the pseudocode it is not."""
-    return settings.policy == "gumbel" or settings.normalisation == "node"
 
 
 def scores(tree: Tree, node: Tensor, settings: Settings) -> Tensor:

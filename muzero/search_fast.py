@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from muzero import gumbel as seq
-from muzero.search import Model, Result, Root, Settings, Tree, counts_root, prepare, summarise
+from muzero.search import Model, Result, Root, Settings, Tree, prepare, summarise
 
 # The idle threads of the other layers spin, and take the cores from the model.
 numba.config.THREADING_LAYER = "workqueue"
@@ -234,7 +234,7 @@ def _empty(root: Root, settings: Settings, noise: Tensor | None) -> Arrays:
     logits = prepare(root, settings, noise)
     cells[:, 0, LOGIT], cells[:, 0, PRIOR] = logits.numpy(), logits.softmax(-1).numpy()
     stats[:, 0, RAW] = root.value.numpy()
-    if counts_root(settings):
+    if settings.counts_root or settings.policy == "gumbel":
         counts[:, 0, NODE_VISITS], stats[:, 0, MEAN] = 1, stats[:, 0, RAW]
     bounds = np.empty((batch, 2), np.float32)
     bounds[:] = settings.bounds or (np.inf, -np.inf)
@@ -274,7 +274,7 @@ def search(root: Root, model: Model, settings: Settings, noise: Tensor | None = 
     at, leaves = np.zeros((batch, 2), np.int64), np.zeros(batch, np.int64)
     numbers, logits = np.zeros((batch, 3), np.float32), np.zeros((batch, actions), np.float32)
     first = np.arange(batch) * (1 + settings.simulations)
-    embeddings = root.embedding.new_empty(batch * (1 + settings.simulations), *root.embedding.shape[1:])
+    embeddings = root.embedding.new_zeros(batch * (1 + settings.simulations), *root.embedding.shape[1:])
     embeddings[torch.from_numpy(first)] = root.embedding
     threads = numba.get_num_threads()
     most = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, -(-batch // TREES_PER_THREAD))

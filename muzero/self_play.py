@@ -101,6 +101,7 @@ def search_settings(config: Config, space: Space, simulations: int | None = None
         simulations=config.simulations if simulations is None else simulations,
         policy=config.policy,
         normalisation=config.normalisation,
+        counts_root=config.counts_root,
         discount=signed_discount(config, space),
         bounds=(-1.0, 1.0) if space.players == 2 else None,
         noise_fraction=config.noise_fraction,
@@ -198,28 +199,39 @@ class Player:
         return {"return": float(total), "length": float(length)}
 
 
-def board_mover(
-    network: Network, game: LineGame, config: Config, simulations: int, *, has_rules: bool = False
-) -> Mover:
-    """The agent without noise and at temperature 0, as the judges ask it.
+@torch.no_grad()
+def search_position(
+    network: Network,
+    game: LineGame,
+    config: Config,
+    simulations: int,
+    stones: Array,
+    turn: Array,
+    *,
+    has_rules: bool = False,
+) -> Result:
+    """The search without noise of positions that are not over: stones [B, R * C], turn [B].
 
-    has_rules: the same search with the true rules in place of the dynamics.
+    has_rules: with the true rules in place of the dynamics.
     """
     space = Space(game.obs_shape, "float32", 1, game.actions, 2, game.encoding)
     settings = search_settings(config, space, simulations)
+    network.eval()
+    if has_rules:
+        rules = TrueRules(network, game)
+        return run_search(rules.root(stones, turn), rules, settings, None, use_fast=config.use_fast)
+    model, device = LearnedModel(network, settings.discount), next(network.parameters()).device
+    obs, legal = torch.from_numpy(game.observe(stones, turn)), torch.from_numpy(game.legal(stones))
+    return run_search(model.root(obs.to(device), legal.to(device)), model, settings, None, use_fast=config.use_fast)
 
-    @torch.no_grad()
+
+def board_mover(
+    network: Network, game: LineGame, config: Config, simulations: int, *, has_rules: bool = False
+) -> Mover:
+    """The agent without noise and at temperature 0, as the judges ask it."""
+
     def move(stones: Array, turn: Array) -> Array:
-        network.eval()
-        if has_rules:
-            rules = TrueRules(network, game)
-            found = run_search(rules.root(stones, turn), rules, settings, None, use_fast=config.use_fast)
-        else:
-            model = LearnedModel(network, settings.discount)
-            device = next(network.parameters()).device
-            obs = torch.from_numpy(game.observe(stones, turn)).to(device)
-            root = model.root(obs, torch.from_numpy(game.legal(stones)).to(device))
-            found = run_search(root, model, settings, None, use_fast=config.use_fast)
+        found = search_position(network, game, config, simulations, stones, turn, has_rules=has_rules)
         return found.action.cpu().numpy()
 
     return move

@@ -61,7 +61,7 @@ def check_tree(parity: Parity, what: str, found: search.Result, case: Case, pref
 def test_trees_of_mctx(parity: Parity, form, file: str, model: str, prefix: str) -> None:
     case = load(GOLDEN / f"{file}.npz")
     nodes = case[prefix + "node_visits"].shape[1]
-    settings = Settings(simulations=nodes - 1, normalisation="node")
+    settings = Settings(simulations=nodes - 1, normalisation="node", counts_root=True)
     invalid = None
     if "depth" in prefix:
         settings = replace(settings, max_depth=int(prefix.strip("_")[-1]))
@@ -142,7 +142,7 @@ def test_trees_of_the_anchor(parity: Parity, form) -> None:
     model = anchor(case)
     roots = model.root(tensor(case["root_embedding"]))
     what = f"{form.__module__.split('.')[-1]}, anchor"
-    found = form(roots, model, Settings(simulations=50, normalisation="node"))
+    found = form(roots, model, Settings(simulations=50, normalisation="node", counts_root=True))
     parity.check(f"{what}: visits", found.visits, case["muzero_visit_counts"], atol=0)
     parity.check(f"{what}: root value", found.value, case["muzero_root_value"], atol=1e-5)
     found = form(roots, model, Settings(simulations=50, policy="gumbel"))
