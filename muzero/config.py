@@ -21,6 +21,7 @@ SIZES = {
     "board-medium": Sizes("board", 64, 4, 128),
     "vector-small": Sizes("vector", 64, 1, 64),
     "vector-medium": Sizes("vector", 128, 1, 128),
+    "vector-large": Sizes("vector", 256, 1, 256),
 }
 
 ATARI57_GAMES = (

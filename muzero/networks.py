@@ -218,7 +218,12 @@ class VectorNetwork(nn.Module):
 
     def dynamics(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """g: state, action [B] -> next state in [0, 1], reward output [B, bins] ([B, 0] without rewards)."""
-        raw = self.transition(torch.cat([state, F.one_hot(action, self.actions).to(state.dtype)], 1))
+        # The layer on [state, one-hot action], without building it: an action selects a column of the weights.
+        first = self.transition[0]
+        assert isinstance(first, nn.Linear)
+        width = state.shape[1]
+        x = F.linear(state, first.weight[:, :width], first.bias) + F.embedding(action, first.weight[:, width:].T)
+        raw = self.transition[1:](x)
         reward = state.new_zeros(len(state), 0) if self.reward is None else self.reward(raw)
         return scale_hidden(raw), reward
 

@@ -34,10 +34,11 @@ from muzero.unroll import Batch, step_losses, unroll, weight_penalty, weighted_l
 
 
 def new_optimizer(network: Network, config: Config) -> torch.optim.Optimizer:
-    """The penalty on weights is part of the loss, as in the paper."""
+    """With the gradient of the penalty on weights, which is part of the loss (`weight_penalty`), as weight_decay."""
+    parameters, decay = network.parameters(), config.weight_decay
     if config.optimizer == "adam":
-        return torch.optim.Adam(network.parameters(), lr=config.lr)
-    return torch.optim.SGD(network.parameters(), lr=config.lr, momentum=config.momentum)
+        return torch.optim.Adam(parameters, lr=config.lr, weight_decay=decay, fused=True)
+    return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=decay, fused=True)
 
 
 def train_step(
@@ -47,15 +48,15 @@ def train_step(
     network.train()
     losses = step_losses(unroll(network, batch.obs, batch.actions), batch)
     loss = weighted_loss(losses, batch.weights, config.value_weight)
-    penalty = weight_penalty(network.parameters(), config.weight_decay)
     optimizer.zero_grad(set_to_none=True)
-    (loss + penalty).backward()
+    loss.backward()
     dist.average_gradients(network.parameters())
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config.lr, update, config.lr_decay_updates)
+    penalty = weight_penalty(network.parameters(), config.weight_decay)
     optimizer.step()
     sums = {f"loss_{name}": value.detach().sum(1).mean() for name, value in losses.items()}
-    return {"loss": loss.detach(), **sums, "loss_penalty": penalty.detach()}
+    return {"loss": loss.detach(), **sums, "loss_penalty": penalty}
 
 
 class Learner:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -53,9 +53,20 @@ class Batch:
     weights: Tensor
 
 
+class _ScaledGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, share: float) -> Tensor:
+        ctx.share = share
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.share, None
+
+
 def scale_gradient(x: Tensor, share: float) -> Tensor:
-    """x itself, whose gradient is multiplied by `share`."""
-    return share * x + (1 - share) * x.detach()
+    """x itself, bit for bit, whose gradient is multiplied by `share`."""
+    return _ScaledGradient.apply(x, share)
 
 
 def unroll(network: Unrollable, obs: Tensor, actions: Tensor) -> Predictions:
@@ -64,16 +75,22 @@ def unroll(network: Unrollable, obs: Tensor, actions: Tensor) -> Predictions:
     What flows back into s_k (k > 0) from the next step of the dynamics is halved; what its own heads send is not.
     Source: pseudocode.
     """
-    state = network.represent(obs)
-    states, rewards, predicted, carried = [state], [], [network.predict(state)], state
+    state = carried = network.represent(obs)
+    states, rewards = [state], []
     for action in actions.unbind(1):
         state, reward = network.dynamics(carried, action)
         states.append(state)
         rewards.append(reward)
-        predicted.append(network.predict(state))
         carried = scale_gradient(state, 0.5)
-    policies, values = zip(*predicted, strict=True)
-    return Predictions(*(torch.stack(parts, 1) for parts in (policies, values, rewards, states)))
+    # f sees the states of all steps as one batch; so its batch norms do too.
+    policy, value = network.predict(torch.cat(states))
+    steps = len(states)
+    return Predictions(
+        policy.unflatten(0, (steps, -1)).transpose(0, 1),
+        value.unflatten(0, (steps, -1)).transpose(0, 1),
+        torch.stack(rewards, 1),
+        torch.stack(states, 1),
+    )
 
 
 def step_losses(found: Predictions, batch: Batch) -> dict[str, Tensor]:
@@ -96,5 +113,9 @@ def weighted_loss(losses: dict[str, Tensor], weights: Tensor, value_weight: floa
 
 
 def weight_penalty(parameters: Iterable[Tensor], weight: float) -> Tensor:
-    """weight * sum of theta^2 / 2 over all parameters. Source: paper, Eq. 1, with the half of its pseudocode."""
-    return weight * torch.stack([0.5 * (p * p).sum() for p in parameters]).sum()
+    """weight * sum of theta^2 / 2 over all parameters. Source: paper, Eq. 1, with the half of its pseudocode.
+
+    Its gradient, weight * theta, is the optimiser's `weight_decay`; this number is for the log.
+    """
+    norms = torch._foreach_norm([p.detach() for p in parameters])
+    return 0.5 * weight * torch.stack(norms).square().sum()

@@ -317,9 +317,12 @@ def test_loss_and_gradients(parity: Parity, name: str) -> None:
     penalty = weight_penalty(network.weights.values(), float(case["weight_decay_c"]))
     parity.check(f"{name}: data loss", data.detach(), case["data_loss"], atol=1e-9)
     parity.check(f"{name}: penalty", penalty.detach(), case["l2_loss"], atol=1e-9)
-    (data + penalty).backward()
+    parity.check(f"{name}: total loss", (data + penalty).detach(), case["total_loss"], atol=1e-9)
+    data.backward()
     for key, weight in network.weights.items():
-        parity.check(f"{name}: gradients", weight.grad, case[f"grad__{key}"], atol=1e-9)
+        assert weight.grad is not None
+        gradient = weight.grad + float(case["weight_decay_c"]) * weight.detach()  # as the optimiser adds it
+        parity.check(f"{name}: gradients", gradient, case[f"grad__{key}"], atol=1e-9)
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------
