@@ -9,7 +9,7 @@ PAPERS   := ha2018 dreamerv3 muzero diamond ijepa vjepa
 PRESENT  := $(foreach paper,$(PAPERS),$(if $(wildcard $(paper)/train.py),$(paper)))
 ABSENT   := $(filter-out $(PRESENT),$(PAPERS))
 PACKAGES := common $(PRESENT) $(if $(wildcard benchmarks),benchmarks)
-EXTRAS   := ha2018,dreamerv3,ijepa,dev
+EXTRAS   := ha2018,dreamerv3,muzero,ijepa,dev
 ARGUMENTS = --preset $(PRESET) --seeds $(SEED) $(if $(TASK),--task $(TASK)) $(if $(SET),--set $(SET))
 
 ifdef NO_VENV

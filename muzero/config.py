@@ -213,11 +213,14 @@ PRESETS = {
         {
             "tictactoe": {
                 **_SMALL_BOARD,
-                "size": "vector-medium",
-                "temperature_moves": 9,
+                "size": "vector-large",
+                "batch_size": 128,
+                "lr": 2e-3,
+                "temperatures": (1.0, 0.5, 0.25),
+                "temperature_moves": None,
                 "samples_per_state": 8.0,
                 "replay_steps": 50_000,
-                "updates": 10_000,
+                "updates": 20_000,
             },
         },
     ),

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from common.run import atomic_write
+from common.files import atomic_write
 from muzero import targets
 from muzero.env import Space, stacked
 from muzero.unroll import Batch
@@ -95,10 +95,10 @@ class Replay:
         was_over = self.arrays["is_over"][row]
         self.count += 1
         for lane in np.flatnonzero(ends[0]):
-            self._close(lane, self.count, is_cut=False)
+            self._close(int(lane), self.count, is_cut=False)
             self.start[lane] = self.count
         for lane in np.flatnonzero(was_over):
-            self._close(lane, self.count - 1, is_cut=True)
+            self._close(int(lane), self.count - 1, is_cut=True)
             self.start[lane] = self.count
         self._admit()
 

@@ -152,7 +152,7 @@ class PlaneNetwork(nn.Module):
         self, planes: int, shape: tuple[int, int], actions: int, encoding: str, sizes: Sizes, half: int | None
     ) -> None:
         super().__init__()
-        self.actions, self.encoding, self.sizes, self.half = actions, encoding, sizes, half
+        self.actions, self.encoding, self.sizes, self.is_outcome = actions, encoding, sizes, half is None
         channels, is_frames = sizes.channels, sizes.kind == "frames"
         self.shape = (-(-shape[0] // 16), -(-shape[1] // 16)) if is_frames else shape
         cells = self.shape[0] * self.shape[1]
@@ -185,7 +185,7 @@ class PlaneNetwork(nn.Module):
         """f: state -> policy logits [B, A], value output [B, bins]."""
         x = self.before_heads(state)
         value = self.value(x)
-        return self.policy(x), value.tanh() if self.half is None else value
+        return self.policy(x), value.tanh() if self.is_outcome else value
 
 
 def layers(widths: Sequence[int]) -> nn.Sequential:
@@ -204,7 +204,7 @@ class VectorNetwork(nn.Module):
 
     def __init__(self, observed: int, actions: int, sizes: Sizes, half: int | None) -> None:
         super().__init__()
-        self.actions, self.half = actions, half
+        self.actions, self.is_outcome = actions, half is None
         width, hidden, bins = sizes.channels, sizes.hidden, 1 if half is None else 2 * half + 1
         self.representation = layers([observed, *[hidden] * sizes.blocks, width])
         self.transition = layers([width + actions, hidden, width])
@@ -230,7 +230,7 @@ class VectorNetwork(nn.Module):
     def predict(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """f: state -> policy logits [B, A], value output [B, bins]."""
         value = self.value(state)
-        return self.policy(state), value.tanh() if self.half is None else value
+        return self.policy(state), value.tanh() if self.is_outcome else value
 
 
 Network = PlaneNetwork | VectorNetwork

@@ -20,7 +20,7 @@ from muzero import gumbel as seq
 from muzero.search import Model, Result, Root, Settings, Tree, prepare, summarise
 
 # The idle threads of the other layers spin, and take the cores from the model.
-numba.config.THREADING_LAYER = "workqueue"
+numba.config.THREADING_LAYER = "workqueue"  # type: ignore[attr-defined]
 
 Array = NDArray[Any]
 SMALLEST_RANGE = np.float32(1e-8)
@@ -243,11 +243,14 @@ def _empty(root: Root, settings: Settings, noise: Tensor | None) -> Arrays:
 
 def _constants(settings: Settings) -> Constants:
     by = BY_NODE if settings.normalisation == "node" else BY_TREE
-    numbers = (settings.discount, settings.c1, settings.c2, settings.c_visit, settings.c_scale)
     return Constants(
         GUMBEL if settings.policy == "gumbel" else by,
         settings.depth,
-        *(np.float32(value) for value in numbers),
+        np.float32(settings.discount),
+        np.float32(settings.c1),
+        np.float32(settings.c2),
+        np.float32(settings.c_visit),
+        np.float32(settings.c_scale),
         settings.is_rescaled,
         settings.is_mixed,
     )
@@ -277,7 +280,7 @@ def search(root: Root, model: Model, settings: Settings, noise: Tensor | None = 
     embeddings = root.embedding.new_zeros(batch * (1 + settings.simulations), *root.embedding.shape[1:])
     embeddings[torch.from_numpy(first)] = root.embedding
     threads = numba.get_num_threads()
-    most = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, -(-batch // TREES_PER_THREAD))
+    most = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, -(-batch // TREES_PER_THREAD))  # type: ignore[attr-defined]
     numba.set_num_threads(max(1, most))
     try:
         _advance(tree, 0, settings.simulations, invalid, drawn, wanted, c, at, leaves, numbers, logits)

@@ -96,7 +96,8 @@ def test_the_ring_forgets_the_oldest() -> None:
 
 
 def test_a_replay_comes_back_from_its_files(tmp_path) -> None:
-    whole, files = Replay(SPACE, LANES, 32, RULES), []
+    whole = Replay(SPACE, LANES, 32, RULES)
+    files: list[list[int]] = []
     for steps in (20, 45, 90):
         whole = filled(steps, rows=32)
         files = whole.save(tmp_path, files)

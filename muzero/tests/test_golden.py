@@ -84,7 +84,7 @@ def test_trees_of_mctx(parity: Parity, form, file: str, model: str, prefix: str)
     parity.check(f"{what}: action", found.action, case[prefix + "action_t0"], atol=0)
 
 
-GUMBEL_SETTINGS = {
+GUMBEL_SETTINGS: dict[str, dict[str, Any]] = {
     "depth2": {"max_depth": 2},
     "rawvalue": {"is_mixed": False},
     "norescale": {"is_rescaled": False},
@@ -301,11 +301,16 @@ def test_targets_of_two_players(parity: Parity) -> None:
 def test_loss_and_gradients(parity: Parity, name: str) -> None:
     case = load(GOLDEN / f"{name}.npz")
     network = Linear(case)
-    ones = torch.ones_like(tensor(case["target_value"]))
     batch = Batch(
-        *(tensor(case[key]) for key in ("obs", "actions", "target_value", "target_reward", "target_policy")),
-        policy_mask=tensor(case["policy_mask"]), mask=ones, weights=tensor(case["is_weights"]),
-    )  # fmt: skip
+        obs=tensor(case["obs"]),
+        actions=tensor(case["actions"]),
+        value=tensor(case["target_value"]),
+        reward=tensor(case["target_reward"]),
+        policy=tensor(case["target_policy"]),
+        policy_mask=tensor(case["policy_mask"]),
+        mask=torch.ones_like(tensor(case["target_value"])),
+        weights=tensor(case["is_weights"]),
+    )
     found = unroll(network, batch.obs, batch.actions)
     for ours, theirs in ((found.states, "hidden"), (found.value, "value_pred"), (found.policy, "policy_logits")):
         parity.check(f"{name}: {theirs}", ours.detach(), case[theirs], atol=1e-9)
