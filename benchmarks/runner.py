@@ -267,7 +267,7 @@ def smoke(papers: Sequence[Suite], options: argparse.Namespace) -> int:
 
 def present(names: Sequence[str]) -> list[Suite]:
     """The suites of the named papers, all for none; a line for each that this checkout does not hold yet."""
-    there = {suite.paper: suite for suite in suites.load()}
+    there = {suite.paper: suite for suite in suites.load() if (ROOT / suite.paper / "train.py").is_file()}
     for name in names or PAPERS:
         if name not in there:
             print(f"{name}: not part of this checkout yet")
