@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _record(suite: Suite, peers: Mapping[str, Path], device: torch.device) -> int:
     """Measure every part of a paper; 1 if one of them failed, and the others stand in the record all the same."""
     name = describe_device(str(device))
-    record = {
+    record: dict[str, Any] = {
         "schema": SCHEMA,
         "paper": suite.paper,
         "device": name,

@@ -11,10 +11,11 @@ import pytest
 from benchmarks import ha2018, records, report, runner, smoke, suites
 from benchmarks.rows import first
 from benchmarks.tests.hand_made import record
+from common.testing import ProgramError
 
 TOY_TRAIN = """
 import json, pathlib, signal, sys
-folder = pathlib.Path(sys.argv[sys.argv.index("--run") + 1])
+folder = pathlib.Path(next(word for word in sys.argv if word.startswith("--run="))[6:])
 folder.mkdir(exist_ok=True)
 path = folder / "metrics.jsonl"
 start = len(path.read_text().splitlines()) if path.exists() else 0
@@ -27,7 +28,7 @@ for step in range(start, 6):
 """
 TOY_EVALUATE = """
 import pathlib, sys
-folder = pathlib.Path(sys.argv[sys.argv.index("--run") + 1])
+folder = pathlib.Path(next(word for word in sys.argv if word.startswith("--run="))[6:])
 (folder / "record.json").write_text(pathlib.Path(RECORD).read_text())
 """
 
@@ -47,12 +48,12 @@ def test_the_tour_passes_where_resume_is_exact(tmp_path: Path):
 
 def test_the_tour_fails_where_resume_is_not_exact(tmp_path: Path):
     toy(tmp_path, drift=1)
-    with pytest.raises(smoke.SmokeError, match="differs"):
+    with pytest.raises(ProgramError, match="differs"):
         smoke.tour("toy", "doom", tmp_path)
 
 
 def test_the_tour_names_a_program_that_fails(tmp_path: Path):
-    with pytest.raises(smoke.SmokeError, match=r"nothing\.train .*exit code 1"):
+    with pytest.raises(ProgramError, match=r"nothing\.train .*exit code 1"):
         smoke.tour("nothing", "doom", tmp_path)
 
 
