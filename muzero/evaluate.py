@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ from muzero import judges, pictures
 from muzero.agent import STAGE, load_network, load_snapshot, snapshots
 from muzero.boards import GAMES, LineGame
 from muzero.config import PRESETS, TASKS, Config
-from muzero.env import View, WorldError, Worlds, make_worlds
+from muzero.env import GYM_IDS, View, WorldError, Worlds, make_worlds
 from muzero.networks import Network
 from muzero.positions import Positions, load_positions, mistakes, mistakes_of_chance
 from muzero.self_play import LearnedModel, board_mover, run_search, search_settings
@@ -146,7 +147,7 @@ def games_and_grades(network: Network, config: Config, simulations: int, folder:
         **sample(main, name),
         "metric": "points against alpha-beta of 5 plies",
         "unit": "%",
-        "controls": {"uniform random": sample(control, name)},
+        "controls": {"uniform random": sample(control, name), "even games": sample([50.0], name)},
         "measurements": found,
         "curves": {"Elo of the snapshots": ladder(network, config, simulations, folder, rng)},
     }
@@ -196,11 +197,14 @@ def episodes(network: Network, config: Config, simulations: int) -> dict[str, An
     worlds = make_worlds(config, lanes, "test")
     random = play_at_random(worlds, config.seed)
     worlds.close()
+    controls = {"uniform random": sample(random, name)}
+    if config.task in GYM_IDS and (bar := gymnasium.spec(GYM_IDS[config.task]).reward_threshold) is not None:
+        controls["solved, by gymnasium"] = sample([bar], name)
     return {
         **sample(returns, name),
         "metric": "return",
         "unit": "return",
-        "controls": {"uniform random": sample(random, name)},
+        "controls": controls,
         "measurements": {},
     }
 
@@ -208,7 +212,8 @@ def episodes(network: Network, config: Config, simulations: int) -> dict[str, An
 def protocol(config: Config) -> str:
     """The name of the test."""
     names = {"tictactoe": "tictactoe-every-reply", "connect4": "connect4-games"}
-    return names.get(config.task, f"{config.task.split('_')[0]}-episodes")
+    benchmark = config.task.split("_")[0]
+    return names.get(config.task, f"{benchmark}-noops" if benchmark.startswith("atari") else f"{benchmark}-episodes")
 
 
 def claim(config: Config, preset: str) -> str:

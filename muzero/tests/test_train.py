@@ -26,7 +26,7 @@ from muzero.self_play import LearnedModel, search_settings
 from muzero.tests.conftest import SMOKE
 from muzero.train import new_optimizer, train_step
 
-CARTPOLE = ("--task", "cartpole", "--size", "vector-small", "--support", "10", "--td-steps", "5", "--reanalyze", "0.5")
+CARTPOLE = ("--task", "cartpole")
 
 
 @pytest.mark.parametrize("words", [(), CARTPOLE, ("--policy", "gumbel")])
@@ -177,9 +177,9 @@ def test_a_loss_that_is_not_finite_names_stage_step_term_and_checkpoint(tmp_path
         (["--size", "bord"], "allowed: atari"),
         (["--size", "atari-small"], "does not fit task tictactoe"),
         (["--temperatures", "1,1"], "three numbers"),
-        (["--task", "cartpole", "--size", "vector-small", "--support", "none"], "has rewards"),
-        (["--task", "gym", "--gym-id", "NoSuchWorld-v0", "--size", "vector-small"], "NoSuchWorld"),
-        (["--task", "gym", "--gym-id", "Pendulum-v1", "--size", "vector-small"], "discrete actions"),
+        (["--task", "cartpole", "--support", "none"], "has rewards"),
+        (["--task", "gym", "--gym-id", "NoSuchWorld-v0"], "NoSuchWorld"),
+        (["--task", "gym", "--gym-id", "Pendulum-v1"], "discrete actions"),
         (["--device", "cuda:99"], "cuda:99"),
         (["--preset", "nite"], "night"),
         (["--lr", "fast"], "fast"),
