@@ -20,7 +20,7 @@ from muzero.config import Config
 from muzero.data import Replay
 from muzero.env import Space, Worlds
 from muzero.judges import Mover
-from muzero.networks import Network
+from muzero.networks import Network, for_inference
 from muzero.search import Model, Outcome, Result, Root, Settings
 from muzero.targets import temperature_by_update, visit_policy
 from muzero.transform import decode
@@ -143,7 +143,8 @@ class Player:
         self.worlds, self.replay, self.config, self.ranks = worlds, replay, config, ranks
         self.settings = search_settings(config, worlds.space)
         self.network = network
-        self.model = LearnedModel(network, self.settings.discount)
+        self.model = LearnedModel(for_inference(network), self.settings.discount)
+        self.updates = 0  # of the network in `model`
         self.mine = dist.share(config.envs, ranks)
         self.totals = np.zeros(worlds.count)  # reward of each episode under way; of its first player, on a board
         self.finished: list[tuple[float, int]] = []  # totals and lengths of episodes that no line of the log tells yet
@@ -161,7 +162,8 @@ class Player:
         everywhere[self.mine] = legal
         noise, uniform = root_noise(everywhere, config, rng)[self.mine], rng.random(config.envs)[self.mine]
         device = self.ranks.device
-        self.network.eval()
+        if self.updates != updates:
+            self.model, self.updates = LearnedModel(for_inference(self.network), self.settings.discount), updates
         root = self.model.root(torch.from_numpy(obs).to(device), torch.from_numpy(legal).to(device))
         found = run_search(
             root, self.model, self.settings, torch.from_numpy(noise).to(device), use_fast=config.use_fast
@@ -216,7 +218,7 @@ def search_position(
     """
     space = Space(game.obs_shape, "float32", 1, game.actions, 2, game.encoding)
     settings = search_settings(config, space, simulations)
-    network.eval()
+    network = for_inference(network)
     if has_rules:
         rules = TrueRules(network, game)
         return run_search(rules.root(stones, turn), rules, settings, None, use_fast=config.use_fast)
