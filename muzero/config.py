@@ -77,6 +77,7 @@ class Config:
 
     # Replay
     batch_size: int = setting(1024, "positions per update, over all processes", low=1)
+    # Deviation D4: the paper counts games, or sequences of 200 steps.
     replay_steps: int = setting(25_000_000, "agent steps remembered (paper: 125,000 sequences of 200)", low=1)
     first_steps: int = setting(100_000, "agent steps before the first update", low=1)
     samples_per_state: float = setting(0.1, "how often each state is drawn; sets updates per agent step", low=1e-6)

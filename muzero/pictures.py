@@ -80,7 +80,7 @@ def tree_figure(tree: Tree, places: Mapping[int, tuple[float, int]], names: list
     shown = [node for node in sorted(places) if node < len(visits)]
     wide = max(x for x, _ in places.values()) + 1
     deep = max(depth for _, depth in places.values()) + 1
-    figure, axis = plt.subplots(figsize=(min(16, 3 + 0.3 * wide), 1.5 + 0.8 * deep), layout="constrained")
+    figure, axis = plt.subplots(figsize=(min(16, max(6, 3 + 0.3 * wide)), 1.5 + 0.8 * deep), layout="constrained")
     for node in shown[1:]:
         parent = int(tree.parents[0, node])
         (x0, y0), (x1, y1) = places[parent], places[node]

@@ -9,8 +9,6 @@ B trees, M nodes of each so far, A actions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -164,7 +162,7 @@ class Captured:
     the graph's memory and is overwritten by the next search. Not yet run on a GPU.
     """
 
-    def __init__(self, model: Callable[[Tensor, Tensor], Outcome], settings: Settings) -> None:
+    def __init__(self, model: Model, settings: Settings) -> None:
         self.model, self.settings = model, settings
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: tuple[Tensor, ...] = ()

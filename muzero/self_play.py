@@ -85,7 +85,7 @@ class TrueRules:
     def _evaluate(self, stones: Array, turn: Array) -> tuple[Tensor, Tensor]:
         obs = torch.from_numpy(self.game.observe(stones, turn))
         logits, value = self.network.predict(self.network.represent(obs))
-        # Here the rules are known below the root too.
+        # Deviation D9: here, and here alone, the rules are known below the root too.
         illegal = torch.from_numpy(~self.game.legal(stones))
         return logits.masked_fill(illegal, torch.finfo(logits.dtype).min / 2), decode(value)
 
