@@ -34,8 +34,8 @@ from ha2018.config import PRESETS, TASKS, Config
 from ha2018.data import Batch, Frames, Latents
 from ha2018.dream import FirstFrames, rollout_returns
 from ha2018.dream_fast import FastDream
-from ha2018.memory import MDNRNN, State
-from ha2018.memory_fast import losses, unroll_teacher_forced
+from ha2018.memory import MDNRNN, State, sequence_losses
+from ha2018.memory_fast import FastLosses
 from ha2018.rollout import environment_returns, open_worlds
 from ha2018.vision import VAE, kl_loss, reconstruction_loss
 
@@ -60,31 +60,18 @@ def vision_step(
     return {name: loss.detach() for name, loss in parts.items()}
 
 
-def memory_losses(
-    memory: MDNRNN, batch: Batch, state: State, restart_weight: float
-) -> tuple[Tensor, dict[str, Tensor], State]:
-    """Losses of M on T frames, i.e. T - 1 steps, from `state`: the next latent and whether an episode begins there.
-
-    The target across the border of two episodes is the first frame of the next one and is not masked, as in the
-    official code. Returns their sum, both by name, and the state after the last step, without gradient.
-    """
-    h, state = unroll_teacher_forced(memory, batch.z[:, :-1], batch.action[:, :-1], batch.restart[:, :-1], state)
-    target, restart = batch.z[:, 1:].transpose(0, 1), batch.restart[:, 1:].t()  # time-major like h
-    total, parts = losses(memory, h.flatten(0, 1), target.flatten(0, 1), restart.flatten(), restart_weight)
-    return total, parts, state
-
-
 def memory_step(
-    memory: MDNRNN, optimizer: torch.optim.Optimizer, batch: Batch, state: State, config: Config
+    memory: MDNRNN, fast: FastLosses, optimizer: torch.optim.Optimizer, batch: Batch, state: State, config: Config
 ) -> tuple[dict[str, Tensor], State]:
-    """One update of M. Returns the losses before it and the carried state."""
-    total, parts, state = memory_losses(memory, batch, state, config.restart_weight)
-    optimizer.zero_grad(set_to_none=True)
-    total.backward()
+    """One update of M on `memory.sequence_losses`, which `fast` (of this M) calculates with its gradients.
+
+    Returns the losses before the update and the carried state.
+    """
+    losses, state = fast.losses_and_gradients(batch.z, batch.action, batch.restart, state, config.restart_weight)
     dist.average_gradients(memory.parameters())
     torch.nn.utils.clip_grad_value_(memory.parameters(), config.gradient_clip)
     optimizer.step()
-    return parts, state
+    return losses, state
 
 
 def train_vision(run: Run, config: Config, ranks: dist.Ranks, frames: Frames, holdout: Frames) -> VAE:
@@ -110,6 +97,8 @@ def train_vision(run: Run, config: Config, ranks: dist.Ranks, frames: Frames, ho
 def train_memory(run: Run, config: Config, ranks: dist.Ranks, latents: Latents, holdout: Latents) -> MDNRNN:
     """M on the latents of all episodes, without rewards."""
     memory = new_memory(config).to(ranks.device)
+    # Deviation D14: its products too are in bfloat16 where the preset allows it and the device has it.
+    fast = FastLosses(memory, compute_dtype(config.precision, ranks.device))
     optimizer = torch.optim.Adam(memory.parameters(), lr=config.memory_lr, fused=True)
     batch_size, length = config.memory_batch, config.memory_length
     per_epoch = data.memory_batches_per_epoch(len(latents.mu), batch_size, length)
@@ -129,7 +118,7 @@ def train_memory(run: Run, config: Config, ranks: dist.Ranks, latents: Latents, 
         if k == 0 or update == stage.first:
             stream = data.MemoryEpoch(latents, batch_size, length, config.seed, epoch, ranks.device)
         optimizer.param_groups[0]["lr"] = memory_lr(update, config)
-        parts, state = memory_step(memory, optimizer, stream.batch(k, mine), state, config)
+        parts, state = memory_step(memory, fast, optimizer, stream.batch(k, mine), state, config)
         stage.log(update, parts)
         if stage.due(update):
             if update + 1 == total:
@@ -237,8 +226,10 @@ def vision_holdout(vae: VAE, frames: Frames, config: Config, ranks: dist.Ranks) 
 def memory_holdout(memory: MDNRNN, latents: Latents, config: Config, ranks: dist.Ranks) -> dict[str, float]:
     """The losses of M over the held-out episodes, read as one stream."""
     stream = data.MemoryEpoch(latents, 1, len(latents.mu), config.seed, 0, ranks.device)
-    _, parts, _ = memory_losses(memory, stream.batch(0), memory.initial_state(1), config.restart_weight)
-    return {name: float(loss) for name, loss in parts.items()}
+    whole = stream.batch(0)
+    start = memory.initial_state(1)
+    losses, _ = sequence_losses(memory, whole.z, whole.action, whole.restart, start, config.restart_weight)
+    return {name: float(loss) for name, loss in losses.items()}
 
 
 def _noise(rows: int, config: Config, ranks: dist.Ranks, purpose: str, number: int) -> torch.Tensor:

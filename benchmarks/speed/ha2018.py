@@ -22,6 +22,7 @@ from ha2018.dream import Dream, FirstFrames, rollout_returns
 from ha2018.dream_fast import FastDream
 from ha2018.env import TakeCover, random_episode
 from ha2018.memory import MDNRNN
+from ha2018.memory_fast import FastLosses
 from ha2018.processes import Worlds
 from ha2018.racing import CarRacing
 from ha2018.train import memory_step, vision_step
@@ -168,7 +169,8 @@ def _memory(config: Config, device: torch.device) -> dict[str, Any]:
     z, action = torch.randn(*shape, config.z_size, device=device), torch.rand(*shape, 1, device=device)
     batch = Batch(z, action, (torch.rand(shape, device=device) < 1 / 308).float())
     state = memory.initial_state(config.memory_batch)
-    timing = timed(lambda: memory_step(memory, optimizer, batch, state, config), device, repeats=3)
+    fast = FastLosses(memory, compute_dtype("auto", device))
+    timing = timed(lambda: memory_step(memory, fast, optimizer, batch, state, config), device, repeats=3)
     return figure(
         "M update, 100 x 500 frames",
         "ms",

@@ -14,6 +14,7 @@ from ha2018.config import Config
 from ha2018.data import Batch, Latents, MemoryEpoch
 from ha2018.dream import FirstFrames
 from ha2018.memory import MDNRNN
+from ha2018.memory_fast import FastLosses
 from ha2018.vision import VAE
 
 CONFIG = Config(
@@ -55,7 +56,7 @@ def calculate(folder: Path) -> None:
     batch = MemoryEpoch(latents, 4, 5, 0, 0, ranks.device).batch(0, mine)
     batch = Batch(batch.z.double(), batch.action.double(), batch.restart.double())
     state = memory.initial_state(mine.stop - mine.start)
-    train.memory_step(memory, torch.optim.SGD(memory.parameters(), 0.0), batch, state, CONFIG)
+    train.memory_step(memory, FastLosses(memory), torch.optim.SGD(memory.parameters(), 0.0), batch, state, CONFIG)
     if dist.is_main(ranks):
         found = checkpoint.load_latest(folder / "run" / "controller")
         assert found is not None
