@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.config import user_error
-from common.run import disk_is_full
+from common.files import disk_is_full
 from dreamerv3.spaces import ActionSpace, ObsSpaces, Sizes
 
 Rows = dict[str, NDArray[Any]]

@@ -21,6 +21,8 @@ from common import checkpoint
 from common import run as runs
 from common.config import parse, user_error
 from common.curves import draw_curves
+from common.program import program
+from common.record import close, curve, of_run, sample
 from common.seeding import derive_seed
 from dreamerv3 import pictures
 from dreamerv3.agent import Agent, new_agent, refuse
@@ -121,11 +123,6 @@ def claim(config: Config, preset: str) -> str:
     return "-".join(["learns", *(word for word, is_changed in parts.items() if is_changed)])
 
 
-def sample(values: Sequence[float], name: str) -> dict[str, Any]:
-    """A control or measurement as it stands in a record."""
-    return {"value": float(np.mean(values)), "values": list(values), "episodes": len(values), "protocol": name}
-
-
 def record_of_run(info: dict[str, Any], agent: Agent, config: Config, steps: int, updates: int) -> dict[str, Any]:
     """The test of a finished run with its control, as record.json."""
     start = time.monotonic()
@@ -139,16 +136,16 @@ def record_of_run(info: dict[str, Any], agent: Agent, config: Config, steps: int
     info["wall_seconds"] += info["stage_seconds"]["test"]
     metrics = runs.read_metrics(info["folder"])
     name = protocol(config)
-    curve, last = training_curve(metrics, BINS.get(config.benchmark, 10_000))
-    curves = {"training return": curve}
+    returned, last = training_curve(metrics, BINS.get(config.benchmark, 10_000))
+    curves = {"training return": returned}
+    lines = [line for line in metrics if line["stage"] == "train"]
     for key, unit in (("loss_dyn", "nats"), ("loss_reward", "nats"), ("return_scale", "return"), ("entropy", "nats")):
-        curves[key.removeprefix("loss_").replace("_", " ")] = _curve(metrics, key, unit)
-    curves = {label: curve for label, curve in curves.items() if curve["x"]}
+        curves[key.removeprefix("loss_").replace("_", " ")] = curve(lines, key, "update", unit, x="updates")
+    curves = {label: points for label, points in curves.items() if points["x"]}
     measurements = {"last training episodes": sample(last, f"{config.benchmark}-training")} if last else {}
     if config.benchmark == "crafter" and last:
         measurements["crafter score"] = sample([crafter_score(metrics)], "crafter-score")
-    return runs.record_template(info) | {
-        "suite": info["meta"]["preset"],
+    return of_run(info) | {
         "claim": claim(config, info["meta"]["preset"]),
         **sample(returns, name),
         "metric": "return",
@@ -162,7 +159,6 @@ def record_of_run(info: dict[str, Any], agent: Agent, config: Config, steps: int
         "measurements": measurements,
         "curves": curves,
         "parameters": agent.parameter_counts(),
-        "finished": True,
     }
 
 
@@ -188,16 +184,8 @@ def training_curve(metrics: Sequence[dict[str, Any]], width: int) -> tuple[dict[
             bins.setdefault(-(-int(line["env_frames"]) // width) * width, []).append(line["total"])
     edges = sorted(bins)
     values = [float(np.mean(bins[edge])) for edge in edges]
-    curve = {"x": edges, "y": values, "x_unit": "environment frame", "y_unit": "return"}
-    return curve, bins[edges[-1]] if edges else []
-
-
-def _curve(metrics: Sequence[dict[str, Any]], name: str, unit: str) -> dict[str, Any]:
-    """One metric of the updates, thinned to at most 200 points; empty if there were none."""
-    lines = [line for line in metrics if line["stage"] == "train"]
-    lines = lines[:: max(1, -(-len(lines) // 200))]
-    x, y = [line["updates"] for line in lines], [line[name] for line in lines]
-    return {"x": x, "y": y, "x_unit": "update", "y_unit": unit}
+    returned = {"x": edges, "y": values, "x_unit": "environment frame", "y_unit": "return"}
+    return returned, bins[edges[-1]] if edges else []
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -216,12 +204,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             pictures.show(agent, worlds, agent_policy(agent, 1, config.seed), config, folder)
     except WorldError as error:
         user_error(str(error))
-    runs.write_record(folder / "record.json", record)
-    print(f"{record['policy']}: {record['value']:.1f} {record['unit']} over {record['episodes']} episodes")
-    for name, control in record["controls"].items():
-        print(f"{name}: {control['value']:.1f}")
-    print(f"record: {folder / 'record.json'}")
+    close(record, folder)
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.run import RECORD_KEYS
+from common.record import RECORD_KEYS
 from dreamerv3 import evaluate, pictures, train
 from dreamerv3.agent import new_agent
 from dreamerv3.config import Config
