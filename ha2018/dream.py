@@ -4,6 +4,8 @@ Shapes: B rollouts side by side, Z latent size, H hidden size, N population memb
 Source: paper, section 4 and appendix; reference code: doomrnn.py, model.py.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,7 +29,7 @@ class FirstFrames:
     logvar: Tensor
 
     @staticmethod
-    def of(mu: Tensor, logvar: Tensor) -> "FirstFrames":
+    def of(mu: Tensor, logvar: Tensor) -> FirstFrames:
         """Truncated toward zero at four decimals, as the official bank stores them."""
         return FirstFrames((mu.float() * 10_000).trunc() / 10_000, (logvar.float() * 10_000).trunc() / 10_000)
 

@@ -8,6 +8,8 @@ products can be made in bfloat16: state, gates and sampling stay in float32.
 Shapes: B rollouts, Z latent size, H hidden size, K mixtures, I = Z + 2 inputs of M.
 """
 
+from __future__ import annotations
+
 import math
 
 import torch
@@ -19,7 +21,7 @@ from ha2018.memory import MDNRNN
 class _Buffers:
     """Everything that a step of B dreams reads and writes, and on a GPU the graph that was recorded of it."""
 
-    def __init__(self, batch: int, dream: "FastDream", params: Tensor) -> None:
+    def __init__(self, batch: int, dream: FastDream, params: Tensor) -> None:
         new, size = dream.bias.new_empty, dream.hidden_size
         self.inputs = new(batch, dream.z_size + 2 + size)  # [z, a, restart, h], what the kernel multiplies
         self.c, self.params = new(batch, size), new(params.shape)

@@ -8,6 +8,8 @@ and the film is written.
 Source: paper, sections 3 and 4, and the interactive figures of its web page.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys
@@ -28,7 +30,7 @@ from common.program import program
 from common.run import Run, run_config, usable_device
 from common.video import label, write_video
 from ha2018 import data
-from ha2018.agent import Agent
+from ha2018.agent import Agent, WorldModel, load_agent, load_world_model
 from ha2018.config import Config
 from ha2018.dream import Dream, Noise
 from ha2018.pictures import STEPS_PER_SECOND
@@ -57,18 +59,19 @@ class Screen(Protocol):
 class Show:
     """A dream that goes on for ever: what has ended begins again."""
 
-    def __init__(self, agent: Agent, config: Config, seed: int) -> None:
-        self.agent = agent
-        self.dream = Dream(agent.memory, config.temperature, config.max_steps)
-        self.generator = torch.Generator(agent.device).manual_seed(seed)
+    def __init__(self, model: WorldModel, agent: Agent, config: Config, seed: int) -> None:
+        self.model, self.agent = model, agent
+        self.dream = Dream(model.memory, config.temperature, config.max_steps)
+        self.device = model.memory.bias.device
+        self.generator = torch.Generator(self.device).manual_seed(seed)
         self.episode = seed
         self.begin()
 
     def begin(self) -> None:
         """The next episode."""
-        noise = Noise([self.episode], 1, self.agent.memory.z_size, self.agent.device)
+        noise = Noise([self.episode], 1, self.model.memory.z_size, self.device)
         self.episode += 1
-        self.dream.reset(noise.start(self.agent.bank))
+        self.dream.reset(noise.start(self.model.first_frames))
 
     @torch.no_grad()
     def advance(self, command: Command) -> np.ndarray:
@@ -81,9 +84,9 @@ class Show:
         if command.action is None:
             action = agent.controller.action(agent.params, dream.z, dream.state)
         else:
-            action = torch.tensor([command.action], device=agent.device)
-        uniform = torch.rand(dream.z.shape, generator=self.generator, device=agent.device)
-        normal = torch.randn(dream.z.shape, generator=self.generator, device=agent.device)
+            action = torch.tensor([command.action], device=self.device)
+        uniform = torch.rand(dream.z.shape, generator=self.generator, device=self.device)
+        normal = torch.randn(dream.z.shape, generator=self.generator, device=self.device)
         _, _, done = dream.step(action, uniform, normal)
         frame = data.to_frames(agent.vae.decode(dream.z))[0] + np.uint8(1)  # the wrap-around of the frames undone
         large = cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
@@ -191,7 +194,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         user_error(f"--film {options.film}: the name must end in .webm")
     if not 0 < options.seconds <= 3600:
         user_error(f"--seconds {options.seconds}: above 0, at most 3600")
-    show = Show(Agent(options.run, config, usable_device(options.device or config.device)), config, options.seed)
+    model = load_world_model(options.run, config, usable_device(options.device or config.device))
+    show = Show(model, load_agent(options.run, model, config), config, options.seed)
     if options.temperature is not None:
         show.dream.temperature = options.temperature
     per_second = STEPS_PER_SECOND[config.task]

@@ -20,11 +20,12 @@ from ha2018.controller import doom_action
 from ha2018.data import Batch
 from ha2018.dream import Dream, FirstFrames, rollout_returns
 from ha2018.dream_fast import FastDream
-from ha2018.env import TakeCover, random_episode
+from ha2018.env import TakeCover
 from ha2018.memory import MDNRNN
 from ha2018.memory_fast import FastLosses
-from ha2018.processes import Worlds
+from ha2018.processes import Games
 from ha2018.racing import CarRacing
+from ha2018.random_play import doom_episode
 from ha2018.train import memory_step, vision_step
 from ha2018.vision import VAE
 
@@ -182,16 +183,16 @@ def _memory(config: Config, device: torch.device) -> dict[str, Any]:
 
 def _game() -> dict[str, Any]:
     """Random play with the official preprocessing, as in data collection."""
-    games = multiprocessing.cpu_count()
-    with Worlds(TakeCover, games, games) as worlds:
-        jobs = [partial(_length, seed=seed) for seed in range(4 * games)]
-        lengths = list(worlds.each(jobs))
-        timing = timed(lambda: list(worlds.each(jobs)), torch.device("cpu"), repeats=3, warmup=0)
-    return figure(f"Take Cover at 160 x 120, {games} games side by side", "steps/s", timing, sum(lengths))
+    count = multiprocessing.cpu_count()
+    with Games(TakeCover, count, count) as games:
+        jobs = [partial(_length, seed=seed) for seed in range(4 * count)]
+        lengths = list(games.each(jobs))
+        timing = timed(lambda: list(games.each(jobs)), torch.device("cpu"), repeats=3, warmup=0)
+    return figure(f"Take Cover at 160 x 120, {count} games side by side", "steps/s", timing, sum(lengths))
 
 
 def _length(game: TakeCover, seed: int) -> int:
-    return len(random_episode(game, seed, 10)[0])
+    return len(doom_episode(game, seed, 10)[0])
 
 
 def _racing() -> list[dict[str, Any]]:

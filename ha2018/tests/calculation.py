@@ -48,7 +48,7 @@ def calculate(folder: Path) -> None:
     run = Run.open("ha2018", CONFIG, "smoke", folder / "run")
     dist.barrier()
     dream = partial(train.dream_returns, memory=memory, bank=bank, config=CONFIG, ranks=ranks)
-    params = train.train_controller(run, CONFIG, ranks, dream)
+    params = train.evolve(run, CONFIG, ranks, dream)
 
     mine = dist.share(6, ranks)
     train.vision_step(vae, torch.optim.SGD(vae.parameters(), 0.0), images[mine], noise[mine], CONFIG)

@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import pytest
@@ -13,12 +12,13 @@ from common.config import parse
 from common.record import RECORD_KEYS
 from common.run import run_under_test
 from ha2018 import env, evaluate, rollout, watch
+from ha2018.agent import Agent
 from ha2018.config import PRESETS, TASKS, Config
 from ha2018.controller import Controller
-from ha2018.env import RANDOM_POLICIES
 from ha2018.evaluate import fresh_seeds, play, random_returns
 from ha2018.memory import MDNRNN
-from ha2018.rollout import open_worlds
+from ha2018.random_play import RANDOM_POLICIES
+from ha2018.rollout import open_games
 from ha2018.vision import VAE
 
 SEEDS = [3, 1, 4, 1, 5]
@@ -29,18 +29,17 @@ def agent():
     """Never trained, but its actions depend on z and on the state."""
     torch.manual_seed(0)
     memory = MDNRNN(4, 1, 6, 5, predicts_restart=True)
-    parts = {"vae": VAE(4).eval(), "memory": memory, "controller": Controller("zch"), "params": torch.randn(16)}
-    return SimpleNamespace(**parts, device=torch.device("cpu"))
+    return Agent(VAE(4).eval(), memory, Controller("zch"), torch.randn(16))
 
 
 def returns_of(agent, seeds, max_steps, games):
-    with open_worlds(Config(), min(games, len(seeds)), max_steps) as worlds:
-        return play(agent, seeds, worlds)
+    with open_games(Config(), min(games, len(seeds)), max_steps) as games:
+        return play(agent, seeds, games)
 
 
 def random_ones(policy, seeds, max_steps, games):
-    with open_worlds(Config(), games, max_steps) as worlds:
-        return random_returns(policy, seeds, worlds, "doom")
+    with open_games(Config(), games, max_steps) as games:
+        return random_returns(policy, seeds, games, "doom")
 
 
 @pytest.fixture
@@ -48,16 +47,16 @@ def actions(monkeypatch):
     """Every action that is taken, in order."""
     taken = []
 
-    def button(action):
-        taken.append(action)
-        return env.button(action)
+    def command(action):
+        taken.append(float(action[0]))
+        return env.command(action)
 
-    monkeypatch.setattr(rollout, "button", button)
+    monkeypatch.setattr(rollout, "command", command)
     return taken
 
 
 def test_random_returns_depend_on_the_seed_alone():
-    for policy in RANDOM_POLICIES:
+    for policy in RANDOM_POLICIES["doom"]:
         returns = random_ones(policy, SEEDS, 110, 3)
         assert returns == random_ones(policy, SEEDS, 110, 1)
         assert returns[1] == returns[3]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common.golden import Parity, load
-from ha2018 import cma_es, env
+from ha2018 import cma_es, env, random_play
 from ha2018.controller import car_action, doom_action
 from ha2018.dream import Dream
 from ha2018.memory import MDNRNN, Prediction, State, mdn_nll, sample_next_z, sequence_losses
@@ -279,14 +279,14 @@ def test_evolution_bookkeeping(parity: Parity) -> None:
 @pytest.mark.parametrize("seed", [0, 1, 12345])
 def test_doom_collection_policy(seed: int, parity: Parity) -> None:
     reference = load(GOLDEN / "random_policies.npz")[f"doom_action_seed{seed}"]
-    actions = env.held_actions(seed)
+    actions = random_play.held_actions(seed)
     parity.check("random policy: Doom", [next(actions) for _ in reference], reference, atol=0)
 
 
 @pytest.mark.parametrize("seed", [0, 7])
 def test_car_collection_policy(seed: int, parity: Parity) -> None:
     case = load(GOLDEN / "random_policies.npz")
-    stdev, params = env.random_car_controller(seed, 867)
+    stdev, params = random_play.random_car_controller(seed, 867)
     parity.check("random policy: CarRacing", stdev, case[f"car_stdev_seed{seed}"], atol=0)
     parity.check("random policy: CarRacing", params, case[f"car_params_seed{seed}"], atol=0)
 

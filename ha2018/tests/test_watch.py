@@ -1,8 +1,6 @@
 """The dream for spectators: the film without a display, the window with keys, the temperature in between."""
 
 from collections import defaultdict
-from types import SimpleNamespace
-from typing import Any
 
 import cv2
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 import torch
 
 from ha2018 import watch
+from ha2018.agent import Agent, WorldModel
 from ha2018.config import Config
 from ha2018.controller import Controller
 from ha2018.dream import FirstFrames
@@ -29,16 +28,10 @@ def show(request):
     memory = MDNRNN(4, actions, 6, 5, predicts_restart=request.param == "doom")
     with torch.no_grad():
         memory.output_b[0] = -20  # for doom: no restart before max_steps
-    controller = Controller(inputs)
-    agent: Any = SimpleNamespace(
-        vae=VAE(4).eval(),
-        memory=memory,
-        controller=controller,
-        params=torch.randn(controller.params(4, 6)),
-        bank=FirstFrames(torch.randn(3, 4), torch.zeros(3, 4)),
-        device=torch.device("cpu"),
-    )
-    return Show(agent, Config(max_steps=7), seed=0)
+    vae, controller = VAE(4).eval(), Controller(inputs)
+    bank = FirstFrames(torch.randn(3, 4), torch.zeros(3, 4))
+    agent = Agent(vae, memory, controller, torch.randn(controller.params(4, 6)))
+    return Show(WorldModel(vae, memory, bank, 3, torch.float32), agent, Config(max_steps=7), seed=0)
 
 
 def test_a_dream_goes_on_for_ever_and_shows_pictures(show):
@@ -64,10 +57,10 @@ def test_the_temperature_and_the_beginning_are_in_the_spectators_hands(show):
 
 
 def test_what_the_spectator_does_changes_the_dream(show):
-    size = show.agent.memory.input_size - 4 - int(show.agent.memory.predicts_restart)
+    size = show.model.memory.input_size - 4 - int(show.model.memory.predicts_restart)
     found = []
     for value in (-1.0, 1.0):
-        again = Show(show.agent, Config(max_steps=7), seed=5)
+        again = Show(show.model, show.agent, Config(max_steps=7), seed=5)
         again.advance(Command((value,) * size))
         found.append(again.dream.state.h.clone())
     assert not torch.equal(*found)
@@ -84,7 +77,7 @@ def test_keys():
 def test_the_window_obeys_its_keys(show, monkeypatch):
     """On a display that nobody sees."""
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    task = "doom" if show.agent.memory.predicts_restart else "car"
+    task = "doom" if show.model.memory.predicts_restart else "car"
     window = Window(task)
     try:
         command = window.command()
