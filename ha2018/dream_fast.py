@@ -21,10 +21,11 @@ from ha2018.memory import MDNRNN
 class _Buffers:
     """Everything that a step of B dreams reads and writes, and on a GPU the graph that was recorded of it."""
 
-    def __init__(self, batch: int, dream: FastDream, params: Tensor) -> None:
+    def __init__(self, batch: int, dream: FastDream, params: Tensor | None) -> None:
         new, size = dream.bias.new_empty, dream.hidden_size
         self.inputs = new(batch, dream.z_size + 2 + size)  # [z, a, restart, h], what the kernel multiplies
-        self.c, self.params = new(batch, size), new(params.shape)
+        self.c, self.params = new(batch, size), None if params is None else new(params.shape)
+        self.action = new(batch)
         self.gates, self.out = new(batch, 4 * size), new(batch, len(dream.output_b))
         self.uniform, self.normal = new(batch, dream.z_size), new(batch, dream.z_size)
         self.done = torch.empty(batch, dtype=torch.bool, device=dream.bias.device)
@@ -32,7 +33,7 @@ class _Buffers:
 
 
 class FastDream:
-    """B dreams that advance together, each with a controller of its own.
+    """B dreams that advance together, each with a controller of its own, or with actions that are given.
 
     It may be used again and again, for other controllers too: what it needs for a batch size is made once.
     """
@@ -51,27 +52,37 @@ class FastDream:
             self.kernel, self.output_w = self.kernel.to(dtype), self.output_w.to(dtype)
         self._of_size: dict[int, _Buffers] = {}
 
-    def begin(self, z: Tensor, params: Tensor) -> None:
-        """Start at `z` [B, Z] with the controllers `params` [B, P], c = h = 0 and the restart flag set."""
-        self.buffers = buffers = self._sized(params)
+    def begin(self, z: Tensor, params: Tensor | None) -> None:
+        """Start at `z` [B, Z] with the controllers `params` [B, P], c = h = 0 and the restart flag set.
+
+        Without params `advance` must be given the actions.
+        """
+        self.buffers = buffers = self._sized(len(z), params)
         buffers.inputs.zero_()
         buffers.inputs[:, : self.z_size] = z
         buffers.inputs[:, self.z_size + 1] = 1
         buffers.c.zero_()
-        buffers.params.copy_(params)
+        if params is not None and buffers.params is not None:
+            buffers.params.copy_(params)
 
     def select(self, rows: Tensor) -> None:
         """Keep the given rows [B'] only, in that order."""
         old = self.buffers
-        inputs, c, params = old.inputs[rows], old.c[rows], old.params[rows]
-        self.buffers = buffers = self._sized(params)
+        inputs, c, params = old.inputs[rows], old.c[rows], None if old.params is None else old.params[rows]
+        self.buffers = buffers = self._sized(len(rows), params)
         buffers.inputs.copy_(inputs)
         buffers.c.copy_(c)
-        buffers.params.copy_(params)
+        if params is not None and buffers.params is not None:
+            buffers.params.copy_(params)
 
-    def advance(self, uniform: Tensor, normal: Tensor) -> Tensor:
-        """Act and step with the random numbers uniform, normal [B, Z]. Returns done [B] bool, valid until the next."""
+    def advance(self, uniform: Tensor, normal: Tensor, action: Tensor | None = None) -> Tensor:
+        """Act and step with the random numbers uniform, normal [B, Z]. Returns done [B] bool, valid until the next.
+
+        `action` [B] is what is done where there are no controllers.
+        """
         buffers = self.buffers
+        if action is not None:
+            buffers.action.copy_(action)
         buffers.uniform.copy_(uniform)
         buffers.normal.copy_(normal)
         if buffers.inputs.is_cuda:
@@ -82,12 +93,13 @@ class FastDream:
             self._step()
         return buffers.done
 
-    def _sized(self, params: Tensor) -> _Buffers:
-        """The buffers for as many rows as params [B, P] has."""
-        batch = len(params)
-        if batch not in self._of_size or self._of_size[batch].params.shape != params.shape:
-            self._of_size[batch] = _Buffers(batch, self, params)
-        return self._of_size[batch]
+    def _sized(self, batch: int, params: Tensor | None) -> _Buffers:
+        """The buffers for `batch` rows with controllers of that size."""
+        known = self._of_size.get(batch)
+        shape = None if params is None else params.shape
+        if known is None or (None if known.params is None else known.params.shape) != shape:
+            known = self._of_size[batch] = _Buffers(batch, self, params)
+        return known
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         """Record one step. The warm-up steps that capturing needs must not count, so the state is put back."""
@@ -109,10 +121,11 @@ class FastDream:
     def _step(self) -> None:
         n, k, at = self.z_size, self.mixtures, self.buffers
         z, h, c = at.inputs[:, :n], at.inputs[:, n + 2 :], at.c
-        w_z, w_c, w_h = at.params.split([n, self.hidden_size, self.hidden_size], dim=1)
-        action = torch.linalg.vecdot(z, w_z) + torch.linalg.vecdot(c, w_c) + torch.linalg.vecdot(h, w_h)
-        torch.tanh(action, out=action)
-        at.inputs[:, n] = action
+        if at.params is not None:
+            w_z, w_c, w_h = at.params.split([n, self.hidden_size, self.hidden_size], dim=1)
+            action = torch.linalg.vecdot(z, w_z) + torch.linalg.vecdot(c, w_c) + torch.linalg.vecdot(h, w_h)
+            torch.tanh(action, out=at.action)
+        at.inputs[:, n] = at.action
 
         _affine(at.inputs, self.kernel, self.bias, out=at.gates)
         i, j, f, o = at.gates.chunk(4, dim=1)

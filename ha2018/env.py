@@ -139,3 +139,12 @@ class Game(Protocol):
     def step(self, command: Any) -> tuple[float, bool]: ...
     def observe(self) -> np.ndarray: ...
     def close(self) -> None: ...
+
+
+def new_game(task: str, max_steps: int) -> Game:
+    """A game of the task, whose engine is imported now; its episodes end after `max_steps`. Must be closed."""
+    if task == "doom":
+        return TakeCover(max_steps)
+    from ha2018.racing import CarRacing
+
+    return CarRacing(max_steps)

@@ -23,7 +23,7 @@ from common.curves import draw_curves
 from common.program import program
 from common.record import close, curve, of_run, sample, without_run
 from common.seeding import derive_seed
-from ha2018 import pictures
+from ha2018 import pictures, screen
 from ha2018.agent import Agent, WorldModel, load_agent, load_world_model
 from ha2018.config import CAPS, PRESETS, TASKS, Config
 from ha2018.dream import rollout_returns
@@ -32,6 +32,7 @@ from ha2018.random_play import RANDOM_POLICIES, random_return
 from ha2018.rollout import open_games, real_returns
 
 TEST_SETTINGS = ("device", "test_episodes", "test_games", "workers")
+SWEEP_EPISODES = 16  # of each sweep, to choose the best
 PUBLISHED_STEPS = 64 * 16 * 1000  # of the environment per published generation of CarRacing
 
 
@@ -49,6 +50,18 @@ def random_returns(policy: str, seeds: Sequence[int], games: Games, task: str) -
 def fresh_seeds(seed: int, episodes: int) -> list[int]:
     """Seeds of episodes that nothing was trained on."""
     return [derive_seed(seed, "test", k) % 2**31 for k in range(episodes)]
+
+
+def without_looking(agent: Agent, config: Config, seeds: Sequence[int], games: Games) -> dict[str, np.ndarray]:
+    """The actions [E, T] of what needs no eyes in Take Cover: fixed policies, the best sweep, and C with its eyes shut.
+
+    The sweep is chosen in the real game, on episodes that are not those of the test.
+    """
+    policies = {**screen.STEADY_POLICIES, "uniform random": screen.FIXED_POLICIES["uniform"]}
+    sweep = screen.best_sweep(config, games, min(SWEEP_EPISODES, len(seeds)))
+    policies["best blind sweep"] = screen.FIXED_POLICIES[sweep]
+    actions = {name: screen.table(policy, seeds, config.max_steps) for name, policy in policies.items()}
+    return actions | {"C blind": screen.blind_actions(agent, seeds, config.max_steps)}
 
 
 def dream_test(model: WorldModel, agent: Agent, config: Config) -> list[float]:
@@ -101,7 +114,15 @@ def record_of_run(info: dict[str, Any], model: WorldModel, agent: Agent, config:
             for name in random_policies(config.task)
             if name != "none"
         }
-    dream = {"dream return": sample(dream_test(model, agent, config), "doom-dream")} if config.task == "doom" else {}
+        dream = {}
+        if config.task == "doom":
+            actions = without_looking(agent, config, seeds, games)
+            for name, own in actions.items():
+                if name not in controls:
+                    controls[name] = sample(screen.game_returns(own, seeds, games), protocol(config))
+            found = {"return": dream_test(model, agent, config)}
+            found |= screen.dream_returns(actions, seeds, model, config.temperature)
+            dream = {f"dream {name}": sample(values, "doom-dream") for name, values in found.items()}
     info["stage_seconds"]["test"] = time.monotonic() - start
     info["wall_seconds"] += info["stage_seconds"]["test"]
     metrics = runs.read_metrics(info["folder"])

@@ -13,7 +13,8 @@ from ha2018 import data
 from ha2018.agent import Agent, WorldModel
 from ha2018.config import Config
 from ha2018.dream import dream_episode
-from ha2018.rollout import new_game, real_episode
+from ha2018.env import new_game
+from ha2018.rollout import real_episode
 
 FILM_SECONDS = 12
 FILM_EVERY = 2  # steps per frame of the film

@@ -1,4 +1,4 @@
-"""Real games side by side: processes hold some of them each.
+"""Real games side by side: processes hold some of them each. Free of torch, which they need not import.
 
 Commands and observations travel through one pipe per process. A process that dies is noticed and named, and what it
 had started goes with it.

@@ -22,21 +22,12 @@ from ha2018 import data
 from ha2018.agent import Agent
 from ha2018.config import Config
 from ha2018.controller import Controller
-from ha2018.env import Game, TakeCover, command
+from ha2018.env import Game, command, new_game
 from ha2018.memory import MDNRNN, State
 from ha2018.processes import Games
 from ha2018.vision import VAE, sample_z
 
 DIVIDED_GAMES = 32  # so many games are answered in two halves; the batches of fewer would be small
-
-
-def new_game(task: str, max_steps: int) -> Game:
-    """A game of the task, whose engine is imported now; its episodes end after `max_steps`. Must be closed."""
-    if task == "doom":
-        return TakeCover(max_steps)
-    from ha2018.racing import CarRacing
-
-    return CarRacing(max_steps)
 
 
 def open_games(config: Config, count: int, max_steps: int | None = None) -> Games:

@@ -15,7 +15,7 @@ from vizdoom import GameVariable
 from ha2018 import env
 from ha2018.env import TakeCover, button, preprocess
 from ha2018.processes import Games
-from ha2018.random_play import RANDOM_POLICIES, doom_episode, held_actions, random_return
+from ha2018.random_play import RANDOM_POLICIES, doom_episode, held_actions, random_return, varied_hold
 
 ACTIONS = [env.MOVE_LEFT] * 12 + [env.NOTHING] * 3 + [env.MOVE_RIGHT] * 25
 
@@ -52,15 +52,15 @@ def test_the_recipe(game):
 
 
 def test_varied_holds_are_log_uniform():
-    holds = np.array([env.varied_hold(seed, 400) for seed in range(4000)])
+    holds = np.array([varied_hold(seed, 400) for seed in range(4000)])
     assert (holds.min(), holds.max()) == (1, 400)
     # Each of n holds has the share log(1 + 1 / n) / log(401), so those below 20 half of the whole.
     np.testing.assert_allclose([np.mean(holds == 1), np.mean(holds < 20)], [0.1156, 0.4998], atol=0.025)
-    assert env.varied_hold(5, 400) == env.varied_hold(5, 400)
+    assert varied_hold(5, 400) == varied_hold(5, 400)
 
 
 def test_an_episode_can_have_a_longest_hold_of_its_own(game):
-    seed = next(seed for seed in range(100) if env.varied_hold(seed, 60) == 1)
+    seed = next(seed for seed in range(100) if varied_hold(seed, 60) == 1)
     _, held = doom_episode(game, seed, 60)
     _, varied = doom_episode(game, seed, 60, vary_hold=True)
     np.testing.assert_array_equal(varied, doom_episode(game, seed, 1)[1])

@@ -126,8 +126,9 @@ def test_a_trained_run_is_tested_filmed_and_recorded(trained, start, tmp_path):
     assert record["parameters"] == {"V": 4_446_915, "M": 44_385, "C": 128}
     assert record["budget"]["generations"] == 10
     assert record["budget"]["rollouts"] == 10 * 8 * 2
-    assert set(record["controls"]) == {"uniform random", "held random"}
-    assert "dream return" in record["measurements"]
+    blind = {"still", "left", "right", "best blind sweep", "C blind"}
+    assert set(record["controls"]) == {"uniform random", "held random", *blind}
+    assert {"dream return", "dream uniform random", *(f"dream {name}" for name in blind)} <= set(record["measurements"])
     samples = [record, *record["controls"].values(), *record["measurements"].values()]
     for part in samples:
         assert len(part["values"]) == part["episodes"] >= 1
@@ -189,16 +190,20 @@ def test_the_settings_of_the_test_are_free_and_those_of_the_training_choose_the_
 def test_a_run_of_another_version_is_named_in_one_line(trained, tmp_path, capsys):
     old = tmp_path / "old"
     shutil.copytree(trained, old, ignore=shutil.ignore_patterns("frames"))
-    values = json.loads((old / "config.json").read_text())
-    del values["png_level"]
-    (old / "config.json").write_text(json.dumps(values))
+    for name in ("config.json", "meta.json"):
+        values = json.loads((old / name).read_text())
+        if name == "config.json":
+            values["vision_layers"] = 4
+        else:
+            del values["identity"]
+        (old / name).write_text(json.dumps(values))
     for program in (evaluate, watch):
         with pytest.raises(SystemExit) as end:
             program.main(["--run", str(old)])
         assert end.value.code == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1
-        assert "png_level" in error
+        assert "vision_layers" in error
 
 
 def test_claims_tell_apart_what_c_sees_and_dreams():

@@ -8,8 +8,9 @@ from ha2018 import rollout
 from ha2018.agent import Agent
 from ha2018.config import PRESETS, TASKS, Config
 from ha2018.controller import Controller
+from ha2018.env import command
 from ha2018.memory import MDNRNN
-from ha2018.rollout import command, open_games, real_returns
+from ha2018.rollout import open_games, real_returns
 from ha2018.vision import VAE
 
 STEPS = 30

@@ -130,8 +130,9 @@ def test_two_ranks_equal_one(start, tmp_path):
 
 def test_a_loss_that_is_not_finite_names_stage_step_term_and_checkpoint(tmp_path):
     """The second of two updates meets a latent that is not a number."""
-    size = {"z_size": 2, "hidden_size": 4, "memory_batch": 1, "memory_length": 10, "memory_epochs": 1, "episodes": 1}
-    config = Config(**size, checkpoint_seconds=0)
+    config = Config(
+        z_size=2, hidden_size=4, memory_batch=1, memory_length=10, memory_epochs=1, episodes=1, checkpoint_seconds=0
+    )
     mu = torch.zeros(20, 2)
     mu[15] = torch.nan
     tensors = {"mu": mu, "logvar": torch.zeros(20, 2), "action": torch.zeros(20, 1), "length": torch.tensor([20])}
