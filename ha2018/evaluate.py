@@ -229,8 +229,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = runs.run_folder("ha2018", config, options)
         if (folder / "config.json").exists():
             user_error(f"{folder} holds a training run; choose another folder for a random policy with --run")
+        try:  # before minutes are spent on the test
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            user_error(f"{folder} cannot be a folder for the record: {error.strerror}")
         record = record_of_random(options.random, config)
-        folder.mkdir(parents=True, exist_ok=True)
     else:
         info, config = runs.run_under_test("ha2018", Config, config, options, TEST_SETTINGS)
         folder = info["folder"]

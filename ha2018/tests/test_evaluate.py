@@ -11,7 +11,7 @@ import torch
 from common.config import parse
 from common.record import RECORD_KEYS
 from common.run import run_under_test
-from ha2018 import env, evaluate, rollout, watch
+from ha2018 import env, evaluate, rollout, train, watch
 from ha2018.agent import Agent
 from ha2018.config import PRESETS, TASKS, Config
 from ha2018.controller import Controller
@@ -19,6 +19,7 @@ from ha2018.evaluate import fresh_seeds, play, random_returns
 from ha2018.memory import MDNRNN
 from ha2018.random_play import RANDOM_POLICIES
 from ha2018.rollout import open_games
+from ha2018.tests.conftest import SMOKE
 from ha2018.vision import VAE
 
 SEEDS = [3, 1, 4, 1, 5]
@@ -169,6 +170,65 @@ def test_a_run_that_is_not_there_or_not_ended_is_named_in_one_line(trained, tmp_
         assert reason in error
     assert not (tmp_path / "none").exists()
     assert not (unfinished / "record.json").exists()
+
+
+def copy_of(trained, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("frames", "latents"))
+    return folder
+
+
+def is_refused(folder, capsys, *words):
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(["--run", str(folder)])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    for word in words:
+        assert str(word) in error.splitlines()[-1]
+    assert not (folder / "record.json").exists()
+
+
+@pytest.mark.parametrize(("stage", "total"), [("vision", 4), ("memory", 20)])
+def test_a_record_is_never_of_an_earlier_step_than_the_last(trained, tmp_path, capsys, stage, total):
+    """A damaged newest checkpoint fell back to the one before, and a finished record was written of it."""
+    folder = copy_of(trained, tmp_path)
+    newest = folder / stage / f"step-{total:09d}.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    is_refused(folder, capsys, folder / stage, f"step {total - 1} of {total}")
+
+
+def test_a_flipped_byte_in_the_controller_is_named(trained, tmp_path, capsys):
+    folder = copy_of(trained, tmp_path)
+    path = folder / "controller.safetensors"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    is_refused(folder, capsys, path, "checksum")
+
+
+def test_the_networks_of_another_seed_are_no_networks_of_this_run(trained, tmp_path, capsys):
+    other, folder = tmp_path / "other", copy_of(trained, tmp_path)
+    train.main([*SMOKE, "--seed", "1", "--run", str(other), "--model-from", str(trained), "--stage", "memory"])
+    for path in (folder / "memory").iterdir():
+        path.unlink()
+    for path in (other / "memory").iterdir():
+        shutil.copy(path, folder / "memory")
+    is_refused(folder, capsys, folder / "memory")
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_before_the_test(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "record_of_random", lambda *_: pytest.fail("the test has run"))
+    path = tmp_path / "file"
+    path.touch()
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(["--random", "none", "--preset", "smoke", "--run", str(path)])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert str(path) in error
 
 
 def test_the_settings_of_the_test_are_free_and_those_of_the_training_choose_the_run(trained, tmp_path, monkeypatch):
