@@ -14,6 +14,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ha2018.memory import MDNRNN
 
@@ -38,8 +39,6 @@ class FastDream:
     It may be used again and again, for other controllers too: what it needs for a batch size is made once.
     """
 
-    granularity = 64  # batch sizes are multiples of this, which bounds the number of graphs
-
     def __init__(self, memory: MDNRNN, temperature: float, dtype: torch.dtype = torch.float32) -> None:
         """dtype bfloat16: the products are made in it; otherwise in that of the weights."""
         self.z_size, self.hidden_size, self.mixtures = memory.z_size, memory.hidden_size, memory.mixtures
@@ -48,6 +47,8 @@ class FastDream:
         self.bias = memory.bias.detach().clone()
         self.bias[2 * self.hidden_size : 3 * self.hidden_size] += 1  # the forget gate's constant
         self.output_w, self.output_b = _mixtures_first(memory)
+        # Batch sizes are multiples of this: on a GPU it bounds the number of graphs.
+        self.granularity = 64 if self.bias.is_cuda else 16
         if dtype == torch.bfloat16:
             self.kernel, self.output_w = self.kernel.to(dtype), self.output_w.to(dtype)
         self._of_size: dict[int, _Buffers] = {}
@@ -133,7 +134,7 @@ class FastDream:
         torch.mul(torch.tanh(c), o.sigmoid_(), out=h)
 
         _affine(h, self.output_w, self.output_b, out=at.out)
-        rows = at.out[:, :-1].unflatten(1, (3 * k, n))  # [B, 3K, Z]
+        rows = at.out[:, : 3 * k * n].unflatten(1, (3 * k, n))  # [B, 3K, Z]
         logits, mean, logstd = rows.split(k, dim=1)
         weight = logits.sub_(logits.amax(1, keepdim=True)).mul_(1 / self.temperature).exp_()
         cumulative = weight.cumsum(1)
@@ -142,7 +143,7 @@ class FastDream:
         mean, logstd = mean.gather(1, index)[:, 0], logstd.gather(1, index)[:, 0]
         torch.addcmul(mean, logstd.exp_(), at.normal, value=math.sqrt(self.temperature), out=z)
         at.inputs[:, n + 1] = 0  # only the first step of an episode carries the restart flag
-        torch.gt(at.out[:, -1], 0, out=at.done)
+        torch.gt(at.out[:, 3 * k * n], 0, out=at.done)
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
@@ -154,8 +155,13 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
 
 
 def _mixtures_first(memory: MDNRNN) -> tuple[Tensor, Tensor]:
-    """Output weights with columns ordered (logit | mean | logstd, K, Z), restart last: [H, 3KZ + 1], [3KZ + 1]."""
+    """Output weights with columns ordered (logit | mean | logstd, K, Z), then the restart: [H, 3KZ + 1 + padding].
+
+    The padding of zeros makes them a multiple of 16, which products on a CPU like better than one column too many.
+    """
     z, k = memory.z_size, memory.mixtures
     order = torch.arange(z * 3 * k, device=memory.bias.device).reshape(z, 3 * k).t().reshape(-1) + 1
     order = torch.cat([order, order.new_zeros(1)])
-    return memory.output_w.detach()[:, order].contiguous(), memory.output_b.detach()[order].contiguous()
+    padding = (0, -len(order) % 16)
+    w, b = memory.output_w.detach()[:, order], memory.output_b.detach()[order]
+    return F.pad(w, padding).contiguous(), F.pad(b, padding)

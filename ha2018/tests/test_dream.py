@@ -95,13 +95,14 @@ def test_products_in_bfloat16_change_a_step_by_their_rounding_alone():
     assert 0 < error < 2**-6
 
 
-def test_compaction_changes_nothing(monkeypatch):
+def test_compaction_changes_nothing():
     memory, bank = make()
     arguments = memory, bank, controllers(10, memory), list(range(10)), 9, TAU, CAP
     answers = {}
     for granularity in (1, 64, 10**6):
-        monkeypatch.setattr(FastDream, "granularity", granularity)
-        answers[granularity] = rollout_returns(*arguments)
+        dream = FastDream(memory, TAU)
+        dream.granularity = granularity
+        answers[granularity] = rollout_returns(*arguments, dream=dream)
     assert torch.equal(answers[1], answers[64])
     assert torch.equal(answers[1], answers[10**6])
 
