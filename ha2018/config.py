@@ -52,6 +52,7 @@ class Config:
     memory_lr_end: float = setting(1e-5, "learning rate that the decay tends to", low=0)
     memory_lr_decay: float = setting(0.99999, "factor per update on the distance to memory_lr_end", low=0, high=1)
     gradient_clip: float = setting(1.0, "every gradient element of M is cut to [-clip, clip]", low=0)
+    # Deviation D17: larger in the night and cpu presets of Doom, which moves the risk of death that ends a dream.
     restart_weight: float = setting(10.0, "weight of the restart loss where a restart follows", low=0)
 
     # The dream (section 4)
@@ -146,6 +147,7 @@ PRESETS = {
             }
         },
     ),
+    # Deviation D18, for cpu too: sizes, V's share of an epoch, and the trials of C are those of a small budget.
     "night": Preset(
         "doom: a controller trained only in the dream survives longer in the real game than held random play, at five "
         "temperatures; car: the learning curves of z, z and h, and z and untrained h beside the published one",

@@ -52,14 +52,18 @@ class Player:
         self.state = agent.memory.initial_state(len(self.episodes))
         self.restart = torch.ones(len(self.episodes), device=self.device)
 
-    def act(self, frames: Sequence[np.ndarray]) -> np.ndarray:
-        """The actions [B, A] on the frames [B] of [64, 64, 3] uint8, with which M is advanced. Leaves z [B, Z]."""
+    def act(self, frames: Sequence[np.ndarray], given: np.ndarray | None = None) -> np.ndarray:
+        """The actions [B, A] on the frames [B] of [64, 64, 3] uint8, with which M is advanced. Leaves z [B, Z].
+
+        `given` [B, A]: somebody else acts, and the agent remembers it.
+        """
         vae, memory, controller = self.agent.vae, self.agent.memory, self.agent.controller
         mu, logvar = vae.encode(data.to_images(np.stack(frames), self.device))
         draws = [torch.randn(mu.shape[1], generator=stream) for stream in self.noise]
         self.z = sample_z(mu, logvar, torch.stack(draws).to(self.device))
         own = self.params[self.episodes] if self.params.ndim == 2 else self.params
         action = controller.action(own, self.z, self.state)
+        action = action if given is None else torch.as_tensor(given).to(action)
         if controller.inputs != "z":  # else nobody looks at the state
             self.state = memory.step(self.z, action, self.restart, self.state)
         self.restart = torch.zeros_like(self.restart)
