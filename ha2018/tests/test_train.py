@@ -2,13 +2,17 @@
 
 import itertools
 import json
+import os
 import random
 import shutil
+import signal
 import time
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from torch.distributed.run import get_args_parser
 
 from common import checkpoint, dist
 from common.files import write_checked
@@ -182,6 +186,39 @@ def test_bad_options_end_in_one_line_and_leave_nothing(program, words, complaint
     assert error.count("\n") == 1
     assert program is evaluate or complaint in error
     assert not list(tmp_path.iterdir())
+
+
+def children(pid):
+    """Of all threads of a process."""
+    return [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find the game process")
+def test_a_game_process_that_dies_ends_the_training_in_one_line(start, tmp_path):
+    """It waited for ever: the engine, which outlived the process, held its pipe."""
+    words = ("--workers", "1", "--episodes", "500", "--run", str(tmp_path / "run"), "--stage", "collect")
+    process = start("ha2018.train", *SMOKE, *words)
+    worker, engine = list[int](), list[int]()
+    while not engine:  # the process of the games, and the engine that it has started
+        assert process.poll() is None, process.communicate()[1]
+        worker = children(process.pid)
+        engine = children(worker[0]) if worker else []
+        time.sleep(0.01)
+    os.kill(worker[0], signal.SIGKILL)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert errors == "error: game process 0 of 1 died with exit code -9\n"
+    end = time.monotonic() + 10
+    while Path(f"/proc/{engine[0]}").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not Path(f"/proc/{engine[0]}").exists()
+
+
+def test_torchrun_leaves_our_options_alone_behind_two_dashes():
+    """As the README has it; without the dashes it takes --run for an abbreviation of its own --run-path."""
+    words = ["--nproc-per-node=2", "-m", "ha2018.train", "--", "--preset", "smoke", "--run", "folder"]
+    options = get_args_parser().parse_args(words)
+    assert options.training_script_args == ["--preset", "smoke", "--run", "folder"]
 
 
 def test_a_run_of_other_settings_is_refused(trained, capsys):
