@@ -1,5 +1,7 @@
 """All settings of DreamerV3. Defaults are the paper's; what its editions and benchmarks differ in stands in tables."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -65,6 +67,11 @@ class Plan:
     env_frames: int
     envs: int
 
+    @property
+    def steps(self) -> int:
+        """Agent steps of each environment in the whole run, begun ones included."""
+        return -(-self.env_frames // (self.action_repeat * self.envs))
+
 
 # Source: arXiv v2, Table 2; Nature, ED Table 2. "gym" is no benchmark of the paper.
 _ALIKE = {
@@ -119,14 +126,14 @@ class Config:
 
     # Scale; none: what the edition has for this benchmark
     size: str | None = setting(None, "size of all networks", choices=tuple(SIZES))
-    train_ratio: float | None = setting(None, "replayed steps per agent step", low=0)
+    train_ratio: float | None = setting(None, "replayed steps per agent step; 0: untrained, a control", low=0)
     action_repeat: int | None = setting(None, "environment steps per action", low=1)
     env_frames: int | None = setting(None, "environment steps of the whole run, repeats included", low=1)
     envs: int | None = setting(None, "environments side by side, over all processes", low=1)
 
     # Replay
     batch_size: int = setting(16, "B, sequences per update, over all processes", low=1)
-    batch_length: int = setting(64, "T, trained steps per sequence; one more supplies the state", low=2)
+    sequence_length: int = setting(64, "T, trained steps per sequence; one more supplies the state", low=2)
     replay_capacity: int = setting(5_000_000, "windows in the replay; a disk file holds them", low=1)
     first_windows: int | None = setting(None, "windows in the replay when training starts (none: the edition's)", low=1)
 
@@ -234,7 +241,7 @@ PRESETS = {
             "envs": 4,
             "train_ratio": 80,
             "batch_size": 8,
-            "batch_length": 32,
+            "sequence_length": 32,
             # Few updates: a higher learning rate, reached sooner, and returns that need fewer updates to build up.
             "lr": 1e-3,
             "warmup": 100,
@@ -249,7 +256,7 @@ PRESETS = {
             "train_ratio": 8,
             "envs": 2,
             "batch_size": 4,
-            "batch_length": 16,
+            "sequence_length": 16,
             "first_windows": 16,
             "imagination_length": 4,
             "warmup": 10,

@@ -48,8 +48,8 @@ def two_hot(target: Tensor, bins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     bin gives that bin all the weight; outside of the range both indices are the outermost bin.
     """
     last = len(bins) - 1
-    kind = torch.promote_types(target.dtype, bins.dtype)
-    target, bins = target.to(kind), bins.to(kind)
+    dtype = torch.promote_types(target.dtype, bins.dtype)
+    target, bins = target.to(dtype), bins.to(dtype)
     above = torch.searchsorted(bins, target.contiguous(), right=True)  # the number of bins <= target
     below = (above - 1).clamp(0, last)
     above = above.clamp(0, last)

@@ -91,15 +91,14 @@ def load_agent(info: Mapping[str, Any], config: Config, worlds: Worlds, device: 
     """The agent of a finished run, its agent steps and its updates; one line and exit code 2 if it has not ended."""
     folder, plan = info["folder"], config.plan
     found = checkpoint.load_latest(folder / "train", device)
-    total = -(-plan.env_frames // (plan.action_repeat * plan.envs))
-    if found is None or found.step < total:
+    if found is None or found.step < plan.steps:
         user_error(f"{folder}: training has not ended; the same train command goes on with it")
     agent = new_agent(worlds.spaces, worlds.actions, config).to(device)
     try:
         checkpoint.load_module("agent", agent, found.tensors)
     except ValueError as error:
         refuse(folder, error)
-    return agent.eval(), total * plan.envs, int(found.state["state"]["updates"])
+    return agent.eval(), plan.steps * plan.envs, int(found.state["state"]["updates"])
 
 
 def protocol(config: Config) -> str:
@@ -116,7 +115,8 @@ def claim(config: Config, preset: str) -> str:
         f"free{config.free_nats:g}": config.free_nats != Config.free_nats,
         "no-symlog": not config.use_symlog,
         "no-two-hot": not config.use_two_hot,
-        f"ratio{config.plan.train_ratio:g}": config.train_ratio != usual.get("train_ratio"),
+        f"ratio{config.plan.train_ratio:g}": config.train_ratio not in (0, usual.get("train_ratio")),
+        "untrained": config.plan.train_ratio == 0,
     }
     return "-".join(["learns", *(word for word, is_changed in parts.items() if is_changed)])
 

@@ -4,6 +4,8 @@ Shapes: B batch, T time, D deter, S x K stoch, N bins.
 Source: paper, Eq. 3 to 5; reference code: agent.py.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamerv3 import rssm_fast
-from dreamerv3.data import Batch
 from dreamerv3.distributions import kl_balance, mixture, symexp_bins, two_hot_loss, two_hot_mean, wide
 from dreamerv3.networks import MLP, Decoder, Encoder
+from dreamerv3.replay import Batch
 from dreamerv3.rssm import RSSM, State
 from dreamerv3.spaces import ActionSpace, Edition, ObsSpaces, Sizes
 
@@ -113,8 +115,8 @@ class WorldModel(nn.Module):
 
     def start_state(self, batch: Batch) -> State:
         """The stored latents of the context row: h [B, D], z [B, S, K]."""
-        kind, classes = self.rssm.gates.weight.dtype, self.rssm.sizes.classes
-        return State(batch.start_h.to(kind), F.one_hot(batch.start_z.long(), classes).to(kind))
+        dtype, classes = self.rssm.gates.weight.dtype, self.rssm.sizes.classes
+        return State(batch.start_h.to(dtype), F.one_hot(batch.start_z.long(), classes).to(dtype))
 
     def observe(self, batch: Batch, uniform: Tensor) -> Observed:
         """Posterior states of a batch, uniform [B, T, S]."""

@@ -1,5 +1,7 @@
 """One trained run of the smoke preset for all tests of this package, and the real commands as subprocesses."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import torch
 
 from dreamerv3.agent import Agent
 from dreamerv3.config import EDITIONS, Config
-from dreamerv3.data import Batch
+from dreamerv3.replay import Batch
 from dreamerv3.spaces import ActionSpace, ObsSpace, Sizes
 
 ROOT = Path(__file__).resolve().parents[2]

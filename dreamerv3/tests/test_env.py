@@ -1,5 +1,7 @@
 """The worlds: what they show and take, that an episode is its seed and its actions, and clear complaints."""
 
+from __future__ import annotations
+
 import importlib
 import os
 import subprocess
@@ -16,9 +18,9 @@ from dreamerv3 import train
 from dreamerv3.agent import new_agent
 from dreamerv3.atari import gray
 from dreamerv3.config import TASKS, Config
-from dreamerv3.data import Replay
 from dreamerv3.env import Crafter, Gym, Worlds, make_world
 from dreamerv3.interface import Step, WorldError, need, rescale, resized
+from dreamerv3.replay import Replay
 from dreamerv3.spaces import ActionSpace, ObsSpace
 from dreamerv3.tests.conftest import environment
 
@@ -250,8 +252,8 @@ def test_observations_may_have_any_name(pictures, tmp_path):
     }
     replay = Replay(tmp_path, world.spaces, world.actions, agent.world.rssm.sizes, 1, 100, 4)
     for k, name in enumerate(names):
-        replay.arrays[f"obs/{name}"][0] = k
-    assert [replay.arrays[f"obs/{name}"][0].mean() for name in names] == list(range(len(names)))
+        replay.rows.arrays[f"obs/{name}"][0] = k
+    assert [replay.rows.arrays[f"obs/{name}"][0].mean() for name in names] == list(range(len(names)))
 
 
 def test_the_games_of_ale_are_known_to_gymnasium():

@@ -1,5 +1,7 @@
 """The test of a run: what an episode's return depends on, the curve, and the files of an evaluated run."""
 
+from __future__ import annotations
+
 import json
 import shutil
 from dataclasses import replace

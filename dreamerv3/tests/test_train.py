@@ -1,5 +1,7 @@
 """The real train command: killed and resumed, on two ranks, with bad options, with a loss that is not finite."""
 
+from __future__ import annotations
+
 import json
 import random
 import shutil
@@ -14,7 +16,7 @@ import torch
 
 from common import checkpoint
 from common.run import NonFiniteError
-from dreamerv3 import evaluate, learner, train
+from dreamerv3 import evaluate, train
 from dreamerv3.tests.calculation import calculate
 from dreamerv3.tests.conftest import SMOKE, environment
 
@@ -44,7 +46,7 @@ def same_runs(ours, theirs):
     assert one.state == two.state
     same_tensors(one.tensors, two.tensors)
     names = [path.name for path in (theirs / "replay-0").glob("*.bin") if not path.name.startswith("undo")]
-    assert {"h.bin", "z.bin", "action.bin", "reward.bin"} <= set(names)
+    assert {"h.bin", "z.bin", "action.bin", "reward.bin", "checks.bin", "latent-checks.bin"} <= set(names)
     for name in names:
         a, b = (np.fromfile(folder / "replay-0" / name, np.uint8) for folder in (ours, theirs))
         assert np.array_equal(a, b), name
@@ -82,7 +84,7 @@ def test_killed_twice_and_resumed_equals_one_go(trained, start, tmp_path):
 
 def test_an_image_task_resumes_too(start, tmp_path):
     """Crafter: pixels, discrete actions, the Nature edition."""
-    small = ("--edition", "nature", "--env-frames", "60", "--batch-length", "8", "--batch-size", "2")
+    small = ("--edition", "nature", "--env-frames", "60", "--sequence-length", "8", "--batch-size", "2")
     folders = tmp_path / "one", tmp_path / "two"
     words = ("dreamerv3.train", *FAST, *IMAGE, *small)
     process = start(*words, "--run", str(folders[0]))
@@ -100,7 +102,7 @@ def test_an_image_task_resumes_too(start, tmp_path):
 def test_worlds_that_render_are_trained_and_tested_without_a_word(start, tmp_path):
     """Also none of a renderer that is freed too late, when the program ends."""
     words = ("dreamerv3.train", *SMOKE, "--task", "dmc_vision_cartpole_balance", "--first-windows", "2")
-    small = ("--action-repeat", "100", "--env-frames", "1200", "--batch-length", "4", "--batch-size", "2")
+    small = ("--action-repeat", "100", "--env-frames", "1200", "--sequence-length", "4", "--batch-size", "2")
     for command in ((*words, *small), ("dreamerv3.evaluate",)):
         process = start(*command, "--run", str(tmp_path / "run"))
         _, errors = process.communicate()
@@ -162,14 +164,14 @@ def test_two_ranks_train_and_resume(tmp_path):
 
 def test_a_loss_that_is_not_finite_names_stage_step_term_and_checkpoint(tmp_path, monkeypatch):
     calls = []
-    real = learner.train_step
+    real = train.train_step
 
     def broken(*args):
         calls.append(1)
         metrics, states = real(*args)
         return ({**metrics, "loss_reward": torch.tensor(torch.nan)} if len(calls) == 10 else metrics), states
 
-    monkeypatch.setattr(learner, "train_step", broken)
+    monkeypatch.setattr(train, "train_step", broken)
     deterministic = torch.are_deterministic_algorithms_enabled()
     try:
         with pytest.raises(NonFiniteError, match=r"train step \d+: loss_reward is nan; last good checkpoint: .*step-"):
