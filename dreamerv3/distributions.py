@@ -125,6 +125,14 @@ def kl_balance(post: Mixture, prior: Mixture, free_nats: float) -> tuple[Tensor,
     return dyn, rep
 
 
+def bernoulli_loss(logit: Tensor, target: Tensor) -> Tensor:
+    """-(y ln p + (1 - y) ln(1 - p)) in nats with p = sigmoid(logit): logit, target y in [0, 1], [...] -> [...].
+
+    Source: paper, Eq. 5 (continue predictor); the target is soft, because it contains the discount: reference code.
+    """
+    return F.binary_cross_entropy_with_logits(logit, target, reduction="none")
+
+
 def draw(probs: Tensor, uniform: Tensor) -> Tensor:
     """A class for each categorical, by inversion: probs [..., K], uniform [...] in [0, 1) -> int64 [...]."""
     cumulative = probs[..., :-1].cumsum(-1)

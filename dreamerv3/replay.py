@@ -175,7 +175,7 @@ class Replay:
         """Store fresh latents of rows 1 to T of the windows: h [B, T, D], z [B, T, S] classes."""
         row = picks[:, 1:] + np.arange(1, self.length)
         env = np.broadcast_to(picks[:, :1], row.shape)
-        latents = {"h": h.reshape(row.size, -1), "z": z.reshape(row.size, -1)}
+        latents: Arrays = {"h": h.reshape(row.size, -1), "z": z.reshape(row.size, -1)}
         self.rows.overwrite(row.reshape(-1), env.reshape(-1), latents)
 
     def episode(self, env: int) -> list[NDArray[Any]]:

@@ -186,7 +186,7 @@ class Rows:
             check = zlib.crc32(array[row % self.slots], check)
         return check
 
-    def _check_of_latents(self, place: int) -> int:
+    def _check_of_latents(self, place: int | np.integer[Any]) -> int:
         check = self._salt
         for array in self._by_place.values():
             check = zlib.crc32(array[place], check)

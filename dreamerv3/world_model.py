@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamerv3 import rssm_fast
-from dreamerv3.distributions import kl_balance, mixture, symexp_bins, two_hot_loss, two_hot_mean, wide
+from dreamerv3.distributions import (
+    bernoulli_loss,
+    kl_balance,
+    mixture,
+    symexp_bins,
+    two_hot_loss,
+    two_hot_mean,
+    wide,
+)
 from dreamerv3.networks import MLP, Decoder, Encoder
 from dreamerv3.replay import Batch
 from dreamerv3.rssm import RSSM, State
@@ -136,7 +144,7 @@ class WorldModel(nn.Module):
         found["reward"] = self.reward.loss(self.reward(feature), batch.reward)
         logit = self.cont_logit(feature)
         going_on = (~batch.is_terminal).to(logit.dtype) * self.discount
-        found["cont"] = F.binary_cross_entropy_with_logits(logit, going_on, reduction="none")
+        found["cont"] = bernoulli_loss(logit, going_on)
         post = mixture(observed.logits, self.unimix)
         prior = mixture(self.rssm.prior_logits(states.h), self.unimix)
         found["dyn"], found["rep"] = kl_balance(post, prior, self.free_nats)

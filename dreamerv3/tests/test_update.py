@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from dataclasses import replace
 
 import pytest
@@ -222,6 +223,20 @@ def test_lambda_return_by_hand():
     assert lambda_return(reward, cont, last, value, 1.0).flatten().tolist() == [1 + 0.5 * 12, 12]
     with pytest.raises(ValueError, match="one shape"):
         lambda_return(reward, cont, last, value[1:], 1.0)
+
+
+def test_three_sizes_in_one_process_are_all_compiled(monkeypatch):
+    """torch.compile gives up on a function after eight shapes; a model of one size has six."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    rssm_fast.for_device.cache_clear()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for deter in (512, 1024, 2048):
+            norm = rssm_fast.for_device(rssm_fast.norm_silu, "cuda", deter)
+            for rows in (16, 128):
+                for shape in ((2, deter // 8), (deter,), (deter // 8,)):
+                    x, scale = torch.randn(rows, *shape), torch.randn(shape)
+                    torch.testing.assert_close(norm(x, scale), rssm_fast.norm_silu(x, scale))
+    rssm_fast.for_device.cache_clear()
 
 
 def test_the_inputs_of_an_update_are_all_copied():
