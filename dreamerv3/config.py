@@ -74,6 +74,7 @@ class Plan:
 
 
 # Source: arXiv v2, Table 2; Nature, ED Table 2. "gym" is no benchmark of the paper.
+# Deviation D12: 16 worlds are those of the released code; the published curves of control tasks come from 8 at most.
 _ALIKE = {
     # Deviation D11: the reference code has 256 for Atari 100k.
     "atari100k": Plan("200m", 128, 4, 400_000, 1),

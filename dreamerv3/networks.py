@@ -195,7 +195,7 @@ class ImageEncoder(nn.Module):
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = conv(x)
             if not self.is_strided:
-                x = F.max_pool2d(x, 2)  # before the norm
+                x = F.max_pool2d(x, 2)  # before the norm. Deviation D14: the Nature text has strided convolutions
             x = norm(x)
         return x.permute(0, 2, 3, 1).reshape(*leading, -1)
 

@@ -169,6 +169,8 @@ class Replay:
         obs = {name.removeprefix("obs/"): put(rows[name][:, 1:]) for name in rows if name.startswith("obs/")}
         flags = (put(rows[name][:, 1:]) for name in ("reward", "is_first", "is_last", "is_terminal"))
         latents = (put(rows[name]) for name in ("h", "z"))
+        # Deviation D13: the first previous action is that of row 0; for some weeks of 2024 the reference code took
+        # that of the batch before.
         return Batch(obs, put(rows["action"][:, :-1]), *flags, *latents)
 
     def refresh(self, picks: Picks, h: NDArray[np.float32], z: NDArray[np.uint8]) -> None:

@@ -141,6 +141,7 @@ class WorldModel(nn.Module):
         states = observed.states
         feature = states.feature
         found = {f"rec/{k}": v for k, v in self.decoder.losses(self.decoder(states.h, states.z), batch.obs).items()}
+        # Deviation D14: the Nature text has a squared error in symlog space here, its code this.
         found["reward"] = self.reward.loss(self.reward(feature), batch.reward)
         logit = self.cont_logit(feature)
         going_on = (~batch.is_terminal).to(logit.dtype) * self.discount
