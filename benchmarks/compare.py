@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.published import Published, PublishedCurve, PublishedNumber
 from benchmarks.records import Record, sample
 from benchmarks.rows import Row, Suite
-from common.stats import bootstrap_interval, nested_bootstrap_interval, summary
+from common.stats import bootstrap_interval, summary
 
 # A budget is "the same" within this share of the published one: a last, partial batch does not matter.
 SAME_BUDGET = 0.05
@@ -112,7 +112,7 @@ def compare(suite: Suite, row: Row, records: Sequence[Record], published: Publis
             _check_protocol(row, seed, reported)
     over_seeds = len(done) > 1
     spread = summary([seed.mean for seed in done if seed.mean is not None] if over_seeds else done[0].values)
-    interval = nested_bootstrap_interval([seed.values for seed in done])
+    interval = bootstrap_interval([seed.values for seed in done])
     if row.kind == "claim":
         verdict = _claim_verdict(row, seeds)
     else:
@@ -200,7 +200,7 @@ def _seed(row: Row, record: Record, rival: Record | None, published: Published) 
         raise ValueError(f"{record.path}: unknown protocol {found['protocol']!r}")
     control = _control(row, record, rival, found["protocol"]) if row.kind == "claim" else None
     values = tuple(float(value) for value in found["values"])
-    return Seed(record.seed, record, True, values, float(found["value"]), bootstrap_interval(values), control, rival)
+    return Seed(record.seed, record, True, values, float(found["value"]), bootstrap_interval([values]), control, rival)
 
 
 def _control(row: Row, record: Record, rival: Record | None, protocol: str) -> float:

@@ -10,30 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.record import CURVE_KEYS, MAPPINGS, RECORD_KEYS, SAMPLE_KEYS, SCHEMA, TEXTS
+
 FOLDER = Path(__file__).parent / "results"
-SCHEMA = 1
-TEXT = (
-    "paper",
-    "suite",
-    "claim",
-    "task",
-    "preset",
-    "metric",
-    "unit",
-    "policy",
-    "protocol",
-    "device",
-    "revision",
-    "command",
-)
-MAPPINGS = (
-    "budget", "controls", "measurements", "curves", "stage_seconds", "parameters", "packages", "config",
-)  # fmt: skip
-RECORD_KEYS = frozenset(TEXT + MAPPINGS) | {
-    "schema", "seed", "value", "values", "episodes", "wall_seconds", "finished",
-}  # fmt: skip
-SAMPLE_KEYS = frozenset({"value", "values", "episodes", "protocol"})
-CURVE_KEYS = frozenset({"x", "y", "x_unit", "y_unit"})
 SPEED_KEYS = frozenset({"schema", "paper", "device", "revision", "packages", "command", "measurements"})
 MEASUREMENT_KEYS = frozenset({
     "name", "value", "unit", "low", "high", "repeats",
@@ -123,7 +102,7 @@ def check_record(data: Mapping[str, Any]) -> None:
     _keys(data, RECORD_KEYS)
     if data["schema"] != SCHEMA:
         raise ValueError(f"schema {data['schema']!r}, expected {SCHEMA}")
-    for key in TEXT:
+    for key in TEXTS:
         if not isinstance(data[key], str) or not data[key]:
             raise ValueError(f"{key} must be a text that is not empty")
     for key in MAPPINGS:

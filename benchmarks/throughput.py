@@ -20,14 +20,10 @@ from benchmarks.peers.peer import ORIGINS, checkouts
 from benchmarks.rows import PAPERS
 from benchmarks.speed import dreamerv3, ha2018, ijepa
 from common.config import Parser, user_error
-from common.run import (
-    atomic_write,
-    command_line,
-    describe_device,
-    git_revision,
-    package_versions,
-    usable_device,
-)
+from common.files import atomic_write
+from common.provenance import command_line, describe_device, git_revision, package_versions
+from common.record import SCHEMA
+from common.run import usable_device
 
 SUITES = {"ha2018": ha2018.measure, "dreamerv3": dreamerv3.measure, "ijepa": ijepa.measure}
 BESIDE = {"dreamerv3": dreamerv3.measure_beside}  # on a CPU alone
@@ -66,11 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             measurements += BESIDE[paper](mine) if paper in BESIDE else BESIDE_ON[paper](mine, device)
         name = describe_device(str(device))
         record = {
-            "schema": records.SCHEMA,
+            "schema": SCHEMA,
             "paper": paper,
             "device": name,
             "revision": git_revision(),
-            "packages": package_versions(),
+            "packages": package_versions(paper),
             # Where a checkout lay belongs to the machine and not to the record.
             "command": re.sub(r"(--peer[= ]\w+=)\S*/", r"\1", command_line()),
             "measurements": measurements,

@@ -10,19 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from common.config import user_error
-from common.run import atomic_write, disk_is_full
+from common.files import atomic_write, disk_is_full
 
 PATTERN = "step-*.safetensors"
 _MARK = b'"checksum":"'
 _BLANK = b"0" * 64
-NumpyGenerator = np.random.Generator | np.random.RandomState
 
 
 @dataclass(frozen=True)
@@ -35,15 +33,23 @@ class Checkpoint:
     path: Path
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int = 2) -> bool:
+def save(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    keep: int = 2,
+    identity: str = "",
+) -> bool:
     """Writes step-<step>.safetensors atomically and removes all but the last `keep`; one series per folder.
 
-    `state` must be JSON-able. A full disk leaves the earlier files alone, prints one line and returns False.
+    `state` must be JSON-able; `identity` names the run that the file belongs to. A full disk leaves the earlier files
+    alone, prints one line and returns False.
     """
     folder = Path(folder)
     # A copy of each: safetensors refuses tensors that share memory.
     copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    text = json.dumps({"step": step, "state": state})
+    text = json.dumps({"step": step, "state": state, "identity": identity})
     data = bytearray(safetensors.torch.save(copies, {"state": text, "checksum": _BLANK.decode()}))
     _exchange_checksum(data, _checksum(data))
     try:
@@ -66,21 +72,44 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
     return True
 
 
-def load_latest(folder: Path, device: str | torch.device = "cpu") -> Checkpoint | None:
-    """The newest intact checkpoint, None if there is no file; each damaged one is named on stderr.
+def load_latest(folder: Path, device: str | torch.device = "cpu", identity: str = "") -> Checkpoint | None:
+    """The newest intact checkpoint of this run, None if there is no file; each damaged one is named on stderr.
 
-    One line and exit code 2 if there are files and all are damaged.
+    A file that was written under another `identity` is none of ours; one of an earlier version has none and is taken.
+    One line and exit code 2 if there are files and none is good.
     """
     files = sorted(Path(folder).glob(PATTERN), reverse=True)
     for path in files:
         try:
-            return _read(path, device)
-        except (SafetensorError, ValueError, KeyError) as error:
+            return _read(path, device, identity)
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())
             print(f"warning: checkpoint {path} is damaged ({reason}); trying the one before", file=sys.stderr)
     if files:
-        user_error(f"every checkpoint in {folder} is damaged; remove the folder to start again")
+        user_error(f"every checkpoint in {folder} is damaged; remove {Path(folder).parent} to start again")
     return None
+
+
+def load_final(folder: Path, step: int, device: str | torch.device = "cpu", identity: str = "") -> Checkpoint:
+    """The checkpoint of `step`, the last of its stage: a test must not be of an earlier one.
+
+    One line and exit code 2 if there is none, or if it is damaged.
+    """
+    found = load_latest(folder, device, identity)
+    if found is None or found.step < step:
+        stands = "nothing" if found is None else f"step {found.step}"
+        user_error(
+            f"{folder}: {stands} of {step} steps stands there unharmed; the same train command goes on from there"
+        )
+    return found
+
+
+def copy(source: Path, target: Path, identity: str) -> None:
+    """The newest checkpoint of `source`, an intact one, as the first of `target` under the identity of its new run."""
+    found = load_latest(source)
+    if found is None:
+        user_error(f"{source} has no checkpoint")
+    save(target, found.step, found.tensors, found.state, identity=identity)
 
 
 def module_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
@@ -133,42 +162,6 @@ def unpack_optimizer(
                 values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def pack_rng(
-    torch_generators: Mapping[str, torch.Generator], numpy_generators: Mapping[str, NumpyGenerator]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """States of explicit generators (also torch.default_generator), tensors named "rng/<name>"."""
-    tensors = {f"rng/{name}": generator.get_state() for name, generator in torch_generators.items()}
-    return tensors, {name: _plain(_numpy_state(generator)) for name, generator in numpy_generators.items()}
-
-
-def unpack_rng(
-    torch_generators: Mapping[str, torch.Generator],
-    numpy_generators: Mapping[str, NumpyGenerator],
-    tensors: Mapping[str, Tensor],
-    state: Mapping[str, Any],
-) -> None:
-    """The inverse of `pack_rng`. Raises KeyError for a generator that was not packed."""
-    for name, generator in torch_generators.items():
-        generator.set_state(tensors[f"rng/{name}"].cpu())
-    for name, numpy_generator in numpy_generators.items():
-        if isinstance(numpy_generator, np.random.Generator):
-            numpy_generator.bit_generator.state = state[name]
-        else:
-            numpy_generator.set_state(state[name])
-
-
-def _numpy_state(generator: NumpyGenerator) -> Mapping[str, Any]:
-    if isinstance(generator, np.random.Generator):
-        return generator.bit_generator.state
-    return generator.get_state(legacy=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-
-
 def _as_tuple(key: str, value: Any) -> Any:
     """JSON turns tuples (betas) into lists; "params" alone is a list in torch too."""
     return tuple(value) if isinstance(value, list) and key != "params" else value
@@ -191,7 +184,7 @@ def _exchange_checksum(data: bytearray, new: bytes) -> bytes:
     return old
 
 
-def _read(path: Path, device: str | torch.device) -> Checkpoint:
+def _read(path: Path, device: str | torch.device, identity: str) -> Checkpoint:
     """The checksum covers every byte of the file, names, shapes and state included."""
     data = bytearray(path.read_bytes())
     found = _exchange_checksum(data, _BLANK)
@@ -199,6 +192,8 @@ def _read(path: Path, device: str | torch.device) -> Checkpoint:
         raise ValueError("checksum differs")
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     content = json.loads(header["__metadata__"]["state"])
+    if identity and content.get("identity", "") not in ("", identity):
+        raise ValueError("it belongs to another run")
     tensors = safetensors.torch.load(bytes(data))
     moved = {name: tensor.to(device) for name, tensor in tensors.items()}
     return Checkpoint(content["step"], moved, content["state"], path)

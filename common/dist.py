@@ -25,11 +25,27 @@ class Ranks:
     device: torch.device
 
 
+def job() -> tuple[int, int, int]:
+    """Rank, number of ranks and rank on this machine, as torchrun says; (0, 1, 0) without it.
+
+    A stray RANK of another program is no job: torchrun sets all of these. One line and exit code 2 for impossible ones.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    if not all(name in os.environ for name in names):
+        return 0, 1, 0
+    try:
+        rank, world_size, local_rank = (int(os.environ[name]) for name in names[:3])
+    except ValueError:
+        rank, world_size, local_rank = -1, 0, 0
+    if not 0 <= local_rank <= rank < world_size:
+        words = ", ".join(f"{name}={os.environ[name]}" for name in names[:3])
+        user_error(f"{words} in the environment are not of a torchrun job")
+    return rank, world_size, local_rank
+
+
 def setup(device: str = "cpu") -> Ranks:
     """Who we are by torchrun's variables; joins its process group (CPU: gloo, CUDA: nccl) if there is one."""
-    rank, world_size, local_rank = (
-        int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    )
+    rank, world_size, local_rank = job()
     place = torch.device(device)
     if place.type == "cuda":
         place = torch.device("cuda", local_rank if world_size > 1 else place.index or 0)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common.run import atomic_write
+from common.files import atomic_write
 
 
 def load(path: Path | str) -> dict[str, NDArray[Any]]:

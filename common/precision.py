@@ -1,5 +1,7 @@
 """Which numbers a device multiplies."""
 
+from __future__ import annotations
+
 import functools
 from pathlib import Path
 

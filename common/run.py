@@ -1,28 +1,27 @@
 """A folder per run: what was asked (config.json), where it ran (meta.json), what came of it (metrics.jsonl).
 
-The same command on the same folder goes on with the run. In a torchrun job only rank 0 writes.
+The same command on the same folder goes on with the run; a second one at the same time is refused. In a torchrun job
+only rank 0 writes.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
+import dataclasses
+import hashlib
 import json
 import math
 import os
 import platform
 import random
 import re
-import shlex
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,55 +30,27 @@ import torch
 from tqdm import tqdm
 
 from common.config import from_dict, to_dict, user_error
+from common.dist import job
+from common.files import Lock, atomic_write, disk_is_full
+from common.program import RunError
+from common.provenance import command_line, describe_device, git_revision, package_versions
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 C = TypeVar("C", bound="DataclassInstance")
 
-# Libraries whose version can change a number; those not installed are left out of meta.json.
-PACKAGES = ["torch", "numpy", "safetensors", "opencv-python-headless", "pillow"]
-PACKAGES += ["gymnasium", "vizdoom", "box2d", "pygame-ce", "cma"]
-PACKAGES += ["dm-control", "mujoco", "ale-py", "crafter", "scikit-learn"]
-RECORD_KEYS = (
-    {"schema", "paper", "suite", "claim", "task", "preset", "seed", "metric", "unit", "value", "values"}
-    | {"episodes", "policy", "protocol", "budget", "controls", "measurements", "curves", "wall_seconds"}
-    | {"stage_seconds", "device", "parameters", "revision", "packages", "config", "command", "finished"}
-)
+LINE_SECONDS = 60.0  # between lines of progress where there is no terminal
+TICK_SECONDS = 10.0  # between writes of the clock inside a long block
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(RunError):
     """A loss became NaN or infinite."""
 
 
 def is_main_process() -> bool:
     """False in every rank of a torchrun job but the first."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def disk_is_full(error: OSError) -> bool:
-    """Whether the write failed for want of space, which costs the write and not the run."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def atomic_write(path: Path | str, data: bytes) -> None:
-    """After this the file holds `data` whole; killed at any moment, it holds the old content whole."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    return job()[0] == 0
 
 
 @dataclass
@@ -90,18 +61,26 @@ class Run:
     paper: str
     config: dict[str, Any]
     started: float
-    earlier_seconds: float
+    earlier_seconds: float = 0.0
+    identity: str = ""
+    lock: Lock | None = field(default=None, repr=False)
 
     @classmethod
     def open(cls, paper: str, config: Any, preset: str, folder: Path) -> Run:
-        """Makes the folder, or goes on with it if it is a run of the same config; else exits with code 2."""
+        """Makes the folder, or goes on with it if it is a run of the same config; else exits with code 2.
+
+        The folder is locked until this process ends. `identity` stands in every file that belongs to this run alone.
+        """
         values = to_dict(config)
+        run = cls(folder, paper, values, time.monotonic())
         if is_main_process():
             if _is_run(folder):
-                _continue(folder, paper, values)
+                run.lock = _locked(folder)
+                _continue(folder, paper, config)
             else:
                 _create(folder, paper, values, preset)
-        run = cls(folder, paper, values, time.monotonic(), 0.0)
+                run.lock = _locked(folder)
+            run.identity = _meta(folder)["identity"]
         run.earlier_seconds = run.wall_seconds
         return run
 
@@ -110,7 +89,8 @@ class Run:
         """{"folder": Path, "config", "meta", "wall_seconds", "stage_seconds"} of a run, finished or not."""
         if not _is_run(folder):
             user_error(f"{folder} is no run folder; start one with python -m {paper}.train")
-        config, meta = _read_json(folder / "config.json"), _read_json(folder / "meta.json")
+        meta = _meta(folder)
+        config = _config(folder, meta)
         if meta["paper"] != paper:
             user_error(f"{folder} is a run of {meta['paper']}, not of {paper}")
         clock = _read_clock(folder)
@@ -169,7 +149,7 @@ class Run:
             atomic_write(self.metrics_path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
 
     def progress(self, total: int, desc: str, initial: int = 0, unit: str = "it") -> tqdm[Any]:
-        """A bar with rate and time left; silent if stderr is no terminal or this is not the first rank."""
+        """`progress_bar`, of this run."""
         return progress_bar(total, desc, initial, unit)
 
     def add_seconds(self, seconds: float, stage: str = "other") -> None:
@@ -189,11 +169,22 @@ class Run:
             )
 
     @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Adds the wall time of the block to the clock."""
-        start = time.monotonic()
-        yield
-        self.add_seconds(time.monotonic() - start, stage)
+    def timed(self, stage: str) -> Iterator[Callable[..., None]]:
+        """Adds the wall time of the block to the clock, at its end and whenever the block calls what it is given.
+
+        Such a call costs nothing more often than every TICK_SECONDS; without it a kill loses the seconds of the block.
+        """
+        last = time.monotonic()
+
+        def tick(least: float = TICK_SECONDS) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= least:
+                self.add_seconds(now - last, stage)
+                last = now
+
+        yield tick
+        tick(0.0)
 
     @property
     def stage_seconds(self) -> dict[str, float]:
@@ -207,22 +198,59 @@ class Run:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """All lines of metrics.jsonl in a run folder, oldest first."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """All lines of metrics.jsonl in a run folder, oldest first; one line and exit code 2 if there is a bad one."""
+    path = folder / "metrics.jsonl"
+    lines = []
+    try:
+        for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            line = json.loads(text)
+            if not isinstance(line, dict) or not {"stage", "step"} <= line.keys():
+                raise ValueError(f"line {number} is none of ours")
+            lines.append(line)
+    except (OSError, ValueError, RecursionError) as error:
+        user_error(f"{path} is damaged or missing ({error}); {_way_out(folder)}")
+    return lines
+
+
+class _MinuteLines(tqdm):  # type: ignore[misc]
+    """Progress for a file or a pipe: a line of its own instead of one that is overwritten."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        self.fp.write((str(self) if msg is None else msg) + "\n")
+        self.fp.flush()
+        return True
+
+    def close(self) -> None:
+        """A last line, unless it was all done before a first one was due."""
+        if not self.disable:
+            self.disable = True
+            self._decr_instances(self)
+            if time.time() - self.start_t >= self.delay:
+                self.display()
 
 
 def progress_bar(total: int, desc: str, initial: int = 0, unit: str = "it") -> tqdm[Any]:
-    """A bar with rate and time left; silent if stderr is no terminal or this is not the first rank."""
-    quiet = not sys.stderr.isatty() or not is_main_process()
-    return tqdm(total=total, desc=desc, initial=initial, unit=unit, disable=quiet, dynamic_ncols=True)
+    """A bar with rate, time left and the number that matters; without a terminal one line a minute.
+
+    Ranks other than the first are silent.
+    """
+    options: dict[str, Any] = {"total": total, "desc": desc, "initial": initial, "unit": unit}
+    if not is_main_process():
+        return tqdm(**options, disable=True)
+    if sys.stderr.isatty():
+        return tqdm(**options, dynamic_ncols=True)
+    times = {"mininterval": LINE_SECONDS, "maxinterval": LINE_SECONDS, "delay": LINE_SECONDS}
+    return _MinuteLines(**options, **times, ncols=100, ascii=True)
 
 
 def usable_device(name: str) -> torch.device:
-    """The torch device of that name; one line and exit 2 if this machine has none."""
+    """The torch device of that name, a CPU or an NVIDIA GPU; one line and exit 2 if this machine has none."""
     try:
         device = torch.device(name)
     except RuntimeError:
         user_error(f"device: {name!r} is no torch device; use cpu, cuda or cuda:<number>")
+    if device.type not in ("cpu", "cuda"):
+        user_error(f"device {name}: this suite computes on cpu or cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         user_error(f"device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu")
     return device
@@ -236,8 +264,13 @@ def run_folder(paper: str, config: Any, options: argparse.Namespace) -> Path:
         f"-{name}={','.join(map(str, value)) if isinstance(value, list) else value}"
         for name, value in sorted(options.changed.items())
     )
-    name = f"{config.task}-{options.preset}-seed{config.seed}{changes}"
-    return Path("runs") / paper / re.sub(r"[^\w.=,-]+", "_", name)
+    return Path("runs") / paper / folder_name(f"{config.task}-{options.preset}-seed{config.seed}{changes}")
+
+
+def folder_name(words: str) -> str:
+    """Words as the name of one folder: what could lead elsewhere becomes "_"; a long end becomes its digest."""
+    name = re.sub(r"[^\w.=,-]+", "_", words)
+    return name if len(name) <= 200 else f"{name[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def run_under_test(
@@ -262,9 +295,15 @@ def run_under_test(
 def run_config(config_class: type[C], info: Mapping[str, Any]) -> C:
     """The config of a run as `Run.load` gives it; one line and exit code 2 if it is of another version."""
     try:
-        return from_dict(config_class, info["config"])
+        return from_dict(config_class, with_defaults(config_class, info["config"]))
     except ValueError as error:
         user_error(f"{info['folder']} was made by another version of this program: {error}")
+
+
+def with_defaults(config_class: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of an older run with the fields that have come since, each at its default: a run keeps its meaning."""
+    known = {f.name: f.default for f in dataclasses.fields(config_class) if f.default is not dataclasses.MISSING}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()} | dict(values)
 
 
 def check_finite(stage: str, step: int, losses: Mapping[str, float | torch.Tensor], checkpoint_folder: Path) -> None:
@@ -288,102 +327,35 @@ def seed_everything(seed: int, device: str = "cpu") -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def record_template(run_info: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of record.json that is known from the run folder (the result of `Run.load`).
-
-    The command is without its --run: where a run folder lay belongs to the machine and not to the record.
-    """
-    meta, config = run_info["meta"], run_info["config"]
-    revisions = [meta["revision"], *(start["revision"] for start in meta["restarts"])]
-    return {
-        "schema": 1,
-        "paper": meta["paper"],
-        "task": config["task"],
-        "preset": meta["preset"],
-        "seed": config["seed"],
-        "wall_seconds": round(run_info["wall_seconds"], 1),
-        "stage_seconds": {name: round(value, 1) for name, value in run_info["stage_seconds"].items()},
-        "device": meta["device"],
-        "revision": ", ".join(dict.fromkeys(revisions)),
-        "packages": meta["packages"],
-        "config": config,
-        "command": re.sub(r" --run[= ]\S+", "", meta["command"]),
-    }
-
-
-def write_record(path: Path | str, record: Mapping[str, Any]) -> None:
-    """Raises ValueError for missing or unknown keys, numbers not finite, or episodes that do not fit."""
-    missing, unknown = sorted(RECORD_KEYS - set(record)), sorted(set(record) - RECORD_KEYS)
-    if missing or unknown:
-        raise ValueError(f"record: missing keys {missing}, unknown keys {unknown}")
-    if len(record["values"]) != record["episodes"]:
-        raise ValueError(f"record: {record['episodes']} episodes but {len(record['values'])} values")
-    atomic_write(path, _json_bytes(record))
-
-
-def describe_device(device: str) -> str:
-    """GPU name, or CPU model with the number of torch threads."""
-    if torch.device(device).type == "cuda":
-        return str(torch.cuda.get_device_name(torch.device(device)))
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    threads = torch.get_num_threads()
-    return f"{model}, {threads} thread{'s' if threads != 1 else ''}"
-
-
-def package_versions() -> dict[str, str]:
-    """Installed versions of the libraries that can change a number."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def git_revision() -> str:
-    """Short commit of the code, "-dirty" if the Python files differ from it; "unknown" outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
-    try:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
-        status = ["git", "status", "--porcelain", "--", "*.py"]
-        changed = subprocess.run(status, cwd=root, capture_output=True, text=True)
-    except FileNotFoundError:
-        return "unknown"
-    if commit.returncode != 0 or not (root / ".git").exists():
-        return "unknown"
-    return commit.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
-
-
-def command_line() -> str:
-    """The command as a reader would type it, without the path of the interpreter."""
-    arguments = [word for word in sys.orig_argv[1:] if word != "-u"]
-    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    launcher = ["python"] if ranks == "1" else ["torchrun", f"--nproc-per-node={ranks}"]
-    return shlex.join(launcher + arguments)
-
-
 def _is_run(folder: Path) -> bool:
     return (folder / "config.json").is_file() and (folder / "meta.json").is_file()
 
 
+def _locked(folder: Path) -> Lock:
+    try:
+        return Lock(folder, command_line())
+    except BlockingIOError as error:
+        user_error(f"{folder} is in use by {error.strerror}; wait for it, or choose another folder with --run")
+    except OSError as error:
+        user_error(f"cannot lock {folder}: {error.strerror}")
+
+
 def _create(folder: Path, paper: str, values: dict[str, Any], preset: str) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        user_error(f"{folder} exists and is no run folder; choose another with --run")
-    meta = {
-        "paper": paper,
-        "preset": preset,
-        "packages": package_versions(),
-        "python": platform.python_version(),
-    }
-    meta |= {"platform": platform.platform(), "restarts": [], **_start_facts(values)}
     # Filled under another name and renamed, so that nobody ever sees a half-made run folder.
     temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
     try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            user_error(f"{folder} exists and is no run folder; choose another with --run")
+        meta = {
+            "paper": paper,
+            "preset": preset,
+            "identity": _identity(paper, values),
+            "packages": package_versions(paper),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "restarts": [],
+            **_start_facts(values),
+        }
         temporary.mkdir(parents=True)
         atomic_write(temporary / "config.json", _json_bytes(values))
         atomic_write(temporary / "meta.json", _json_bytes(meta))
@@ -392,23 +364,32 @@ def _create(folder: Path, paper: str, values: dict[str, Any], preset: str) -> No
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         user_error(f"cannot make the run folder {folder}: {error.strerror}")
+    except ValueError as error:  # a path with a null byte
+        user_error(f"cannot make the run folder {folder}: {error}")
 
 
-def _continue(folder: Path, paper: str, values: dict[str, Any]) -> None:
-    meta, known = _read_json(folder / "meta.json"), _read_json(folder / "config.json")
-    way_out = "choose another folder with --run or remove this one"
+def _continue(folder: Path, paper: str, config: Any) -> None:
+    meta, values = _meta(folder), to_dict(config)
+    known = with_defaults(type(config), _config(folder, meta))
     if meta["paper"] != paper:
-        user_error(f"{folder} is a run of {meta['paper']}, not of {paper}; {way_out}")
+        user_error(f"{folder} is a run of {meta['paper']}, not of {paper}; {_way_out(folder)}")
     names = sorted(name for name in known.keys() | values.keys() if known.get(name) != values.get(name))
     if names:
         changes = ", ".join(f"{name} (was {known.get(name)}, now {values.get(name)})" for name in names)
-        user_error(f"{folder} was started with another config: {changes}; {way_out}")
+        user_error(f"{folder} was started with another config: {changes}; {_way_out(folder)}")
     meta["restarts"].append(_start_facts(values))
     atomic_write(folder / "meta.json", _json_bytes(meta))
-    # A kill in the middle of a write leaves half a line; the next one must not be glued to it.
     metrics = folder / "metrics.jsonl"
+    if not metrics.is_file():
+        user_error(f"{metrics} is missing; {_way_out(folder)}")
+    # A kill in the middle of a write leaves half a line; the next one must not be glued to it.
     content = metrics.read_bytes()
     os.truncate(metrics, content.rfind(b"\n") + 1)
+    read_metrics(folder)
+
+
+def _way_out(folder: Path) -> str:
+    return f"choose another folder with --run, or remove {folder}"
 
 
 def _start_facts(values: Mapping[str, Any]) -> dict[str, str]:
@@ -417,17 +398,49 @@ def _start_facts(values: Mapping[str, Any]) -> dict[str, str]:
     return {"started": now, "command": command_line(), "revision": git_revision(), "device": device}
 
 
+def _meta(folder: Path) -> dict[str, Any]:
+    """meta.json; a run of an earlier version has no identity, and its files are not asked for one."""
+    meta = {"identity": ""} | _read_json(folder / "meta.json")
+    texts = ("paper", "preset", "identity", "command", "revision", "device")
+    is_whole = all(isinstance(meta.get(name), str) for name in texts) and isinstance(meta.get("packages"), dict)
+    starts = meta.get("restarts")
+    if not is_whole or not isinstance(starts, list) or not all(_is_start(start) for start in starts):
+        user_error(f"{folder / 'meta.json'} is damaged (not what this program writes); {_way_out(folder)}")
+    return meta
+
+
+def _config(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json, which must be the one that the run was made with."""
+    values = _read_json(folder / "config.json")
+    if meta["identity"] not in ("", _identity(meta["paper"], values)):
+        user_error(f"{folder / 'config.json'} is not as this run was made with; {_way_out(folder)}")
+    return values
+
+
+def _identity(paper: str, values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps({"paper": paper, **values}).encode()).hexdigest()[:16]
+
+
+def _is_start(start: Any) -> bool:
+    return isinstance(start, dict) and isinstance(start.get("revision"), str)
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        user_error(f"{path} is damaged ({error})")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        user_error(f"{path} is damaged ({error}); {_way_out(path.parent)}")
     return values
 
 
 def _read_clock(folder: Path) -> dict[str, float]:
     path = folder / "clock.json"
-    return _read_json(path) if path.exists() else {}
+    clock = _read_json(path) if path.exists() else {}
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in clock.values()):
+        user_error(f"{path} is damaged (seconds that are no numbers); {_way_out(folder)}")
+    return clock
 
 
 def _json_bytes(values: Mapping[str, Any]) -> bytes:

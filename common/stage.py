@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from common import checkpoint, dist
+from common.program import RunError
+from common.provenance import command_line
 from common.run import Run, check_finite
 
 LOG_EVERY = 10  # updates
@@ -45,7 +47,7 @@ class Stage:
         self.extra: dict[str, Tensor] = {}
         self.state: dict[str, Any] = {}
         self._losses: Mapping[str, Tensor | float] = {}
-        found = checkpoint.load_latest(self.folder, ranks.device)
+        found = checkpoint.load_latest(self.folder, ranks.device, run.identity)
         if found is not None:
             self._restore(found)
         run.forget(name, after=self.first)
@@ -85,7 +87,10 @@ class Stage:
     def save(
         self, update: int, extra: Mapping[str, Tensor] | None = None, state: Mapping[str, Any] | None = None
     ) -> None:
-        """Write the checkpoint after `update`, with what the loop carries besides modules and optimiser."""
+        """Write the checkpoint after `update`, with what the loop carries besides modules and optimiser.
+
+        A full disk costs a write in the middle; raises RunError if it costs the last one.
+        """
         check_finite(self.name, update + 1, self._losses, self.folder)
         self._tick()
         if dist.is_main(self.ranks):
@@ -102,7 +107,9 @@ class Stage:
             tensors |= optimizer_tensors
         content = {"optimizer": optimizer_state, "state": dict(state)}
         self.run.flush()
-        checkpoint.save(self.folder, update + 1, tensors, content)
+        written = checkpoint.save(self.folder, update + 1, tensors, content, identity=self.run.identity)
+        if not written and update + 1 == self.total:
+            raise RunError(f"{self.folder}: no space for the last checkpoint; make room, then: {command_line()}")
 
     def _restore(self, found: checkpoint.Checkpoint) -> None:
         self.first, self.state = found.step, found.state["state"]

@@ -1,14 +1,15 @@
-"""Numbers over episodes or seeds: spread, bootstrap intervals, interquartile mean, human-normalised score."""
+"""Numbers over episodes or seeds: mean, spread, and bootstrap intervals of one or of several seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Values = Sequence[float] | NDArray[np.floating]
+RESAMPLES = 10_000
 _CHUNK = 1000  # resamples held in memory at a time
 
 
@@ -27,76 +28,44 @@ def summary(values: Values) -> Summary:
     return Summary(float(array.mean()), float(array.std()), len(array))
 
 
-def iqm(values: Values | NDArray[np.floating], axis: int = -1) -> NDArray[np.floating]:
-    """Mean of the middle half along `axis`: a quarter of the values, rounded down, is cut off at each end."""
-    array = np.sort(np.asarray(values, dtype=np.float64), axis=axis)
-    if array.shape[axis] == 0:
-        raise ValueError("no values")
-    cut = array.shape[axis] // 4
-    return np.asarray(np.take(array, range(cut, array.shape[axis] - cut), axis=axis).mean(axis=axis))
-
-
-def bootstrap_interval(
-    values: Values,
-    statistic: Callable[..., NDArray[np.floating]] = np.mean,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval; `statistic(array, axis=1)` maps [resamples, n] to [resamples].
-
-    Raises ValueError if there is no value or confidence is not inside (0, 1).
-    """
-    return _interval(_resampled(_array(values), statistic, resamples, np.random.default_rng(seed)), confidence)
-
-
-def nested_bootstrap_interval(
-    groups: Sequence[Values], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
-    """Interval of the mean over groups of each group's mean: groups are drawn, then values of each drawn group.
+def draws_of_mean(groups: Sequence[Values], resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
+    """Bootstrap draws [resamples] of the mean over groups of each group's mean: groups are drawn, then their values.
 
     Groups are training seeds, values their episodes: episodes of one seed are more alike than those of several. One
-    group alone gives `bootstrap_interval`. Raises ValueError if there is no group, a group has no value, or confidence
-    is not inside (0, 1).
+    group alone is the plain bootstrap. Raises ValueError if there is no group, or a group without a value.
     """
     arrays = [_array(values) for values in groups]
     if not arrays:
         raise ValueError("need at least one group of values")
     rng, n = np.random.default_rng(seed), len(arrays)
-    means = np.stack([_resampled(array, np.mean, resamples * n, rng).reshape(resamples, n) for array in arrays])
+    means = np.stack([_resampled_means(array, resamples * n, rng).reshape(resamples, n) for array in arrays])
     if n > 1:
         drawn = rng.integers(n, size=(1, resamples, n))
         means = np.take_along_axis(means, drawn, axis=0)
-    return _interval(means[0].mean(axis=1), confidence)
+    return means[0].mean(axis=1)
 
 
-def human_normalised(score: float, random: float, human: float) -> float:
-    """0 at random play, 1 at the human score. Raises ValueError if the two are equal."""
-    if human == random:
-        raise ValueError(f"human and random score are both {human}")
-    return (score - random) / (human - random)
-
-
-def _resampled(
-    array: NDArray[np.float64],
-    statistic: Callable[..., NDArray[np.floating]],
-    resamples: int,
-    rng: np.random.Generator,
-) -> NDArray[np.floating]:
-    """The statistic of `resamples` draws with replacement, [resamples]."""
-    results = []
-    for start in range(0, resamples, _CHUNK):
-        picks = rng.integers(len(array), size=(min(_CHUNK, resamples - start), len(array)))
-        results.append(statistic(array[picks], axis=1))
-    return np.concatenate(results)
-
-
-def _interval(results: NDArray[np.floating], confidence: float) -> tuple[float, float]:
+def interval(draws: NDArray[np.floating], confidence: float = 0.95) -> tuple[float, float]:
+    """The middle `confidence` of some draws. Raises ValueError if confidence is not inside (0, 1)."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie inside (0, 1), not {confidence}")
     tail = (1 - confidence) / 2
-    low, high = np.quantile(results, [tail, 1 - tail])
+    low, high = np.quantile(draws, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def bootstrap_interval(groups: Sequence[Values], confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean, of groups as in `draws_of_mean`."""
+    return interval(draws_of_mean(groups, seed=seed), confidence)
+
+
+def _resampled_means(array: NDArray[np.float64], resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """The means of `resamples` draws with replacement, [resamples]."""
+    results = []
+    for start in range(0, resamples, _CHUNK):
+        picks = rng.integers(len(array), size=(min(_CHUNK, resamples - start), len(array)))
+        results.append(array[picks].mean(axis=1))
+    return np.concatenate(results)
 
 
 def _array(values: Values) -> NDArray[np.float64]:

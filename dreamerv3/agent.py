@@ -34,6 +34,8 @@ from dreamerv3.rssm import State
 from dreamerv3.spaces import ActionSpace, Edition, ObsSpaces, Sizes
 from dreamerv3.world_model import Observed, WorldModel, scalar_head
 
+STAGE = "train"  # the one loop: everything is trained at once
+
 
 @dataclass(frozen=True)
 class Noise:

@@ -21,9 +21,11 @@ from common import checkpoint
 from common import run as runs
 from common.config import parse, user_error
 from common.curves import draw_curves
+from common.program import program
+from common.record import close, curve, of_run, sample
 from common.seeding import derive_seed
 from dreamerv3 import pictures
-from dreamerv3.agent import Agent, new_agent, refuse
+from dreamerv3.agent import STAGE, Agent, new_agent, refuse
 from dreamerv3.config import PRESETS, TASKS, Config
 from dreamerv3.env import Worlds, make_world
 from dreamerv3.interface import WorldError
@@ -90,9 +92,7 @@ def random_policy(worlds: Worlds, seed: int) -> Act:
 def load_agent(info: Mapping[str, Any], config: Config, worlds: Worlds, device: torch.device) -> tuple[Agent, int, int]:
     """The agent of a finished run, its agent steps and its updates; one line and exit code 2 if it has not ended."""
     folder, plan = info["folder"], config.plan
-    found = checkpoint.load_latest(folder / "train", device)
-    if found is None or found.step < plan.steps:
-        user_error(f"{folder}: training has not ended; the same train command goes on with it")
+    found = checkpoint.load_final(folder / STAGE, plan.steps, device, info["meta"]["identity"])
     agent = new_agent(worlds.spaces, worlds.actions, config).to(device)
     try:
         checkpoint.load_module("agent", agent, found.tensors)
@@ -121,11 +121,6 @@ def claim(config: Config, preset: str) -> str:
     return "-".join(["learns", *(word for word, is_changed in parts.items() if is_changed)])
 
 
-def sample(values: Sequence[float], name: str) -> dict[str, Any]:
-    """A control or measurement as it stands in a record."""
-    return {"value": float(np.mean(values)), "values": list(values), "episodes": len(values), "protocol": name}
-
-
 def record_of_run(info: dict[str, Any], agent: Agent, config: Config, steps: int, updates: int) -> dict[str, Any]:
     """The test of a finished run with its control, as record.json."""
     start = time.monotonic()
@@ -139,16 +134,16 @@ def record_of_run(info: dict[str, Any], agent: Agent, config: Config, steps: int
     info["wall_seconds"] += info["stage_seconds"]["test"]
     metrics = runs.read_metrics(info["folder"])
     name = protocol(config)
-    curve, last = training_curve(metrics, BINS.get(config.benchmark, 10_000))
-    curves = {"training return": curve}
+    returned, last = training_curve(metrics, BINS.get(config.benchmark, 10_000))
+    curves = {"training return": returned}
+    lines = [line for line in metrics if line["stage"] == STAGE]
     for key, unit in (("loss_dyn", "nats"), ("loss_reward", "nats"), ("return_scale", "return"), ("entropy", "nats")):
-        curves[key.removeprefix("loss_").replace("_", " ")] = _curve(metrics, key, unit)
-    curves = {label: curve for label, curve in curves.items() if curve["x"]}
+        curves[key.removeprefix("loss_").replace("_", " ")] = curve(lines, key, "update", unit, x="updates")
+    curves = {label: points for label, points in curves.items() if points["x"]}
     measurements = {"last training episodes": sample(last, f"{config.benchmark}-training")} if last else {}
     if config.benchmark == "crafter" and last:
         measurements["crafter score"] = sample([crafter_score(metrics)], "crafter-score")
-    return runs.record_template(info) | {
-        "suite": info["meta"]["preset"],
+    return of_run(info) | {
         "claim": claim(config, info["meta"]["preset"]),
         **sample(returns, name),
         "metric": "return",
@@ -162,7 +157,6 @@ def record_of_run(info: dict[str, Any], agent: Agent, config: Config, steps: int
         "measurements": measurements,
         "curves": curves,
         "parameters": agent.parameter_counts(),
-        "finished": True,
     }
 
 
@@ -171,7 +165,7 @@ def crafter_score(metrics: Sequence[dict[str, Any]]) -> float:
 
     Source: Hafner 2021 (Crafter), which defines the score.
     """
-    episodes = [line for line in metrics if line["stage"] == "train episode"]
+    episodes = [line for line in metrics if line["stage"] == f"{STAGE} episode"]
     names = [name for name in episodes[0] if name.startswith("achievement ")]
     rates = [100 * float(np.mean([line[name] for line in episodes])) for name in names]
     return math.exp(float(np.mean(np.log1p(rates)))) - 1
@@ -184,20 +178,12 @@ def training_curve(metrics: Sequence[dict[str, Any]], width: int) -> tuple[dict[
     """
     bins: dict[int, list[float]] = {}
     for line in metrics:
-        if line["stage"] == "train episode":
+        if line["stage"] == f"{STAGE} episode":
             bins.setdefault(-(-int(line["env_frames"]) // width) * width, []).append(line["total"])
     edges = sorted(bins)
     values = [float(np.mean(bins[edge])) for edge in edges]
-    curve = {"x": edges, "y": values, "x_unit": "environment frame", "y_unit": "return"}
-    return curve, bins[edges[-1]] if edges else []
-
-
-def _curve(metrics: Sequence[dict[str, Any]], name: str, unit: str) -> dict[str, Any]:
-    """One metric of the updates, thinned to at most 200 points; empty if there were none."""
-    lines = [line for line in metrics if line["stage"] == "train"]
-    lines = lines[:: max(1, -(-len(lines) // 200))]
-    x, y = [line["updates"] for line in lines], [line[name] for line in lines]
-    return {"x": x, "y": y, "x_unit": "update", "y_unit": unit}
+    returned = {"x": edges, "y": values, "x_unit": "environment frame", "y_unit": "return"}
+    return returned, bins[edges[-1]] if edges else []
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -216,12 +202,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             pictures.show(agent, worlds, agent_policy(agent, 1, config.seed), config, folder)
     except WorldError as error:
         user_error(str(error))
-    runs.write_record(folder / "record.json", record)
-    print(f"{record['policy']}: {record['value']:.1f} {record['unit']} over {record['episodes']} episodes")
-    for name, control in record["controls"].items():
-        print(f"{name}: {control['value']:.1f}")
-    print(f"record: {folder / 'record.json'}")
+    close(record, folder)
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

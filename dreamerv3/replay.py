@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.program import RunError
 from dreamerv3.rows import Layout, Rows
 from dreamerv3.spaces import ActionSpace, ObsSpaces, Sizes
 
@@ -183,14 +184,14 @@ class Replay:
     def episode(self, env: int) -> list[NDArray[Any]]:
         """The actions of the current episode of one environment so far, the first first.
 
-        Raises ValueError if the episode is longer than the rows that are kept.
+        Raises RunError if the episode is longer than the rows that are kept.
         """
         rows, found = self.rows, list[NDArray[Any]]()
         for row in range(rows.count - 1, rows.oldest - 1, -1):
             found.append(rows.arrays["action"][row % rows.slots, env])
             if rows.arrays["is_first"][row % rows.slots, env]:
                 return found[::-1]
-        raise ValueError(
+        raise RunError(
             f"{rows.folder}: the {len(found)} rows kept of environment {env} hold no beginning of an episode"
         )
 

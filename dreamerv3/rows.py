@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config import user_error
-from common.run import disk_is_full
+from common.files import disk_is_full
+from common.program import RunError
 
 Array = NDArray[Any]
 Layout = Mapping[str, tuple[tuple[int, ...], type[Any]]]  # shape of one environment's part of a row, and its type
@@ -81,7 +81,7 @@ class Rows:
     # --- writing ------------------------------------------------------------------------------------------------------
 
     def add(self, row: Mapping[str, Array]) -> None:
-        """The next row: [W, ...] for every array. Raises ValueError for other names."""
+        """The next row: [W, ...] for every array. Raises ValueError for other names, RunError if the disk is full."""
         if row.keys() != self.arrays.keys():
             raise ValueError(f"replay: expected {sorted(self.arrays)}, got {sorted(row)}")
         slot = self.count % self.slots
@@ -235,8 +235,7 @@ class Rows:
         self._reserved = stop
 
     def _end(self, error: OSError) -> NoReturn:
-        """One line and exit code 1 if there is no room on the disk; the last checkpoint stays good."""
+        """A full disk ends the run; its last checkpoint stays good."""
         if not disk_is_full(error):
             raise error
-        print(f"error: {self.folder}: disk full, no room for the replay; free some and start again", file=sys.stderr)
-        raise SystemExit(1)
+        raise RunError(f"{self.folder}: disk full, no room for the replay; free some and start again") from error

@@ -21,10 +21,11 @@ from torch import Tensor
 from common import dist
 from common.config import parse, user_error
 from common.precision import compute_dtype
+from common.program import program
 from common.run import Run, run_folder, seed_everything, usable_device
 from common.seeding import derive_seed
 from common.stage import LOG_EVERY, Stage
-from dreamerv3.agent import Agent, Noise, new_agent, refuse
+from dreamerv3.agent import STAGE, Agent, Noise, new_agent, refuse
 from dreamerv3.config import PRESETS, TASKS, Config
 from dreamerv3.env import Worlds, make_world
 from dreamerv3.interface import WorldError
@@ -32,8 +33,6 @@ from dreamerv3.learner import Learner
 from dreamerv3.optimizer import LaProp
 from dreamerv3.replay import Batch, Picks, Ratio, Replay
 from dreamerv3.rssm import State
-
-STAGE = "train"
 
 
 def new_optimizer(agent: Agent, config: Config) -> LaProp:
@@ -165,7 +164,7 @@ class Trainer:
             envs,
             capacity,
             config.sequence_length,
-            identity=f"{config.task}, seed {config.seed}, rank {ranks.rank}",
+            identity=f"{stage.run.identity} rank {ranks.rank}",
             is_known=stage.first > 0,
         )
         self.learner = new_learner(agent, optimizer, config, ranks)
@@ -321,4 +320,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

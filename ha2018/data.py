@@ -21,7 +21,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from common.run import Run, atomic_write
+from common.files import atomic_write
+from common.run import Run
 from common.seeding import derive_seed
 from ha2018.processes import Worlds
 from ha2018.shards import SHARD_EPISODES, Play, play_shard

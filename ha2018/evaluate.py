@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from common import run as runs
-from common.config import parse, to_dict, user_error
+from common.config import parse, user_error
 from common.curves import draw_curves
+from common.program import program
+from common.record import close, curve, of_run, sample, without_run
 from common.seeding import derive_seed
 from ha2018 import env, pictures, racing
 from ha2018.agent import Agent
@@ -88,16 +90,6 @@ def random_policies(task: str) -> list[str]:
     return [*(env.RANDOM_POLICIES if task == "doom" else racing.RANDOM_POLICIES)]
 
 
-def sample(values: Sequence[float], name: str) -> dict[str, Any]:
-    """A control or measurement as it stands in a record."""
-    return {
-        "value": float(np.mean(values)),
-        "values": list(values),
-        "episodes": len(values),
-        "protocol": name,
-    }
-
-
 def record_of_run(info: dict[str, Any], agent: Agent, config: Config) -> dict[str, Any]:
     """The test of a finished run with its controls, as record.json."""
     seeds = fresh_seeds(config.seed, config.test_episodes)
@@ -130,8 +122,7 @@ def record_of_run(info: dict[str, Any], agent: Agent, config: Config) -> dict[st
         "rollouts": last["controller"]["step"] * config.population * config.rollouts,
         "episodes_collected": config.episodes,
     }
-    return runs.record_template(info) | {
-        "suite": info["meta"]["preset"],
+    return of_run(info) | {
         "claim": claim(config),
         **sample(returns, protocol(config)),
         "metric": "return",
@@ -142,7 +133,6 @@ def record_of_run(info: dict[str, Any], agent: Agent, config: Config) -> dict[st
         "measurements": {**dream, **dict(sorted(holdout.items()))},
         "curves": _curves(metrics, config),
         "parameters": agent.parameters(),
-        "finished": True,
     }
 
 
@@ -180,44 +170,19 @@ def record_of_random(policy: str, config: Config) -> dict[str, Any]:
     with open_worlds(config, min(config.test_games, len(seeds))) as worlds:
         returns = random_returns(policy, seeds, worlds, config.task)
     kept = [value for value in returns if value > config.min_frames]
-    return {
-        "schema": 1,
-        "paper": "ha2018",
-        "suite": "calibration",
+    return without_run("ha2018", "calibration", config, start) | {
         "claim": f"random-{policy}",
-        "task": config.task,
-        "preset": "calibration",
-        "seed": config.seed,
         **sample(returns, protocol(config)),
         "metric": "return",
         "unit": unit(config),
         "policy": f"{policy} random",
-        "budget": {"env_frames": 0, "updates": 0},
-        "controls": {},
         "measurements": {"kept length": sample(kept, "doom-collect")} if kept and config.task == "doom" else {},
-        "curves": {},
-        "wall_seconds": round(time.monotonic() - start, 1),
-        "stage_seconds": {},
-        "device": runs.describe_device("cpu"),
-        "parameters": {},
-        "revision": runs.git_revision(),
-        "packages": runs.package_versions(),
-        "config": to_dict(config),
-        "command": runs.command_line(),
-        "finished": True,
     }
 
 
 def _curve(metrics: Sequence[dict[str, Any]], stage: str, name: str, x_unit: str, y_unit: str) -> dict[str, Any]:
-    """One metric of one stage, thinned to at most 200 points."""
-    lines = [line for line in metrics if line["stage"] == stage]
-    lines = lines[:: -(-len(lines) // 200)]
-    return {
-        "x": [x["step"] for x in lines],
-        "y": [x[name] for x in lines],
-        "x_unit": x_unit,
-        "y_unit": y_unit,
-    }
+    """One metric of one stage."""
+    return curve((line for line in metrics if line["stage"] == stage), name, x_unit, y_unit)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -253,12 +218,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         record = record_of_run(info, agent, config)
         draw_curves(record, folder / "curves.png")
         pictures.film(agent, config, fresh_seeds(config.seed, 1)[0], folder / "video.webm")
-    runs.write_record(folder / "record.json", record)
-    print(f"{record['policy']}: {record['value']:.1f} {record['unit']} over {record['episodes']} episodes")
-    for name, control in record["controls"].items():
-        print(f"{name}: {control['value']:.1f}")
-    print(f"record: {folder / 'record.json'}")
+    close(record, folder)
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

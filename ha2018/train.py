@@ -23,8 +23,10 @@ from torch import Tensor
 
 from common import dist
 from common.config import parse, user_error
+from common.files import atomic_write
 from common.precision import compute_dtype
-from common.run import Run, atomic_write, run_folder, seed_everything, usable_device
+from common.program import program
+from common.run import Run, run_folder, seed_everything, usable_device
 from common.seeding import derive_seed
 from common.stage import Stage
 from ha2018 import data, env, racing, world
@@ -342,4 +344,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

@@ -24,6 +24,7 @@ import pygame
 import torch
 
 from common.config import Parser, user_error
+from common.program import program
 from common.run import Run, run_config, usable_device
 from common.video import label, write_video
 from ha2018 import data
@@ -206,4 +207,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

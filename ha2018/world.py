@@ -12,7 +12,8 @@ from typing import Any
 
 from common import checkpoint
 from common.config import to_dict, user_error
-from common.run import Run, atomic_write
+from common.files import atomic_write
+from common.run import Run
 from ha2018.config import Config
 
 # Settings that frames and V, and those that M, depend on. The seed may differ: then it is that of C alone.

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from ale_py import Action, ALEInterface, LoggerMode, roms
 
-from common.run import atomic_write
+from common.files import atomic_write
 from common.seeding import derive_seed
 from ijepa.games import GAMES
 

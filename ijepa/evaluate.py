@@ -22,7 +22,9 @@ import torch
 from torch import Tensor
 
 from common import run as runs
-from common.config import parse, to_dict, user_error
+from common.config import parse, user_error
+from common.program import program
+from common.record import close, curve, of_run, sample, without_run
 from common.seeding import derive_seed
 from ijepa import data, env, games, label_probe, official, pictures, ram_probe
 from ijepa.build import STAGE, build, trained
@@ -41,12 +43,6 @@ TEST_SETTINGS = ("device", "workers", "data")
 SCORED = ("class", "number")
 RESAMPLES = 2000
 GROUPS = 100
-
-
-def sample(values: np.ndarray | Sequence[float], protocol: str) -> dict[str, Any]:
-    """A measurement or control as it stands in a record; its value is the mean of its values."""
-    numbers = [float(value) for value in values]
-    return {"value": float(np.mean(numbers)), "values": numbers, "episodes": len(numbers), "protocol": protocol}
 
 
 def claim(config: Config) -> str:
@@ -160,14 +156,8 @@ def record_of_controls(config: Config, folder: Path) -> dict[str, Any]:
     start = time.monotonic()
     test = GameTest(folder / "play", config)
     cnn = test.probe(test.random_cnn(), "random-cnn")
-    return {
-        "schema": 1,
-        "paper": "ijepa",
-        "suite": "calibration",
+    return without_run("ijepa", "calibration", config, start) | {
         "claim": "control-random-cnn",
-        "task": config.task,
-        "preset": "calibration",
-        "seed": config.seed,
         **test.sample(cnn),
         "metric": "F1",
         "unit": "%",
@@ -175,16 +165,6 @@ def record_of_controls(config: Config, folder: Path) -> dict[str, Any]:
         "budget": {"env_frames": env.REPEAT * config.probe_frames, "updates": 0},
         "controls": {"majority": test.sample(test.majority())},
         "measurements": test.details(cnn),
-        "curves": {},
-        "wall_seconds": round(time.monotonic() - start, 1),
-        "stage_seconds": {},
-        "device": runs.describe_device("cpu"),
-        "parameters": {},
-        "revision": runs.git_revision(),
-        "packages": runs.package_versions(),
-        "config": to_dict(config),
-        "command": runs.command_line(),
-        "finished": True,
     }
 
 
@@ -276,32 +256,25 @@ def record_of_run(
     info["stage_seconds"]["test"] = time.monotonic() - start
     info["wall_seconds"] += info["stage_seconds"]["test"]
     metrics = [line for line in runs.read_metrics(info["folder"]) if line["stage"] == STAGE]
-    thin = metrics[:: -(-len(metrics) // 200)] if metrics else []
     names = {
         "loss": ("loss", "smooth L1"),
         "loss beside a constant": ("vs_constant", "loss / loss of a constant per place"),
         "feature spread": ("std", "std over images / size"),
         "effective rank": ("rank", "directions"),
     }
-    curves = {
-        title: {"x": [p["step"] for p in points], "y": [p[key] for p in points], "x_unit": "update", "y_unit": unit}
-        for title, (key, unit) in names.items()
-        if (points := [line for line in thin if line.get(key) is not None])
-    }
+    curves = {title: curve(metrics, key, "update", unit) for title, (key, unit) in names.items()}
     frames = env.REPEAT * (config.frames + config.probe_frames) if splits is None else 0
     return (
-        runs.record_template(info)
+        of_run(info)
         | found
         | {
-            "suite": info["meta"]["preset"],
             "claim": claim(config),
             "budget": {"env_frames": frames, "updates": updates, "images": updates * config.batch},
-            "curves": curves,
+            "curves": {title: points for title, points in curves.items() if points["x"]},
             "parameters": {
                 "encoder": sum(p.numel() for p in model.encoder.parameters()),
                 "predictor": sum(p.numel() for p in model.predictor.parameters()),
             },
-            "finished": True,
         }
     )
 
@@ -353,12 +326,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             pictures.draw(record, config, folder, splits, model, device)
     except ValueError as error:
         user_error(str(error))
-    runs.write_record(folder / "record.json", record)
-    print(f"{record['policy']}: {record['metric']} {record['value']:.1f} {record['unit']}")
-    for name, control in record["controls"].items():
-        print(f"{name}: {control['value']:.1f}")
-    print(f"record: {folder / 'record.json'}")
+    close(record, folder)
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

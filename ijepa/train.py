@@ -14,6 +14,7 @@ from torch import Tensor
 from common import dist
 from common.config import parse, user_error
 from common.precision import compute_dtype
+from common.program import program
 from common.run import Run, run_folder, seed_everything, usable_device
 from common.stage import LOG_EVERY, Stage
 from ijepa import collapse, data, env, masks
@@ -183,4 +184,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

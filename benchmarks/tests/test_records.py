@@ -10,7 +10,6 @@ import pytest
 
 from benchmarks import records
 from benchmarks.tests.hand_made import record, sample
-from common import run
 
 SPEED = {
     "schema": 1, "paper": "ha2018", "device": "d", "revision": "r", "packages": {}, "command": "c",
@@ -33,10 +32,6 @@ def write(folder: Path, data: Any, name: str = "ha2018/cpu/doom-seed0.json") -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(data))
     return path
-
-
-def test_the_keys_are_those_that_the_writer_checks():
-    assert run.RECORD_KEYS == records.RECORD_KEYS
 
 
 def test_the_committed_records_load():

@@ -1,5 +1,7 @@
 """Checkpoints: bit exact, atomic, and never trusted blindly."""
 
+from __future__ import annotations
+
 import errno
 import json
 import os
@@ -9,20 +11,24 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from common import checkpoint
+from common import checkpoint, dist
+from common.config import setting
+from common.program import RunError
+from common.run import Run
+from common.stage import Stage
 
 ROOT = Path(checkpoint.__file__).parent.parent
 
 
-def latest(folder):
-    found = checkpoint.load_latest(folder)
+def latest(folder, **options):
+    found = checkpoint.load_latest(folder, **options)
     assert found is not None
     return found
 
@@ -33,51 +39,38 @@ def learner(seed=0):
     return module, torch.optim.Adam(module.parameters(), lr=1e-2, betas=(0.8, 0.99))
 
 
-def train(module, optimizer, noise, world, steps):
+def train(module, optimizer, noise, steps):
     for _ in range(steps):
-        x = torch.randn(8, 3, generator=noise) + torch.as_tensor(world.normal(size=(8, 3)), dtype=torch.float32)
+        x = torch.randn(8, 3, generator=noise)
         optimizer.zero_grad()
         module(x).square().mean().backward()
         optimizer.step()
 
 
-def all_state(module, optimizer, noise, world):
+def all_state(module, optimizer, noise):
     parts, rest = checkpoint.pack_optimizer("adam", optimizer)
-    rng, numpy_state = checkpoint.pack_rng({"noise": noise}, {"world": world})
-    tensors = {**checkpoint.module_tensors("model", module), **parts, **rng}
-    return tensors, {"adam": rest, "numpy": numpy_state}
+    return {**checkpoint.module_tensors("model", module), **parts, "noise": noise.get_state()}, {"adam": rest}
 
 
-@pytest.mark.parametrize("make_world", [np.random.default_rng, np.random.RandomState])
-def test_a_resumed_learner_equals_the_uninterrupted_one(tmp_path, make_world):
+def test_a_resumed_learner_equals_the_uninterrupted_one(tmp_path):
     module, optimizer = learner()
-    noise, world = torch.Generator().manual_seed(1), make_world(2)
-    train(module, optimizer, noise, world, 5)
-    world.normal()  # RandomState now holds half a pair of Gaussians
-    assert checkpoint.save(tmp_path, 5, *all_state(module, optimizer, noise, world))
-    train(module, optimizer, noise, world, 5)
+    noise = torch.Generator().manual_seed(1)
+    train(module, optimizer, noise, 5)
+    assert checkpoint.save(tmp_path, 5, *all_state(module, optimizer, noise))
+    train(module, optimizer, noise, 5)
     found = latest(tmp_path)
     assert found.step == 5
     module2, optimizer2 = learner(seed=9)
-    noise2, world2 = torch.Generator(), make_world(0)
+    noise2 = torch.Generator()
     checkpoint.load_module("model", module2, found.tensors)
     checkpoint.unpack_optimizer("adam", optimizer2, found.tensors, found.state["adam"])
-    checkpoint.unpack_rng({"noise": noise2}, {"world": world2}, found.tensors, found.state["numpy"])
-    train(module2, optimizer2, noise2, world2, 5)
-    wanted, wanted_state = all_state(module, optimizer, noise, world)
-    got, got_state = all_state(module2, optimizer2, noise2, world2)
+    noise2.set_state(found.tensors["noise"])
+    train(module2, optimizer2, noise2, 5)
+    wanted, wanted_state = all_state(module, optimizer, noise)
+    got, got_state = all_state(module2, optimizer2, noise2)
     assert wanted.keys() == got.keys()
     assert all(torch.equal(wanted[name], got[name]) for name in wanted)
     assert json.dumps(wanted_state) == json.dumps(got_state)
-
-
-@pytest.mark.parametrize("bits", [np.random.MT19937, np.random.Philox, np.random.SFC64, np.random.PCG64DXSM])
-def test_every_numpy_generator_survives_json(bits):
-    generator, other = np.random.Generator(bits(3)), np.random.Generator(bits(4))
-    generator.integers(10, size=7, dtype=np.int32)
-    _, state = checkpoint.pack_rng({}, {"g": generator})
-    checkpoint.unpack_rng({}, {"g": other}, {}, json.loads(json.dumps(state)))
-    assert (generator.integers(1 << 30, size=9) == other.integers(1 << 30, size=9)).all()
 
 
 def test_dtypes_shapes_and_shared_memory_survive(tmp_path):
@@ -229,3 +222,64 @@ def test_a_module_that_does_not_fit_is_named_in_one_line():
         checkpoint.load_module("v", nn.Linear(3, 4, bias=False), tensors)
     with pytest.raises(ValueError, match="weight is missing"):
         checkpoint.load_module("other", nn.Linear(3, 4), tensors)
+
+
+def test_a_checkpoint_of_another_run_is_none_of_ours(tmp_path, capsys):
+    checkpoint.save(tmp_path / "train", 1, {"w": torch.zeros(2)}, {}, identity="seed 0")
+    assert latest(tmp_path / "train", identity="seed 0").step == 1
+    with pytest.raises(SystemExit):
+        checkpoint.load_latest(tmp_path / "train", identity="seed 1")
+    text = capsys.readouterr().err
+    assert "another run" in text
+    assert f"remove {tmp_path} to start again" in text
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_identity_and_is_taken(tmp_path):
+    checkpoint.save(tmp_path, 1, {"w": torch.zeros(2)}, {})
+    assert latest(tmp_path, identity="seed 1").step == 1
+
+
+def test_a_folder_in_the_place_of_a_checkpoint_is_damage(tmp_path, capsys):
+    checkpoint.save(tmp_path, 1, {"w": torch.zeros(2)}, {})
+    (tmp_path / "step-000000002.safetensors").mkdir()
+    assert latest(tmp_path).step == 1
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_a_test_needs_the_last_checkpoint(tmp_path, capsys):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, {"w": torch.zeros(2)}, {})
+    assert checkpoint.load_final(tmp_path, 2).step == 2
+    path = tmp_path / "step-000000002.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(SystemExit) as stop:
+        checkpoint.load_final(tmp_path, 2)
+    assert stop.value.code == 2
+    assert "step 1 of 2 steps" in capsys.readouterr().err
+
+
+def test_a_copied_checkpoint_belongs_to_its_new_run(tmp_path, capsys):
+    checkpoint.save(tmp_path / "old", 3, {"w": torch.ones(2)}, {"a": 1}, identity="old")
+    checkpoint.copy(tmp_path / "old", tmp_path / "new", "new")
+    found = latest(tmp_path / "new", identity="new")
+    assert (found.step, found.state, found.tensors["w"].tolist()) == (3, {"a": 1}, [1.0, 1.0])
+
+
+def test_a_full_disk_costs_a_middle_checkpoint_and_refuses_to_lose_the_last(tmp_path, monkeypatch, capsys):
+    @dataclass(frozen=True)
+    class Config:
+        task: str = setting("doom", "world")
+        seed: int = setting(0, "seed")
+        device: str = setting("cpu", "device")
+
+    run = Run.open("ha2018", Config(), "smoke", tmp_path / "run")
+    stage = Stage(run, "vision", 2, 0.0, dist.setup("cpu"))
+
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "atomic_write", full)
+    stage.save(0)
+    assert "not written" in capsys.readouterr().err
+    with pytest.raises(RunError, match="no space for the last checkpoint; make room, then: python"):
+        stage.save(1)

@@ -1,5 +1,7 @@
 """Options: layers, conversion, and every mistake answered by exactly one line and exit code 2."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import pytest

@@ -1,5 +1,7 @@
 """The picture of a record's curves."""
 
+from __future__ import annotations
+
 import numpy as np
 from PIL import Image
 

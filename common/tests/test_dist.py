@@ -1,5 +1,7 @@
 """Work divided over ranks covers everything once; two processes gather what one process has, and end with it."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys

@@ -1,5 +1,7 @@
 """Comparison with golden numbers names the worst element and keeps a table."""
 
+from __future__ import annotations
+
 import json
 import os
 import subprocess

@@ -1,5 +1,7 @@
 """Run folders: made whole, continued, never mixed up."""
 
+from __future__ import annotations
+
 import builtins
 import errno
 import io
@@ -8,6 +10,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,15 +20,19 @@ import torch
 from common import run as run_module
 from common.checkpoint import save
 from common.config import Preset, parse, setting
+from common.files import atomic_write
+from common.provenance import command_line
+from common.record import of_run, write_record
 from common.run import (
     NonFiniteError,
     Run,
-    atomic_write,
     check_finite,
-    record_template,
+    is_main_process,
+    read_metrics,
+    run_config,
     run_folder,
     seed_everything,
-    write_record,
+    usable_device,
 )
 
 
@@ -56,7 +63,7 @@ def refused(capsys, function, *args):
 
 def test_run_is_made_logged_and_continued(tmp_path):
     first = Run.open("ha2018", Config(), "smoke", FOLDER)
-    assert sorted(os.listdir(first.folder)) == ["config.json", "meta.json", "metrics.jsonl"]
+    assert sorted(os.listdir(first.folder)) == [".lock", "config.json", "meta.json", "metrics.jsonl"]
     first.log("vision", 1, loss=torch.tensor(0.5))
     first.log("vision", 2, loss=math.nan)
     first.log("vision holdout", 2, loss=3.0)
@@ -75,7 +82,7 @@ def test_run_is_made_logged_and_continued(tmp_path):
     info = Run.load("ha2018", first.folder)
     assert info["config"] == {"task": "doom", "seed": 0, "device": "cpu", "sizes": [1, 2]}
     assert len(info["meta"]["restarts"]) == 1
-    assert record_template(info)["wall_seconds"] == 3.0
+    assert of_run(info)["wall_seconds"] == 3.0
     assert info["meta"]["packages"]["torch"] == torch.__version__ or "+" in torch.__version__
 
 
@@ -129,7 +136,9 @@ def test_a_bad_option_leaves_no_folder(capsys, tmp_path):
 
 
 def test_only_the_first_rank_writes(monkeypatch, tmp_path):
-    monkeypatch.setenv("RANK", "1")
+    job = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
     run = Run.open("ha2018", Config(), "smoke", FOLDER)
     run.log("vision", 1, loss=1.0)
     run.add_seconds(1.0)
@@ -203,7 +212,7 @@ def test_seeding_repeats_the_global_generators():
 
 
 def test_records_are_checked(tmp_path):
-    record = record_template(Run.load("ha2018", Run.open("ha2018", Config(), "smoke", FOLDER).folder))
+    record = of_run(Run.load("ha2018", Run.open("ha2018", Config(), "smoke", FOLDER).folder))
     record |= {
         "suite": "cpu",
         "claim": "c",
@@ -229,7 +238,7 @@ def test_records_are_checked(tmp_path):
 
 
 def test_the_command_is_kept_without_paths():
-    code = "from common.run import command_line; print(command_line())"
+    code = "from common.provenance import command_line; print(command_line())"
     root = run_module.__file__.rsplit("/", 2)[0]
     done = subprocess.run([sys.executable, "-c", code, "--seed", "1"], cwd=root, capture_output=True, text=True)
     assert done.stdout.strip() == f"python -c '{code}' --seed 1"
@@ -237,5 +246,122 @@ def test_the_command_is_kept_without_paths():
 
 def test_a_record_does_not_name_the_run_folder(monkeypatch):
     monkeypatch.setattr(sys, "orig_argv", ["python3", "-m", "ha2018.train", "--run", "../elsewhere/run", "--seed", "1"])
-    record = record_template(Run.load("ha2018", Run.open("ha2018", Config(), "smoke", FOLDER).folder))
+    record = of_run(Run.load("ha2018", Run.open("ha2018", Config(), "smoke", FOLDER).folder))
     assert record["command"] == "python -m ha2018.train --seed 1"
+
+
+def test_a_stray_rank_in_the_environment_is_no_job(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("RANK", "1")
+    run = Run.open("ha2018", Config(), "smoke", FOLDER)
+    run.log("vision", 1, loss=1.0)
+    assert len(run.metrics()) == 1
+    for name, value in {"WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert "RANK=1" in refused(capsys, is_main_process)
+
+
+@pytest.mark.parametrize("name", ["meta", "mps", "xpu", "cuda:99", "cpu:x", "nonsense"])
+def test_an_unusable_device_is_one_line(name, capsys):
+    assert "device" in refused(capsys, usable_device, name)
+
+
+def test_the_same_command_twice_at_once_is_refused_and_names_the_process(tmp_path):
+    program = (
+        "import sys, time; from common.tests.test_run import Config, Run, FOLDER;"
+        "Run.open('ha2018', Config(), 'smoke', FOLDER); print('open', flush=True); time.sleep(float(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", program]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def begin(seconds):
+        pipe = subprocess.PIPE
+        return subprocess.Popen([*command, seconds], stdout=pipe, stderr=pipe, text=True, env=environment)
+
+    first = begin("60")
+    assert first.stdout.readline() == "open\n"
+    second = begin("0")
+    _, errors = second.communicate()
+    assert second.returncode == 2
+    assert f"in use by process {first.pid}" in errors
+    assert errors.count("\n") == 1
+    first.kill()
+    first.communicate()
+    third = begin("0")
+    third.communicate()
+    assert third.returncode == 0
+
+
+def test_a_run_of_an_earlier_version_goes_on_if_new_fields_have_their_default(capsys):
+    @dataclass(frozen=True)
+    class Later(Config):
+        added: int = setting(3, "new")
+        pair: tuple[int, ...] = setting((1,), "new")
+
+    changed = replace(Later(), added=4)
+
+    run = Run.open("ha2018", Config(), "smoke", FOLDER)
+    Run.open("ha2018", Later(), "smoke", FOLDER)
+    assert "added (was 3, now 4)" in refused(capsys, Run.open, "ha2018", changed, "smoke", FOLDER)
+    assert run_config(Later, Run.load("ha2018", run.folder)) == Later()
+
+
+@pytest.mark.parametrize("name", ["config.json", "meta.json", "clock.json", "metrics.jsonl"])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"3", b"{}", b"\xff\xfe", b"[" * 100_000, b'{"a": Infinity}', b'{"a": "b"}']
+)
+def test_a_damaged_file_of_a_run_is_one_line(name, content, capsys):
+    run = Run.open("ha2018", Config(), "smoke", FOLDER)
+    (run.folder / name).write_bytes(content + b"\n")
+
+    def whole():
+        Run.open("ha2018", Config(), "smoke", FOLDER)
+        run_config(Config, Run.load("ha2018", FOLDER))
+        read_metrics(FOLDER)
+
+    if (name, content) not in {("clock.json", b"{}"), ("metrics.jsonl", b"")}:
+        assert str(FOLDER) in refused(capsys, whole)
+
+
+@pytest.mark.parametrize("name", ["config.json", "meta.json", "metrics.jsonl"])
+def test_a_lost_file_of_a_run_is_one_line(name, capsys):
+    run = Run.open("ha2018", Config(), "smoke", FOLDER)
+    (run.folder / name).unlink()
+
+    def whole():
+        Run.open("ha2018", Config(), "smoke", FOLDER)
+
+    assert str(FOLDER) in refused(capsys, whole)
+
+
+@pytest.mark.parametrize("folder", ["/x/my secret/run", "it's mine", "a\\b"])
+def test_no_part_of_a_folder_of_this_machine_reaches_the_command(folder, monkeypatch):
+    for words in (["--run", folder], [f"--run={folder}"]):
+        monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "ha2018.train", *words, "--seed", "1"])
+        assert command_line() == "python -m ha2018.train --seed 1"
+
+
+def test_without_a_terminal_progress_is_a_line_a_minute(monkeypatch, capsys):
+    monkeypatch.setattr(run_module, "LINE_SECONDS", 0.05)
+    with run_module.progress_bar(4, "vision", unit="update") as bar:
+        for _ in range(4):
+            time.sleep(0.06)
+            bar.update()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) >= 3
+    assert all(line.startswith("vision:") for line in lines)
+    assert "4/4" in lines[-1]
+    with run_module.progress_bar(4, "quick") as bar:
+        bar.update(4)
+    assert "\r" not in capsys.readouterr().err
+
+
+def test_seconds_of_a_long_block_are_on_the_clock_before_its_end():
+    run = Run.open("ha2018", Config(), "smoke", FOLDER)
+    with run.timed("collect") as tick:
+        time.sleep(0.02)
+        tick(0.0)
+        assert run.stage_seconds["collect"] >= 0.02
+        before = run.stage_seconds
+        tick()
+        assert run.stage_seconds == before
+    assert run.stage_seconds["collect"] >= before["collect"]

@@ -1,5 +1,7 @@
 """Clips come back with their frames, and mistakes are named."""
 
+from __future__ import annotations
+
 import os
 
 import cv2

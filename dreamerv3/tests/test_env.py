@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from common import testing
 from dreamerv3 import train
 from dreamerv3.agent import new_agent
 from dreamerv3.atari import gray
@@ -22,7 +23,6 @@ from dreamerv3.env import Crafter, Gym, Worlds, make_world
 from dreamerv3.interface import Step, WorldError, need, rescale, resized
 from dreamerv3.replay import Replay
 from dreamerv3.spaces import ActionSpace, ObsSpace
-from dreamerv3.tests.conftest import environment
 
 WORLDS: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]], int]] = {
     "walker": ({"task": "dmc_proprio_walker_walk"}, {"orientations": (14,), "height": (1,), "velocity": (9,)}, 6),
@@ -271,7 +271,8 @@ def test_what_gymnasium_cannot_give_is_said_in_one_line():
 
 def test_a_machine_without_a_renderer_is_told_so(tmp_path):
     code = "from dreamerv3.train import main; main(['--preset', 'smoke', '--task', 'dmc_vision_cartpole_balance'])"
-    plain = {name: value for name, value in environment().items() if not name.endswith(("DISPLAY", "MUJOCO_GL"))}
+    everything = os.environ | {"PYTHONPATH": str(testing.ROOT), "OMP_NUM_THREADS": "1"}
+    plain = {name: value for name, value in everything.items() if not name.endswith(("DISPLAY", "MUJOCO_GL"))}
     variables = ({"MUJOCO_GL": "disabled"}, {"MUJOCO_GL": "glfw"}, {"__EGL_VENDOR_LIBRARY_FILENAMES": "none.json"})
     command, pipe = [sys.executable, "-c", code], subprocess.PIPE
     started = [subprocess.Popen(command, cwd=tmp_path, env=plain | v, stderr=pipe, text=True) for v in variables]

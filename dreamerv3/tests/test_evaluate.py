@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.run import RECORD_KEYS
+from common.record import RECORD_KEYS
 from dreamerv3 import evaluate, pictures, train
 from dreamerv3.agent import new_agent
 from dreamerv3.config import Config
@@ -176,11 +176,11 @@ def test_a_run_that_is_not_there_or_not_ended_or_of_another_size_is_named_in_one
     shutil.copytree(trained, unfinished)
     max(unfinished.glob("train/step-*")).unlink()
     shutil.copytree(trained, other)
-    config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps(config | {"size": "12m"}))
+    for name, change in (("config.json", {"size": "12m"}), ("meta.json", {"identity": ""})):
+        (other / name).write_text(json.dumps(json.loads((other / name).read_text()) | change))
     cases = (
         (tmp_path / "none", "is no run folder"),
-        (unfinished, "training has not ended"),
+        (unfinished, "of 100 steps stands there unharmed"),
         (other, "another size or world: agent: actor"),
     )
     for folder, reason in cases:

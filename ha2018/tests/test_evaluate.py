@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from common.config import parse
-from common.run import RECORD_KEYS, run_under_test
+from common.record import RECORD_KEYS
+from common.run import run_under_test
 from ha2018 import env, evaluate, rollout, watch
 from ha2018.config import PRESETS, TASKS, Config
 from ha2018.controller import Controller

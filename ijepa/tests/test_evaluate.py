@@ -11,7 +11,8 @@ import torch
 
 from common import checkpoint
 from common.config import from_dict
-from common.run import RECORD_KEYS, read_metrics
+from common.record import RECORD_KEYS
+from common.run import read_metrics
 from ijepa import data, env, evaluate, label_probe, official
 from ijepa.build import build
 from ijepa.config import Config
