@@ -199,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             agent, steps, updates = load_agent(info, config, worlds, device)
             record = record_of_run(info, agent, config, steps, updates)
             draw_curves(record, folder / "curves.png")
-            pictures.show(agent, worlds, agent_policy(agent, 1, config.seed), config, folder)
+            pictures.film(agent, worlds, agent_policy(agent, 1, config.seed), config, folder)
     except WorldError as error:
         user_error(str(error))
     close(record, folder)

@@ -3,6 +3,8 @@
 Shapes: T images, L layers, D width. Source: paper, appendix A.2.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from common.precision import compute_dtype
 from common.run import progress_bar
 from ijepa.config import Config
-from ijepa.data import DamagedImageError, Faults, Images, centred, single_threaded, to_input
+from ijepa.data import DamagedImageError, Faults, Images, centred, to_input
+from ijepa.processes import begin_worker
 from ijepa.vit import VisionTransformer
 
 LAYERS = 4
@@ -22,8 +25,12 @@ BATCH = 128
 
 
 def pooled_layers(encoder: VisionTransformer, images: Tensor) -> Tensor:
-    """images [B, C, H, W] normalised -> [B, L, D]: the last four blocks after the final norm, averaged over patches."""
-    return torch.stack([tokens.mean(1) for tokens in encoder.layers(images, LAYERS)], 1)
+    """images [B, C, H, W] normalised -> [B, L, D]: the last four blocks after the final norm, averaged over patches.
+
+    All blocks of an encoder that has fewer.
+    """
+    layers = encoder.layers(images, min(LAYERS, len(encoder.blocks)))
+    return torch.stack([tokens.mean(1) for tokens in layers], 1)
 
 
 class _Centred(Dataset[Any]):
@@ -57,7 +64,7 @@ def encode(
     """
     data = _Centred(images, config)
     loader = DataLoader(
-        data, batch_size=None, num_workers=config.workers, collate_fn=_as_it_is, worker_init_fn=single_threaded
+        data, batch_size=None, num_workers=config.workers, collate_fn=_as_it_is, worker_init_fn=begin_worker
     )
     has_bfloat16 = device.type == "cuda" and compute_dtype(config.precision, device) == torch.bfloat16
     # Filled as they come, since those of ImageNet are too large to lie in memory twice: 26 GB of ViT-H.

@@ -4,6 +4,8 @@ Shapes: T images, L layers, D width, K classes. Features [T, L, D] of the last f
 Source: paper, appendix A.1 (ImageNet-1K linear) and A.2 (transfer).
 """
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,6 +4,8 @@ Shapes: T frames, D features, V variables (bytes of memory), 256 classes (the va
 Source: Anand et al. 2019; reference code: atariari/benchmark/{episodes,probe,utils,categorization}.py.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from common.seeding import derive_seed
-from ijepa.env import Play
 from ijepa.games import Variable
+from ijepa.play import Play
 
 BATCH = 64  # frames per update, and the length that an episode must exceed
 CLASSES = 256

@@ -143,7 +143,7 @@ def test_a_film_of_an_image_world_has_four_panels(tmp_path):
     config = Config(task="crafter", size="1m", test_episodes=1)
     with Worlds(lambda: make_world(config), [0], 0, "film") as games:
         agent = new_agent(games.spaces, games.actions, config)
-        pictures.show(agent, games, agent_policy(agent, 1, 0), config, tmp_path)
+        pictures.film(agent, games, agent_policy(agent, 1, 0), config, tmp_path)
     film = cv2.VideoCapture(str(tmp_path / "video.webm"))
     ok, frame = film.read()
     film.release()

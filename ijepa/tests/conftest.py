@@ -1,5 +1,7 @@
 """One trained run of the smoke preset for all tests of this package, and the real commands as subprocesses."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ("--preset", "smoke", "--task", "shapes", "--updates", "30")
 
-Start = Callable[..., "subprocess.Popen[str]"]
+Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +22,7 @@ def start(tmp_path_factory) -> Start:
     folder = tmp_path_factory.mktemp("elsewhere")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
-    def start(*words: str) -> "subprocess.Popen[str]":
+    def start(*words: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", *words]
         pipe = subprocess.PIPE
         return subprocess.Popen(

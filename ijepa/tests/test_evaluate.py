@@ -1,5 +1,7 @@
 """The files of an evaluated run, the probes on labels, and the controls without a run."""
 
+from __future__ import annotations
+
 import json
 import shutil
 from dataclasses import replace
@@ -13,10 +15,10 @@ from common import checkpoint
 from common.config import from_dict
 from common.record import RECORD_KEYS
 from common.run import read_metrics
-from ijepa import data, env, evaluate, label_probe, official
-from ijepa.build import build
+from ijepa import data, evaluate, label_probe, official, play
+from ijepa.ablations import TARGETS
+from ijepa.build import new_model
 from ijepa.config import Config
-from ijepa.jepa import TARGETS
 from ijepa.label_probe import LARS, Recipe, linear_probe, low_shot, nearest_neighbours
 from ijepa.masks import STRATEGIES
 from ijepa.shapes import Shapes
@@ -108,7 +110,7 @@ def test_controls_are_recorded_without_a_run(tmp_path, capsys, monkeypatch):
     assert first["claim"] == "control-random-cnn"
     assert set(first["controls"]) == {"majority"}
     assert str(folder / "record.json") in capsys.readouterr().out
-    monkeypatch.setattr(env, "_play", None)  # the game is not played again
+    monkeypatch.setattr(play, "_play", None)  # the game is not played again
     evaluate.main(words)
     assert check_record(folder, "pong")["values"] == first["values"]
 
@@ -117,7 +119,7 @@ def test_controls_are_recorded_without_a_run(tmp_path, capsys, monkeypatch):
     ("words", "reason"),
     [
         (["--controls", "--task", "shapes", "--preset", "smoke"], "--controls is for games"),
-        (["--controls", "--task", "pong", "--preset", "smoke", "--probe-frames", "512"], "too few to split"),
+        (["--controls", "--task", "pong", "--preset", "smoke", "--probe-env-steps", "512"], "too few to split"),
         (["--run", "nowhere"], "is no run folder"),
         (["--controls", "--without-controls"], "not allowed with argument"),
     ],
@@ -138,7 +140,7 @@ def test_a_run_becomes_an_official_checkpoint(trained, tmp_path, capsys):
     assert capsys.readouterr().out == f"exported: {path}\n"
     assert not (trained / "record.json").exists()
     config = from_dict(Config, json.loads((trained / "config.json").read_text()))
-    model = build(config, 3)
+    model = new_model(config, 3)
     facts = official.load(path, model)
     assert facts["epoch"] == 30 * 16 // 200
     assert facts["loss"] == read_metrics(trained)[-1]["loss"]

@@ -1,5 +1,7 @@
 """The real train command: killed and resumed, on two ranks, with bad options, with a loss that is not finite."""
 
+from __future__ import annotations
+
 import json
 import os
 import random
@@ -14,10 +16,10 @@ from common import checkpoint, dist
 from common.config import parse
 from common.run import NonFiniteError, Run
 from ijepa import data, evaluate, official, train
-from ijepa.build import build, mask_config, schedule
+from ijepa.build import mask_config, new_model, new_schedule
 from ijepa.config import PRESETS, TASKS, Config
 from ijepa.data import Arrays, DamagedImageError, MicroBatches
-from ijepa.masks import check
+from ijepa.masks import check_masks
 from ijepa.shapes import Shapes
 from ijepa.tests.calculation import CONFIG, calculate
 from ijepa.tests.conftest import SMOKE
@@ -116,7 +118,7 @@ def test_a_loss_that_is_not_finite_names_step_term_and_checkpoint(tmp_path, monk
     run = Run.open("ijepa", config, "smoke", tmp_path / "run")
     images = Arrays(np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8), np.zeros(20, int))
     with pytest.raises(NonFiniteError, match=r"jepa step 6: loss is nan; .*step-000000005\.safetensors"):
-        train.train_encoder(run, config, dist.setup(), build(config, 3), images)
+        train.train_encoder(run, config, dist.setup(), new_model(config, 3), images)
 
 
 class Damaged(Shapes):
@@ -138,7 +140,7 @@ def test_a_resumed_run_knows_which_images_cannot_be_read(tmp_path, capsys):
     images.bad = tuple(batches._order[[0, 17]])
     for named in ((first, second), (second,)):
         run = Run.open("ijepa", CONFIG, "smoke", tmp_path / "run")
-        train.train_encoder(run, CONFIG, dist.setup(), build(CONFIG, 3), images)
+        train.train_encoder(run, CONFIG, dist.setup(), new_model(CONFIG, 3), images)
         assert newest(tmp_path / "run").state["state"]["faults"] == sorted((first, second))
         warned = capsys.readouterr().err.splitlines()
         assert [line.split(" is missing")[0] for line in warned] == [f"warning: {name}" for name in named]
@@ -147,13 +149,14 @@ def test_a_resumed_run_knows_which_images_cannot_be_read(tmp_path, capsys):
 
 def test_an_official_file_takes_the_place_of_the_training(tmp_path, monkeypatch):
     """However few images there are: no update is made. They are looked for once."""
-    model = build(CONFIG, 3)
+    model = new_model(CONFIG, 3)
     with torch.no_grad():
         model.target_encoder.norm.bias.add_(1)
     official.export(tmp_path / "file.pth.tar", model, 300, 0.1)
     options = [f"{name}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in vars(CONFIG).items()]
-    options = [word for word in options if not word.startswith(("updates", "init_from", "data=", "batch", "micro"))]
-    options += ["updates=none", "batch=2048", f"init_from={tmp_path / 'file.pth.tar'}"]
+    gone = ("updates", "init_from", "data=", "batch", "micro", "lr_", "pixel_")
+    options = [word for word in options if not word.startswith(gone)]
+    options += ["updates=none", "batch_size=2048", f"init_from={tmp_path / 'file.pth.tar'}"]
     folder, load_splits = tmp_path / "run", data.load_splits
     calls: list[Config] = []
 
@@ -174,15 +177,15 @@ def test_an_official_file_takes_the_place_of_the_training(tmp_path, monkeypatch)
     [
         (["--task", "pongg"], "pong"),
         (["--encoder", "enormous"], "encoder"),
-        (["--batch", "10"], "batch 10 is no multiple of micro_batch 8"),
+        (["--batch-size", "10"], "batch_size 10 is no multiple of micro_batch_size 8"),
         (["--size", "60,64"], "an image of 60 x 64 pixels is no whole number of patches of 8 x 8"),
         (["--size", "64"], "size takes two numbers"),
         (["--patch", "16"], "4 x 4 patches has target blocks"),
         (["--target-scale", "0.3,0.2"], "target_scale"),
         (["--task", "imagenet"], "task imagenet needs data"),
         (["--init-from", "nowhere.pth.tar"], "there is no file nowhere.pth.tar"),
-        (["--batch", "208"], "needs more than the 200 there are"),
-        (["--task", "pong", "--frames", "8"], "frames"),
+        (["--batch-size", "208"], "needs more than the 200 there are"),
+        (["--task", "pong", "--env-steps", "8"], "env_steps"),
         (["--predictor-width", "30"], "a width that 4 divides, not 30"),
         (["--device", "cuda:99"], "cuda:99"),
         (["--masking", "none"], "masking"),
@@ -204,7 +207,7 @@ def test_every_preset_of_every_task_has_masks_that_fit():
         for task in TASKS:
             config, _ = parse(Config, TASKS, PRESETS, ["--preset", preset, "--task", task], prog="", description="")
             height, width = config.size
-            check(mask_config(config, patch_grid(height, width, config.patch)))
+            check_masks(mask_config(config, patch_grid(height, width, config.patch)))
 
 
 def test_large_checkpoints_are_rare_and_small_ones_are_not():
@@ -218,9 +221,10 @@ def test_large_checkpoints_are_rare_and_small_ones_are_not():
 
 def test_the_defaults_are_the_released_config():
     config = Config()
-    assert (config.batch, config.micro_batch, config.micro_batches) == (2048, 128, 16)
-    rates = schedule(config, 300 * 625)
+    assert (config.batch_size, config.micro_batch_size, config.micro_batches) == (2048, 128, 16)
+    rates = new_schedule(config, 300 * 625)
     assert (rates.total, rates.warmup) == (187_500, 25_000)
+    assert (rates.lr_start, rates.lr, rates.lr_end) == (2e-4, 1e-3, 1e-6)
     assert PRESETS["paper"].values == {}
 
 
