@@ -1,34 +1,32 @@
 """One verdict per row: joins records and published numbers by fixed rules; pure functions of both.
 
-Seeds are never picked: every record of a row's suite, task and claim counts, unfinished ones too.
+The common scale: effect = (ours - floor) / (published - floor), 0 at the floor, 1 at the published number, with a 95 %
+bootstrap interval over our seeds and their episodes, the floor's episodes, and the published spread and rounding.
+Seeds are never picked: every record of an experiment counts, unfinished ones too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.published import Published, PublishedCurve, PublishedNumber
 from benchmarks.records import Record, sample
-from benchmarks.rows import Row, Suite
-from common.stats import bootstrap_interval, summary
+from benchmarks.rows import Beside, Calibration, Claim, Curve, Experiment, Number, Quantity, Row, Suite
+from common.stats import RESAMPLES, draws_of_mean, interval, summary
 
-# A budget is "the same" within this share of the published one: a last, partial batch does not matter.
-SAME_BUDGET = 0.05
-NORMAL_95 = 1.96
+SAME_BUDGET = 0.05  # a budget within this share of the published one is the same: a last, partial batch does not matter
+HALF = 0.5  # of the effect that a reproduction must be sure of
+TENTH = 0.1  # of the effect is as near as can be told where no spread is published
+Z95 = 1.96
 
 Tone = Literal["good", "bad", "partial", "none"]
-BUDGET_WORDS = {
-    "env_frames": "environment frames",
-    "updates": "updates",
-    "generations": "CMA-ES generations",
-    "rollouts": "CMA-ES rollouts",
-    "episodes_collected": "episodes collected",
-    "parameters": "parameters",
-}
+Draws = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -43,251 +41,427 @@ NOT_RUN = Verdict("not run", "none")
 
 
 @dataclass(frozen=True)
-class Seed:
-    """What one record says about one row; the interval is the 95 % bootstrap over its episodes.
+class Side:
+    """One side of a comparison: the values by seed of all finished records of a quantity, and what they amount to.
 
-    finished: whether the run, and the rival if there is one, came to its end. control: the mean of either.
-    on_curve: the published curve at the step compared.
+    mean, std: over seeds where there are two or more, else over the episodes of the one seed; see `std_over`.
+    interval: 95 % bootstrap over seeds and their episodes. planned: seeds of the suite that have no finished record.
     """
 
-    seed: int
-    record: Record
-    finished: bool
-    values: tuple[float, ...] = ()
-    mean: float | None = None
-    interval: tuple[float, float] | None = None
-    control: float | None = None
-    rival: Record | None = None
-    on_curve: float | None = None
+    values: Mapping[int, tuple[float, ...]]
+    records: tuple[Record, ...]
+    unfinished: tuple[int, ...]
+    missing: tuple[int, ...]
+    protocol: str
+    mean: float
+    std: float
+    std_over: Literal["seeds", "episodes"]
+    interval: tuple[float, float]
+
+    @property
+    def groups(self) -> list[tuple[float, ...]]:
+        """The values, seed by seed."""
+        return [self.values[seed] for seed in sorted(self.values)]
+
+    @property
+    def seeds(self) -> str:
+        """How many seeds these are, in words."""
+        return "one seed" if len(self.values) == 1 else f"{len(self.values)} seeds"
 
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the verdict table.
+    """One row with its verdict.
 
-    mean, std: over seeds where there are two or more, else over the episodes of the one seed; see `std_over`.
-    interval: 95 % bootstrap over seeds and their episodes. budget: each size as a share of the published.
+    other: the floor or the control. effect: mean, low and high on the common scale. share: the smallest share of the
+    published budget, None where it is unknown or nothing was to be spent. budget: every share in words. ahead: low and
+    high of the difference of a claim. curve: the points compared, (x, ours, published, published spread).
     """
 
     paper: str
     row: Row
     verdict: Verdict
-    reported: PublishedNumber | None
-    curve: PublishedCurve | None
-    seeds: tuple[Seed, ...] = ()
-    mean: float | None = None
-    std: float | None = None
-    std_over: str = ""
-    interval: tuple[float, float] | None = None
+    ours: Side | None = None
+    other: Side | None = None
+    reported: PublishedNumber | None = None
+    curve: PublishedCurve | None = None
+    effect: tuple[float, float, float] | None = None
+    share: float | None = None
     budget: str = ""
+    has_unknown_budget: bool = False
+    difference: tuple[float, float, float] | None = None
+    points: tuple[tuple[float, float, float, float], ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def is_run(self) -> bool:
+        """Whether there is a finished record of it."""
+        return self.ours is not None
 
 
 def compare(suite: Suite, row: Row, records: Sequence[Record], published: Published) -> Result:
     """The verdict of one row. ValueError if the row and a record or a published number cannot be joined."""
-    key = (suite.paper, row.published)
-    reported, curve = published.numbers.get(key), published.curves.get(key)
-    is_needed = bool(row.published) or row.kind != "claim"
-    if is_needed and (curve if row.kind == "curve" else reported) is None:
-        raise ValueError(f"row {suite.paper}/{row.id}: no published {row.kind} {row.published!r}")
-    mine = _records(suite, row, row.claim, records)
-    rivals = {record.seed: record for record in _records(suite, row, row.rival, records)}
-    if row.rival:
-        # One run alone is no comparison: such a seed is not run.
-        mine = [record for record in mine if record.seed in rivals]
-    if not mine:
-        return Result(suite.paper, row, NOT_RUN, reported, curve)
-    budget = "" if reported is None or row.kind == "calibration" else budget_words(mine, reported)
-    if row.kind == "curve":
-        assert curve is not None
-        return _compare_curve(suite.paper, row, mine, curve)
-    seeds = tuple(_seed(row, record, rivals.get(record.seed), published) for record in mine)
-    notes = _notes(row, seeds)
-    done = [seed for seed in seeds if seed.values]
-    if not done:
-        unfinished = Verdict("not run (unfinished)", "none")
-        return Result(suite.paper, row, unfinished, reported, None, seeds, notes=notes)
-    if reported is not None:
-        for seed in done:
-            _check_protocol(row, seed, reported)
-    over_seeds = len(done) > 1
-    spread = summary([seed.mean for seed in done if seed.mean is not None] if over_seeds else done[0].values)
-    interval = bootstrap_interval([seed.values for seed in done])
-    if row.kind == "claim":
-        verdict = _claim_verdict(row, seeds)
-    else:
-        assert reported is not None
-        verdict = number_verdict(row, reported, spread.mean, interval, [seed.record for seed in done])
-    std_over = "seeds" if over_seeds else "episodes"
-    return Result(
-        suite.paper,
-        row,
-        verdict,
-        reported,
-        None,
-        seeds,
-        spread.mean,
-        spread.std,
-        std_over,
-        interval,
-        budget,
-        notes,
-    )
+    match row:
+        case Number():
+            return _number(suite, row, records, published)
+        case Curve():
+            return _curve(suite, row, records, published)
+        case Claim():
+            return _claim(suite, row, records, published)
+        case Calibration():
+            return _calibration(suite, row, records, published)
+        case Beside():
+            reported = _reported(suite, row, published)
+            ours = _side(suite, row.ours, records, published)
+            verdict = NOT_RUN if ours is None else Verdict("beside", "none")
+            return Result(suite.paper, row, verdict, ours, reported=reported, notes=_notes(ours))
 
 
-def number_verdict(
-    row: Row, reported: PublishedNumber, mean: float, interval: tuple[float, float], records: Sequence[Record]
-) -> Verdict:
-    """`reproduced` (`level` with another method), `above` or `below` at the published budget, else `reduced (x %)`."""
-    if row.kind != "calibration":
-        shares = [budget_shares(record.data, reported) for record in records]
-        if not reported.spent:
-            raise ValueError(f"row {row.id}: published {reported.key!r} has no budget sizes to compare with")
-        if any(share.get(name, 0.0) < 1 - SAME_BUDGET for share in shares for name in reported.spent):
-            fraction = min(share.get(row.fraction_of, 0.0) for share in shares)
-            if fraction >= 1 - SAME_BUDGET:
-                # All of what usually counts was spent: the size that was saved is the one to name.
-                fraction = min(min(share.values()) for share in shares)
-            return Verdict(f"reduced ({percent(fraction)})", "partial")
-        if any(value > 1 + SAME_BUDGET for share in shares for value in share.values()):
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def _number(suite: Suite, row: Number, records: Sequence[Record], published: Published) -> Result:
+    reported = _reported(suite, row, published)
+    ours = _side(suite, row.ours, records, published)
+    floor = _side(suite, row.floor, records, published)
+    if ours is None:
+        return Result(suite.paper, row, NOT_RUN, other=floor, reported=reported)
+    _same_protocol(row, ours, reported.protocol)
+    shares = {} if row.is_official else budget_shares(suite, ours.records, reported)
+    unknown = () if row.is_official else unknown_sizes(suite, ours.records, reported)
+    share = min(shares.values()) if shares else None
+    words = budget_words(suite, shares, unknown)
+    joined = partial(
+        Result, suite.paper, row, ours=ours, reported=reported, share=share, budget=words,
+        has_unknown_budget=bool(unknown),
+    )  # fmt: skip
+    if floor is None:
+        return joined(Verdict("no floor measured", "none"), notes=_notes(ours))
+    _same_protocol(row, floor, reported.protocol)
+    effect, is_near = effect_of(ours.groups, floor.groups, reported)
+    notes = _notes(ours)
+    if effect is None:
+        words = "the published number lies within its own error of the floor, so there is no scale between them"
+        verdict, notes = Verdict("inconclusive", "none"), (*notes, words)
+    elif row.is_official or (share is not None and share >= 1 - SAME_BUDGET and not unknown):
+        if share is not None and max(shares.values()) > 1 + SAME_BUDGET:
             raise ValueError(f"row {row.id}: the budget is larger than that of published {reported.key!r}")
-    is_near = reported.std is not None and abs(mean - reported.value) <= 2 * reported.std
-    low, high = published_interval(reported)
-    if is_near or (interval[0] <= high and low <= interval[1]):
-        return Verdict("level" if row.kind == "beside" else "reproduced", "good")
-    return Verdict("above", "good") if mean > reported.value else Verdict("below", "bad")
+        verdict = number_verdict(effect, is_near)
+    else:
+        spent = "an unknown share" if share is None else f"at most {percent(share)}" if unknown else percent(share)
+        verdict = Verdict(f"reduced: {percent(effect[0])} of the effect at {spent} of the budget", "partial")
+    return joined(verdict, other=floor, effect=effect, notes=notes)
 
 
-def published_interval(reported: PublishedNumber) -> tuple[float, float]:
-    """95 % interval of a published mean, normal since its episodes are unknown; a point without std or n."""
-    half = 0.0 if reported.std is None or not reported.n else NORMAL_95 * reported.std / reported.n**0.5
-    return reported.value - half, reported.value + half
+def number_verdict(effect: tuple[float, float, float], is_near: bool) -> Verdict:
+    """At the published budget: effect (mean, low, high); is_near as `effect_of` gives it."""
+    _, low, high = effect
+    if low > 1:
+        return Verdict("exceeded", "good")
+    if high < 1 and not is_near:
+        return Verdict("not reproduced", "bad")
+    if high >= 1 and low > HALF and is_near:
+        return Verdict("reproduced", "good")
+    return Verdict("inconclusive", "none")
 
 
-def budget_shares(record: Mapping[str, Any], reported: PublishedNumber) -> dict[str, float]:
-    """Each published budget size that the record knows, as ours / published."""
-    ours = {**record["budget"], "parameters": sum(record["parameters"].values())}
-    return {name: ours[name] / size for name, size in reported.spent.items() if size and name in ours}
+def effect_of(
+    ours: Sequence[Sequence[float]], floor: Sequence[Sequence[float]], reported: PublishedNumber
+) -> tuple[tuple[float, float, float] | None, bool]:
+    """(mean, low, high) on the common scale, None if the published number cannot be told from the floor; and is_near.
+
+    Our mean is taken to be at least as uncertain as the published spread says that a mean over as many seeds or
+    episodes is: a few quiet episodes prove no difference. is_near: 1 lies as near to our mean as chance alone would
+    bring it, by the published spread; without one, within a tenth of the effect. Our own noise has no part in it, so
+    noise can make a row inconclusive, never reproduced.
+    """
+    count = len(ours) if reported.std_over == "seeds" else sum(map(len, ours))
+    implied = 0.0 if reported.std is None else reported.std / count**0.5
+    a, b, c = draws_of_mean(ours, seed=0), draws_of_mean(floor, seed=1), published_draws(reported)
+    own = float(a.std())
+    if own < implied:
+        a = a + np.random.default_rng(3).normal(0.0, (implied**2 - own**2) ** 0.5, len(a))
+    low, high = interval(c - b)
+    if low <= 0 <= high:
+        return None, False
+    mean_ours, mean_floor = (summary([summary(group).mean for group in groups]).mean for groups in (ours, floor))
+    effect = (mean_ours - mean_floor) / (reported.value - mean_floor)
+    # On the scale itself, noise of the denominator would skew the interval where the effect is far from 1.
+    values = (a - b) / (c - b)
+    if reported.std is None:
+        reach = TENTH
+    else:
+        reach = Z95 * (implied**2 + float(c.std()) ** 2 + float(b.std()) ** 2) ** 0.5 / abs(reported.value - mean_floor)
+    low, high = interval(values)
+    return (effect, low, high), abs(effect - 1) <= reach
 
 
-def budget_words(records: Sequence[Record], reported: PublishedNumber) -> str:
+def published_draws(reported: PublishedNumber) -> Draws:
+    """Draws of the published mean: its standard error where spread and number are known, and its rounding."""
+    rng = np.random.default_rng(2)
+    error = 0.0 if reported.std is None or not reported.n else reported.std / reported.n**0.5
+    noise: Draws = rng.normal(0.0, error, RESAMPLES) if error else np.zeros(RESAMPLES)
+    return reported.value + noise + rng.uniform(-reported.rounding, reported.rounding, RESAMPLES)
+
+
+def budget_shares(suite: Suite, records: Sequence[Record], reported: PublishedNumber) -> dict[str, float]:
+    """Each published budget size as ours / published, the smallest over records; a size that we do not know is 0."""
+    shares = {}
+    for name, size in reported.spent.items():
+        ours = [{**r.data["budget"], "parameters": sum(r.data["parameters"].values())}.get(name, 0.0) for r in records]
+        shares[name] = min(ours) / size
+    return shares
+
+
+def unknown_sizes(suite: Suite, records: Sequence[Record], reported: PublishedNumber) -> tuple[str, ...]:
+    """Sizes that we spent and whose published value is not known: unknown is not equal."""
+    spent = {name for record in records for name, size in record.data["budget"].items() if size}
+    return tuple(name for name in suite.budget if name in spent and name not in reported.spent)
+
+
+def budget_words(suite: Suite, shares: Mapping[str, float], unknown: Sequence[str] = ()) -> str:
     """The shares in words, for instance "2 % of the environment frames, 8 % of the CMA-ES rollouts"."""
-    shares = [budget_shares(record.data, reported) for record in records if record.finished]
-    names = [name for name in reported.spent if shares and all(name in share for share in shares)]
-    parts = [f"{percent(min(share[name] for share in shares))} of the {BUDGET_WORDS[name]}" for name in names]
-    return ", ".join(parts)
+    words = [f"{percent(share)} of the {suite.budget[name]}" for name, share in shares.items()]
+    return ", ".join([*words, *(f"an unknown share of the {suite.budget[name]}" for name in unknown)])
 
 
 def percent(share: float) -> str:
     """A share as a percentage with two significant digits: 0.02 → "2.0 %", 0.6 → "60 %"."""
     value = 100 * share
-    return f"{value:.0f} %" if value >= 9.95 or value == 0 else f"{value:.2g} %"
+    return f"{value:.0f} %" if abs(value) >= 9.95 or value == 0 else f"{value:.2g} %"
 
 
-def _records(suite: Suite, row: Row, claim: str, records: Sequence[Record]) -> list[Record]:
-    wanted = (suite.paper, row.suite, row.task, claim)
+# --- curves -----------------------------------------------------------------------------------------------------------
+
+
+def _curve(suite: Suite, row: Curve, records: Sequence[Record], published: Published) -> Result:
+    """Above, on or below: the mean over the published points that we reached of (ours - published) / published spread.
+
+    Ours is the mean over seeds; between two points of a curve it is a straight line.
+    """
+    curve = published.curves.get((suite.paper, row.published))
+    if curve is None:
+        raise ValueError(f"row {suite.paper}/{row.id}: no published curve {row.published!r}")
+    mine = [record for record in _records(suite, row.ours.of, records) if record.finished]
+    lines = []
+    for record in mine:
+        line = record.data["curves"].get(row.ours.name)
+        if line is None:
+            raise ValueError(f"{record.path}: row {row.id} needs the curve {row.ours.name!r}")
+        if (line["x_unit"], line["y_unit"]) != (curve.x_unit, curve.y_unit):
+            raise ValueError(f"{record.path}: curve {row.ours.name!r} is not in {curve.y_unit} per {curve.x_unit}")
+        lines.append(line)
+    if not lines:
+        return Result(suite.paper, row, NOT_RUN, curve=curve)
+    start, end = max(curve.x[0], *(line["x"][0] for line in lines)), min(line["x"][-1] for line in lines)
+    at = [x for x in curve.x if start <= x <= end]
+    if not at:
+        at = [min(end, curve.x[-1])] if end >= curve.x[0] else []
+    if not at:
+        raise ValueError(f"{row.id}: curve {row.ours.name!r} has no x in common with {curve.key!r}")
+    ours = np.mean([np.interp(at, line["x"], line["y"]) for line in lines], axis=0)
+    y, spread = np.interp(at, curve.x, curve.y), np.interp(at, curve.x, curve.spread)
+    distance = (ours - y) / np.maximum(spread, 1e-9)
+    mean = float(distance.mean())
+    word = "on" if abs(mean) <= 1 else "above" if mean > 1 else "below"
+    tone: Tone = "bad" if word == "below" else "partial" if row.reduced else "good"
+    counts = {name: int(found.sum()) for name, found in (
+        ("above", distance > 1), ("on", np.abs(distance) <= 1), ("below", distance < -1)
+    ) if found.any()}  # fmt: skip
+    parts = ", ".join(f"{count} {name}" for name, count in counts.items())
+    seeds = "one seed" if len(lines) == 1 else f"{len(lines)} seeds"
+    where = f"of {len(at)} published points up to {curve.x_unit} {at[-1]:,.10g}: {parts} ({seeds})"
+    reduced = f" (reduced model: {row.reduced})" if row.reduced else ""
+    points = tuple(zip(map(float, at), map(float, ours), map(float, y), map(float, spread), strict=True))
+    side = _curve_side(mine, lines, at[-1])
+    verdict = Verdict(f"{word} the curve{reduced}", tone)
+    last = f"last point: ours {points[-1][1]:.1f}, published {points[-1][2]:.1f} ± {points[-1][3]:.1f}"
+    return Result(suite.paper, row, verdict, side, curve=curve, points=points, notes=(where, last))
+
+
+def _curve_side(records: Sequence[Record], lines: Sequence[Mapping[str, Any]], x: float) -> Side:
+    values = {r.seed: (float(np.interp(x, line["x"], line["y"])),) for r, line in zip(records, lines, strict=True)}
+    spread = summary([value for (value,) in values.values()])
+    ends = interval(draws_of_mean(list(values.values())))
+    return Side(values, tuple(records), (), (), "", spread.mean, spread.std, "seeds", ends)
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+def _claim(suite: Suite, row: Claim, records: Sequence[Record], published: Published) -> Result:
+    """By the 95 % interval of the difference, seeds and episodes of both sides: holds above 0, fails below it.
+
+    A seed that lacks one of the sides is not run.
+    """
+    if len(row.ours) != len(row.control):
+        raise ValueError(f"row {row.id}: {len(row.ours)} quantities against {len(row.control)}")
+    differences: list[Draws] = []
+    sides: list[tuple[Side, Side]] = []
+    unfinished: set[int] = set()
+    for mine, theirs in zip(row.ours, row.control, strict=True):
+        ours, control = (_side(suite, quantity, records, published) for quantity in (mine, theirs))
+        unfinished |= set(_unfinished(suite, mine.of, records)) | set(_unfinished(suite, theirs.of, records))
+        if ours is None or control is None:
+            return Result(suite.paper, row, NOT_RUN)
+        is_shared = mine.of.seeds == theirs.of.seeds
+        if is_shared:
+            both = ours.values.keys() & control.values.keys()
+            if not both:
+                return Result(suite.paper, row, NOT_RUN)
+            ours, control = _only(ours, both), _only(control, both)
+        _same_protocol(row, control, ours.protocol)
+        _same_budget(row, ours, control)
+        sides.append((ours, control))
+        differences.append(_difference(row, ours, control))
+    draws = np.mean(differences, axis=0)
+    low, high = interval(draws)
+    mean = float(np.mean([ours.mean - control.mean for ours, control in sides]))
+    ours, control = sides[0] if len(sides) == 1 else (_mean([a for a, _ in sides]), _mean([b for _, b in sides]))
+    planned = row.ours[0].of.seeds
+    word, tone = claim_words(row.asserted_by, low, high, bool(unfinished))
+    count = ours.seeds if set(ours.values) >= set(planned) else f"{ours.seeds} of {len(planned)} planned"
+    notes = (f"difference {mean:+.1f} [{low:.1f}, {high:.1f}]", *_notes(ours))
+    notes += tuple(f"seed {seed}: unfinished" for seed in sorted(unfinished))
+    return Result(
+        suite.paper, row, Verdict(f"{word} ({count})", tone), ours, control, difference=(mean, low, high), notes=notes
+    )
+
+
+def claim_words(asserted_by: str, low: float, high: float, is_unfinished: bool) -> tuple[str, Tone]:
+    """The verdict word of a claim of the paper or a check of ours; an unfinished run holds nothing."""
+    good, bad = ("holds", "fails") if asserted_by == "paper" else ("passed", "not passed")
+    if low > 0 and not is_unfinished:
+        return good, "good"
+    return (bad, "bad") if high < 0 else ("undecided", "none")
+
+
+def _difference(row: Claim, ours: Side, control: Side) -> Draws:
+    """Draws of ours - control: item by item where the row is paired, else each side by itself."""
+    if row.is_paired:
+        pairs = []
+        for seed, values in ours.values.items():
+            theirs = control.values.get(seed, ())
+            if len(theirs) != len(values):
+                raise ValueError(f"row {row.id}: seed {seed} has {len(values)} values against {len(theirs)}, not pairs")
+            pairs.append([a - b for a, b in zip(values, theirs, strict=True)])
+        return draws_of_mean(pairs, seed=0)
+    return draws_of_mean(ours.groups, seed=0) - draws_of_mean(control.groups, seed=1)
+
+
+def _same_budget(row: Claim, ours: Side, control: Side) -> None:
+    if not row.equal:
+        return
+    mine, theirs = ({r.data["budget"].get(row.equal) for r in side.records} for side in (ours, control))
+    if mine != theirs:
+        where = control.records[0].path
+        raise ValueError(f"{where}: {row.against} spent {_listed(theirs)} {row.equal}, row {row.id} {_listed(mine)}")
+
+
+def _listed(values: set[Any]) -> str:
+    return ", ".join(sorted(map(str, values)))
+
+
+def _only(side: Side, seeds: set[int]) -> Side:
+    """The same side with some of its seeds; those left out are missing."""
+    kept = tuple(record for record in side.records if record.seed in seeds)
+    missing = tuple(sorted({*side.missing, *(set(side.values) - seeds)}))
+    values = {seed: side.values[seed] for seed in sorted(seeds)}
+    return _sized(values, kept, side.unfinished, missing, side.protocol)
+
+
+def _mean(sides: Sequence[Side]) -> Side:
+    """Several tasks as one side: of each seed that all have, the mean over tasks of its mean."""
+    seeds = set.intersection(*(set(side.values) for side in sides))
+    values = {seed: (float(np.mean([np.mean(side.values[seed]) for side in sides])),) for seed in sorted(seeds)}
+    records = tuple(record for side in sides for record in side.records)
+    return _sized(values, records, (), (), sides[0].protocol)
+
+
+# --- calibrations -----------------------------------------------------------------------------------------------------
+
+
+def _calibration(suite: Suite, row: Calibration, records: Sequence[Record], published: Published) -> Result:
+    """Agrees if 0 lies in the 95 % interval of the difference, the published error and rounding included."""
+    reported = _reported(suite, row, published)
+    ours = _side(suite, row.ours, records, published)
+    if ours is None:
+        return Result(suite.paper, row, NOT_RUN, reported=reported)
+    _same_protocol(row, ours, reported.protocol)
+    low, high = interval(draws_of_mean(ours.groups) - published_draws(reported))
+    verdict = Verdict("agrees", "good") if low <= 0 <= high else Verdict("differs", "bad")
+    return Result(suite.paper, row, verdict, ours, reported=reported, notes=_notes(ours))
+
+
+# --- joining ----------------------------------------------------------------------------------------------------------
+
+
+def _reported(suite: Suite, row: Number | Calibration | Beside, published: Published) -> PublishedNumber:
+    found = published.numbers.get((suite.paper, row.published))
+    if found is None:
+        raise ValueError(f"row {suite.paper}/{row.id}: no published number {row.published!r}")
+    return found
+
+
+def _records(suite: Suite, experiment: Experiment, records: Sequence[Record]) -> list[Record]:
+    wanted = (suite.paper, experiment.suite, experiment.task, experiment.claim)
     found = [r for r in records if tuple(r.data[k] for k in ("paper", "suite", "task", "claim")) == wanted]
     return sorted(found, key=lambda record: record.seed)
 
 
-def _seed(row: Row, record: Record, rival: Record | None, published: Published) -> Seed:
-    found = sample(record.data, row.quantity)
-    if not record.finished or (rival is not None and not rival.finished):
-        return Seed(record.seed, record, finished=False, rival=rival)
-    if found is None:
-        raise ValueError(f"{record.path}: row {row.id} needs {row.quantity!r}")
-    if found["protocol"] not in published.protocols:
-        raise ValueError(f"{record.path}: unknown protocol {found['protocol']!r}")
-    control = _control(row, record, rival, found["protocol"]) if row.kind == "claim" else None
-    values = tuple(float(value) for value in found["values"])
-    return Seed(record.seed, record, True, values, float(found["value"]), bootstrap_interval([values]), control, rival)
+def _unfinished(suite: Suite, experiment: Experiment, records: Sequence[Record]) -> list[int]:
+    return [record.seed for record in _records(suite, experiment, records) if not record.finished]
 
 
-def _control(row: Row, record: Record, rival: Record | None, protocol: str) -> float:
-    """The mean that a claim has to exceed: of a control in the record, or of the rival's record."""
-    if rival is None:
-        where, name, other = record.path, f"control {row.control!r}", sample(record.data, f"controls/{row.control}")
-    else:
-        where, name, other = rival.path, f"rival {row.rival!r}", sample(rival.data, row.quantity)
-    if other is None:
-        raise ValueError(f"{where}: row {row.id} needs the {name}")
-    if other["protocol"] != protocol:
-        raise ValueError(f"{where}: {name} was run under another protocol")
-    if rival is not None:
-        ours, theirs = (data["budget"].get(row.fraction_of) for data in (record.data, rival.data))
-        if ours != theirs:
-            raise ValueError(f"{where}: {name} spent {theirs} {row.fraction_of}, row {row.id} {ours}")
-    return float(other["value"])
+def _side(suite: Suite, quantity: Quantity, records: Sequence[Record], published: Published) -> Side | None:
+    """All finished records of a quantity; None if there is none, or none that measured it."""
+    found = _records(suite, quantity.of, records)
+    done = [record for record in found if record.finished]
+    samples = {record.seed: sample(record.data, quantity.name) for record in done}
+    there = {seed: one for seed, one in samples.items() if one is not None}
+    if not there:
+        return None
+    if len(there) < len(done):
+        lacking = next(record for record in done if samples[record.seed] is None)
+        raise ValueError(f"{lacking.path}: no {quantity.name!r}, which other seeds have")
+    protocols = {one["protocol"] for one in there.values()}
+    if len(protocols) > 1 or not protocols <= published.protocols.keys():
+        raise ValueError(f"{done[0].path}: unknown protocol, or several: {_listed(protocols)}")
+    values = {seed: tuple(map(float, one["values"])) for seed, one in there.items()}
+    unfinished = tuple(record.seed for record in found if not record.finished)
+    missing = tuple(sorted(set(quantity.of.seeds) - values.keys() - set(unfinished)))
+    return _sized(values, tuple(done), unfinished, missing, protocols.pop())
 
 
-def _check_protocol(row: Row, seed: Seed, reported: PublishedNumber) -> None:
-    found = sample(seed.record.data, row.quantity)
-    if found is not None and found["protocol"] != reported.protocol:
-        raise ValueError(
-            f"{seed.record.path}: row {row.id}: protocol {found['protocol']!r}, "
-            f"but published {reported.key!r} has {reported.protocol!r}"
-        )
+def _sized(
+    values: Mapping[int, tuple[float, ...]],
+    records: tuple[Record, ...],
+    unfinished: tuple[int, ...],
+    missing: tuple[int, ...],
+    protocol: str,
+) -> Side:
+    groups = list(values.values())
+    over: Literal["seeds", "episodes"] = "seeds" if len(groups) > 1 else "episodes"
+    spread = summary([summary(group).mean for group in groups] if over == "seeds" else groups[0])
+    ends = interval(draws_of_mean(groups))
+    return Side(values, records, unfinished, missing, protocol, spread.mean, spread.std, over, ends)
 
 
-def _claim_verdict(row: Row, seeds: Sequence[Seed]) -> Verdict:
-    """Every seed's interval must lie above that seed's control; an unfinished seed does not hold."""
-    held = sum(s.interval is not None and s.control is not None and s.interval[0] > s.control for s in seeds)
-    return _counted("claim holds", "claim fails", held, seeds, row)
+def _same_protocol(row: Row, side: Side, protocol: str) -> None:
+    if side.protocol != protocol:
+        where = side.records[0].path
+        raise ValueError(f"{where}: row {row.id}: protocol {side.protocol!r}, compared with {protocol!r}")
 
 
-def _counted(good: str, bad: str, held: int, seeds: Sequence[Seed], row: Row) -> Verdict:
-    if held < len(seeds):
-        return Verdict(f"{bad} ({held} of {len(seeds)} seeds)", "bad")
-    if {seed.seed for seed in seeds} >= set(row.seeds):
-        return Verdict(good, "good")
-    count = "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
-    return Verdict(f"{good} ({count} of {len(row.seeds)} planned)", "good")
-
-
-def _notes(row: Row, seeds: Sequence[Seed]) -> tuple[str, ...]:
+def _notes(side: Side | None) -> tuple[str, ...]:
+    if side is None:
+        return ()
     notes = []
-    for seed in seeds:
-        if not seed.finished:
-            notes.append(f"seed {seed.seed}: unfinished")
-        elif seed.mean is not None and seed.interval is not None:
-            against = "" if seed.control is None else f" against {seed.control:.1f} ({row.control or row.rival})"
-            interval = f"[{seed.interval[0]:.1f}, {seed.interval[1]:.1f}]"
-            episodes = f"{len(seed.values)} episodes"
-            notes.append(f"seed {seed.seed}: {seed.mean:.1f} {interval}{against}, {episodes}")
-    missing = sorted(set(row.seeds) - {seed.seed for seed in seeds})
-    if missing:
-        notes.append(f"not run: seed {', '.join(map(str, missing))}")
+    if len(side.values) > 1:
+        for seed, values in side.values.items():
+            low, high = interval(draws_of_mean([values]))
+            notes.append(f"seed {seed}: {summary(values).mean:.1f} [{low:.1f}, {high:.1f}], {len(values)} values")
+    notes += [f"seed {seed}: unfinished" for seed in side.unfinished]
+    if side.missing:
+        notes.append(f"not run: seed {', '.join(map(str, side.missing))}")
     return tuple(notes)
-
-
-def _compare_curve(paper: str, row: Row, records: Sequence[Record], curve: PublishedCurve) -> Result:
-    """On the curve: where the shorter of both curves ends, each seed is within one published spread of the published y.
-
-    Between two points of a curve it is a straight line.
-    """
-    seeds, notes, held, ends = [], [], 0, []
-    for record in records:
-        ours = record.data["curves"].get(row.quantity)
-        if ours is None or not record.finished:
-            seeds.append(Seed(record.seed, record, finished=record.finished))
-            notes.append(f"seed {record.seed}: {'unfinished' if not record.finished else 'no such curve'}")
-            continue
-        if (ours["x_unit"], ours["y_unit"]) != (curve.x_unit, curve.y_unit):
-            raise ValueError(f"{record.path}: curve {row.quantity!r} is not in {curve.y_unit} per {curve.x_unit}")
-        last = float(min(ours["x"][-1], curve.x[-1]))
-        if last < max(ours["x"][0], curve.x[0]):
-            raise ValueError(f"{record.path}: curve {row.quantity!r} has no x in common with {curve.key!r}")
-        mean = float(np.interp(last, ours["x"], ours["y"]))
-        reported, band = (float(np.interp(last, curve.x, values)) for values in (curve.y, curve.spread))
-        held += abs(mean - reported) <= band
-        ends.append(mean)
-        seeds.append(Seed(record.seed, record, True, mean=mean, on_curve=reported))
-        theirs = f"published {reported:.1f} ± {band:.1f}"
-        notes.append(f"seed {record.seed}: {mean:.1f} at {curve.x_unit} {round(last, 2):.10g}, {theirs}")
-    verdict = _counted("on the curve", "off the curve", held, seeds, row)
-    spread = summary(ends) if ends else None
-    std = spread.std if spread and len(ends) > 1 else None
-    return Result(
-        paper, row, verdict, None, curve, tuple(seeds), spread.mean if spread else None, std,
-        "seeds" if std is not None else "", notes=tuple(notes),
-    )  # fmt: skip

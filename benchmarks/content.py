@@ -7,49 +7,53 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from benchmarks.compare import Result
-from benchmarks.published import Published
-from benchmarks.records import Record, Results, sample
+from benchmarks.compare import Result, percent
+from benchmarks.published import Published, PublishedNumber
+from benchmarks.records import Record, Results
+from benchmarks.rows import Beside, Calibration, Claim, Curve, Number, Suite, first
 
+SCALE = (
+    "The common scale is the effect: 0 is the floor (the same score of something that has learnt nothing, measured by "
+    "us under the same protocol), 1 is the published number. Its 95 % interval covers our seeds and their episodes, "
+    "the floor's episodes, and the published spread and rounding."
+)
 HOW_TO_READ = (
+    ("reproduced", "good", "At the published budget the interval of the effect holds 1 and lies above one half."),
+    ("exceeded / not reproduced", "none", "At the published budget the interval lies above 1, or below it."),
+    ("inconclusive", "none", "The interval holds 1 but reaches below one half, or there is no scale to judge on."),
     (
-        "reproduced",
-        "good",
-        "Same protocol and budget; our mean lies within two published standard deviations, or the 95 % "
-        "intervals overlap.",
-    ),
-    ("above / below", "none", "Same protocol and budget, outside of that."),
-    (
-        "level",
-        "good",
-        "Beside the published number of another method, which cannot be reproduced: the intervals overlap.",
-    ),
-    (
-        "reduced (x %)",
+        "reduced",
         "partial",
-        "Smaller budget or model: shown beside the published number with the share of its budget, never "
-        "called a reproduction.",
+        "A smaller budget or model: so much of the effect at so much of the budget, by the smallest share of those "
+        "that the published row names. Never called a reproduction.",
     ),
     (
-        "on / off the curve",
+        "above / on / below the curve",
         "none",
-        "Compared with the published learning curve at the last step that both have: each seed within one "
-        "published standard deviation, or not.",
+        "Against a published learning curve at equal steps: the mean distance over all published points that we "
+        "reached, in published standard deviations, is above 1, within 1, or below -1.",
     ),
     (
-        "claim holds / fails",
+        "holds / fails",
         "none",
-        "A comparison that the paper claims, at the scale stated: for every seed the lower end of the 95 % "
-        "bootstrap interval over episodes lies above the control's mean, or not. The control stands in the same "
-        "record, or is another run of the same seed and budget with other settings.",
+        "A claim of the paper: the 95 % interval of the difference to its control, seeds and episodes of both sides, "
+        "lies above 0, or below. Else it is undecided.",
     ),
-    ("not run", "none", "No record yet."),
-)
+    ("passed / not passed", "none", "The same for a check that we and not the paper assert."),
+    ("agrees / differs", "none", "A calibration: something untrained has its published value, or not. No result."),
+    ("beside", "none", "Another method's number or protocol, shown for orientation. No verdict."),
+)  # fmt: skip
 NOTES = (
-    "Every committed record of a row counts: seeds are not picked, and an unfinished run does not hold a "
-    "claim. ± is over seeds where there are two or more, else over the episodes of the one seed; the "
-    "interval is a bootstrap over seeds and, within them, over episodes. Published ± is over what its source states."
+    "Every committed record of a row counts: seeds are not picked. ± is over seeds where there are two or more, else "
+    "over the episodes of the one seed. A published ± over the episodes of one run says nothing of other seeds."
 )
+TALLIED = (
+    ("trained numbers", Number),
+    ("learning curves", Curve),
+    ("claims of the papers", Claim),
+    ("checks of ours", Claim),
+    ("calibrations", Calibration),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,69 +69,251 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A titled table with one anchor per row, or none; without rows, `empty` says so in words."""
+    """A titled table; without rows, `empty` says so in words. is_folded: shown only when asked for."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
-    empty: str
-    anchors: tuple[str, ...] = ()
+    empty: str = "Nothing is recorded yet."
+    is_folded: bool = False
 
 
-def verdict_table(results: Sequence[Result]) -> Table:
-    """The table of reported and reproduced numbers, a line per row of every suite; what is not run yet stands last."""
-    results = sorted(results, key=lambda result: not result.seeds)
+# --- the whole --------------------------------------------------------------------------------------------------------
+
+
+def headline_table(
+    suites: Sequence[Suite], results: Mapping[str, Mapping[str, Result]], measured: Results, absent: Sequence[str]
+) -> Table:
+    """One row a paper: the result that stands for it."""
+    rows = []
+    for suite in suites:
+        result = results[suite.paper][suite.headline]
+        rows.append((
+            Cell(suite.title, suite.paper),
+            Cell(parity_words(measured, suite.paper)),
+            Cell(suite.scale, seeds(result)),
+            Cell(ours(result), interval_words(result)),
+            Cell(control(result), control_name(result)),
+            Cell(reported(result), reported_kind(result)),
+            Cell(budget_share(result), result.budget),
+            Cell(result.verdict.text, tone=result.verdict.tone),
+        ))  # fmt: skip
+    rows += [
+        (Cell(name), Cell(""), Cell("not part of this checkout yet"), *(Cell(""),) * 4, Cell("")) for name in absent
+    ]
     columns = (
-        "paper", "row", "reported", "reproduced", "verdict", "preset, seeds", "budget", "command", "device",
-    )  # fmt: skip
+        "paper",
+        "parity",
+        "headline (scale, seeds)",
+        "ours",
+        "control",
+        "published",
+        "share of the budget",
+        "verdict",
+    )
+    return Table("The six papers", columns, tuple(rows))
+
+
+def tally_table(results: Iterable[Result]) -> Table:
+    """How often each verdict stands, numbers, claims, checks and calibrations apart."""
+    groups: dict[str, dict[str, int]] = {name: {} for name, _ in TALLIED}
+    for result in results:
+        if isinstance(result.row, Beside):
+            continue
+        by_us = isinstance(result.row, Claim) and result.row.asserted_by == "us"
+        name = next(
+            name for name, kind in TALLIED if isinstance(result.row, kind) and by_us == (name == "checks of ours")
+        )
+        word = result.verdict.text.split(":")[0].split(" (")[0]
+        groups[name][word] = groups[name].get(word, 0) + 1
+    rows = tuple(
+        (Cell(name), Cell(", ".join(f"{count} {word}" for word, count in sorted(words.items()))))
+        for name, words in groups.items()
+    )
+    return Table("Tally", ("rows", "verdicts"), rows)
+
+
+def parity_words(measured: Results, paper: str) -> str:
+    """How many components equal the authors' code."""
+    found = [c for data in measured.parity.values() if data["paper"] == paper for c in data["components"]]
+    equal = sum(c["largest_deviation"] <= c["tolerance"] for c in found)
+    return f"{equal} of {len(found)}" if found else ""
+
+
+# --- one paper --------------------------------------------------------------------------------------------------------
+
+
+def paper_tables(suite: Suite, results: Mapping[str, Result], published: Published) -> list[Table]:
+    """The section of a paper: its own tables, then ours by kind; rows that have not run stand last, folded."""
+    run = [result for result in results.values() if result.is_run]
+
+    def of(kind: type, by: str = "") -> list[Result]:
+        return [r for r in run if isinstance(r.row, kind) and (not by or getattr(r.row, "asserted_by", "") == by)]
+
+    tables = [
+        *suite.tables(results, published),
+        _rows("Against published numbers", of(Number)),
+        _rows("Against published learning curves", of(Curve)),
+        _rows("Claims of the paper", of(Claim, "paper")),
+        _rows("Checks of ours", of(Claim, "us")),
+        _rows("Beside other methods", of(Beside), is_folded=True),
+        _rows("Calibrations", of(Calibration), is_folded=True),
+        _waiting([result for result in results.values() if not result.is_run]),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def brief_table(suite: Suite, results: Mapping[str, Result], most: int = 8) -> Table:
+    """The block of a package's README: the headline first, then what ran longest, at most `most` rows."""
+    run = [result for result in results.values() if result.is_run and not isinstance(result.row, Calibration | Beside)]
+    order = sorted(run, key=lambda r: (r.row.id != suite.headline, -minutes(r)))
+    rows = []
+    for result in order[:most]:
+        rows.append((
+            Cell(result.row.title),
+            Cell(first(result.row).suite, f"{seeds(result)}, {minutes(result):.0f} min each"),
+            Cell(ours(result), interval_words(result)),
+            Cell(control(result), control_name(result)),
+            Cell(reported(result), reported_kind(result)),
+            Cell(result.verdict.text, tone=result.verdict.tone),
+        ))  # fmt: skip
+    columns = ("what", "preset", "ours", "control", "published", "verdict")
+    return Table("Results", columns, tuple(rows), "No row has run yet.")
+
+
+def _rows(title: str, results: Sequence[Result], is_folded: bool = False) -> Table:
+    rows = []
+    for result in results:
+        links = tuple((f"seed {record.seed}", record.path) for record in result.ours.records[:6]) if result.ours else ()
+        rows.append((
+            Cell(result.row.title, protocol(result), links),
+            Cell(first(result.row).suite, f"{seeds(result)}; {devices(result)}"),
+            Cell(ours(result), interval_words(result)),
+            Cell(control(result), control_name(result)),
+            Cell(reported(result), reported_kind(result)),
+            Cell(effect_words(result)),
+            Cell(budget_share(result), result.budget),
+            Cell(result.verdict.text, "; ".join(result.notes), tone=result.verdict.tone),
+        ))  # fmt: skip
+    columns = ("what", "preset, seeds", "ours", "control", "published", "effect", "share of the budget", "verdict")
+    kept = [k for k in range(len(columns)) if k in (0, 1, 2, 7) or any(row[k].text or row[k].small for row in rows)]
     return Table(
-        "Reported and reproduced",
-        columns,
-        tuple(_verdict_row(result) for result in results),
-        "No rows.",
-        tuple(f"{result.paper}-{result.row.id}" for result in results),
+        title, tuple(columns[k] for k in kept), tuple(tuple(row[k] for k in kept) for row in rows), is_folded=is_folded
     )
 
 
-def brief_table(results: Sequence[Result], paper: str = "") -> Table:
-    """The block of a README: preset, minutes, measured and published result of a paper, or of all ("") in short.
-
-    Rows that are not run yet are one line per paper and preset; REPORT.md has them one by one.
-    """
-    lines, waiting = [], dict[tuple[str, str], list[Result]]()
+def _waiting(results: Sequence[Result]) -> Table:
+    """What has not run, with the command that runs it."""
+    rows = []
     for result in results:
-        if paper not in ("", result.paper):
-            continue
-        if not result.seeds:
-            waiting.setdefault((result.paper, result.row.suite), []).append(result)
-            continue
-        done = [seed.record for seed in result.seeds if seed.finished]
-        minutes = sum(record.data["wall_seconds"] for record in done) / len(done) / 60 if done else result.row.minutes
-        runs = _seed_links(result)
-        lines.append({
-            "paper": Cell(result.paper),
-            "row": Cell(result.row.title),
-            "preset": Cell(result.row.suite),
-            "hardware": Cell(devices(done)),
-            "seeds": Cell(runs.text),
-            "minutes per seed": Cell(f"{minutes:.1f}", "" if done else "expected"),
-            "measured": Cell(measured(result), against(result)),
-            "published": Cell(reported(result)),
-            "verdict": Cell(result.verdict.text, tone=result.verdict.tone),
-            "records": runs,
-        })  # fmt: skip
-    for (name, suite), group in waiting.items():
-        lines.append({
-            "paper": Cell(name),
-            "row": Cell(group[0].row.title if len(group) == 1 else f"{len(group)} rows of the report"),
-            "preset": Cell(suite),
-            "minutes per seed": Cell(f"{max(result.row.minutes for result in group):.0f}", "expected"),
-            "verdict": Cell("not run", tone="none"),
-        })  # fmt: skip
-    first, last = (("row", "preset", "hardware"), ("records",)) if paper else (("paper", "row", "preset", "seeds"), ())
-    columns = (*first, "minutes per seed", "measured", "published", "verdict", *last)
-    rows = tuple(tuple(line.get(column, Cell("")) for column in columns) for line in lines)
-    return Table("Results", columns, rows, "No rows.")
+        run = first(result.row)
+        command = f"python -m benchmarks.runner bench {result.paper} --preset {run.suite} --task {run.task}"
+        rows.append(
+            (
+                Cell(result.row.title),
+                Cell(run.suite, f"{run.minutes:.0f} min a seed expected"),
+                Cell(command, is_code=True),
+            )
+        )
+    return Table(f"{len(rows)} rows that have not run", ("what", "preset", "command"), tuple(rows), is_folded=True)
+
+
+# --- forms that a suite may use ---------------------------------------------------------------------------------------
+
+
+def beside_published(title: str, scores: Sequence[str], lines: Sequence[tuple[str, Sequence[Result]]]) -> Table:
+    """A table of the paper with ours beside each of its columns: lines are (name, one result a score)."""
+    columns = ["", *(f"{name}, {whose}" for name in scores for whose in ("published", "ours"))]
+    rows = []
+    for name, results in lines:
+        cells = [Cell(name)]
+        for result in results:
+            cells += [Cell(reported(result)), Cell(ours(result), seeds(result) if result.is_run else "")]
+        share = next((budget_share(result) for result in results if result.is_run), "")
+        rows.append((*cells, Cell(share)))
+    return Table(title, (*columns, "share of the budget"), tuple(rows))
+
+
+def games_by_method(
+    games: Mapping[str, str],
+    results: Mapping[str, Result],
+    published: Published,
+    methods: Sequence[tuple[str, str]],
+) -> Table:
+    """Published scores of other methods by game, and ours where a game has run."""
+    rows = []
+    for game, name in games.items():
+        result = next(
+            (results[id] for id in (f"night-{game}-untrained", f"cpu-{game}-untrained") if id in results), None
+        )
+        mine = Cell(ours(result), seeds(result)) if result is not None and result.is_run else Cell("")
+        floor = Cell(control(result)) if result is not None and result.is_run else Cell("")
+        keys = [("ijepa", f"{game}-{method}") for method in ("maj-clf", "random-cnn", *(key for key, _ in methods))]
+        known = [published.numbers.get(key) for key in keys]
+        rows.append((Cell(name), mine, floor, *(Cell("" if k is None else f"{k.value:g}") for k in known)))
+    columns = ("game", "I-JEPA, ours", "untrained, ours", "majority", "random CNN", *(words for _, words in methods))
+    return Table(
+        "AtariARI, F1 in percent: ours on standardised, published methods on raw features", columns, tuple(rows)
+    )
+
+
+# --- all papers -------------------------------------------------------------------------------------------------------
+
+
+def speed_table(results: Results, paper: str) -> Table:
+    """Speed of the hot paths of a paper beside what a user would take instead."""
+    rows = []
+    for path, data in results.speed.items():
+        for m in data["measurements"] if data["paper"] == paper else ():
+            spread = f"{number(m['low'])} to {number(m['high'])}, {m['repeats']} repeats"
+            ratio = "" if m["ratio"] is None else f"{m['ratio']:.2f} times"
+            published = "" if m["published"] is None else f"{m['published']:,g}"
+            rows.append((
+                Cell(m["name"], m["note"], (("record", path),)),
+                Cell(f"{number(m['value'])} {m['unit']}", spread),
+                Cell(ratio, "" if m["peer"] is None else str(m["peer"])),
+                Cell(published, m["published_source"]),
+                Cell(data["device"]),
+            ))  # fmt: skip
+    return Table("Speed", ("what", "ours", "against", "published", "device"), tuple(rows), is_folded=True)
+
+
+def parity_table(results: Results) -> Table:
+    """Each component beside the authors' own numbers."""
+    rows = []
+    for data in results.parity.values():
+        for c in data["components"]:
+            is_equal = c["largest_deviation"] <= c["tolerance"]
+            rows.append((
+                Cell(data["paper"]),
+                Cell(c["component"]),
+                Cell(f"{c['cases']:,}"),
+                Cell(f"{c['elements']:,}"),
+                Cell(f"{c['largest_deviation']:.2g}"),
+                Cell(f"{c['tolerance']:.2g}", c["dtype"]),
+                Cell("equal" if is_equal else "differs", tone="good" if is_equal else "bad"),
+            ))  # fmt: skip
+    columns = ("paper", "component", "cases", "elements", "largest deviation", "tolerance", "parity")
+    return Table("Parity, component by component", columns, tuple(rows), is_folded=True)
+
+
+def source_table(results: Iterable[Result]) -> Table:
+    """Where each published number that a row uses comes from, and what it spent."""
+    rows: dict[tuple[str, str], tuple[Cell, ...]] = {}
+    for result in results:
+        found = result.reported or result.curve
+        if found is not None:
+            value = reported(result) if result.reported is not None else "curve"
+            n = f"n {result.reported.n}" if result.reported is not None and result.reported.n else ""
+            place = Cell(f"{result.paper}: {found.key}", found.protocol)
+            rows[(result.paper, found.key)] = (
+                place,
+                Cell(value, n),
+                Cell(source(result)),
+                Cell(found.budget or "unknown"),
+            )
+    columns = ("number", "published", "source", "budget")
+    return Table("Sources of the published numbers", columns, tuple(rows.values()), is_folded=True)
 
 
 def runs_table(records: Iterable[Record]) -> Table:
@@ -136,119 +322,143 @@ def runs_table(records: Iterable[Record]) -> Table:
     for record in records:
         data = record.data
         stages = ", ".join(f"{name} {duration(seconds)}" for name, seconds in data["stage_seconds"].items())
-        links = (("record", record.path), *((file.name, file) for file in record.media))
+        link = (("record", record.path),)
         rows.append((
             Cell(data["paper"]),
-            Cell(f"{data['task']}, seed {data['seed']}", f"{data['claim']}, preset {data['preset']}", links),
+            Cell(f"{data['task']}, seed {data['seed']}", f"{data['claim']}, {data['preset']}", link),
             Cell(duration(data["wall_seconds"]) + ("" if record.finished else " (unfinished)"), stages),
-            Cell(data["policy"], f"{data['episodes']} episodes, {data['protocol']}"),
-            Cell(data["device"]),
-            Cell(data["revision"][:12], is_code=True),
+            Cell(data["device"], f"revision {data['revision'][:12]}"),
             Cell(data["command"], is_code=True),
         ))  # fmt: skip
-    columns = ("paper", "run", "wall time", "policy", "device", "revision", "command")
-    return Table("Runs", columns, tuple(rows), "No run is recorded yet.")
+    columns = ("paper", "run", "wall time", "device", "command")
+    return Table("Provenance of every record", columns, tuple(rows), is_folded=True)
 
 
-def speed_table(results: Results) -> Table:
-    """Speed of the hot paths beside what a user would take instead."""
-    rows = []
-    for path, data in results.speed.items():
-        for m in data["measurements"]:
-            peer = "" if m["peer"] is None else str(m["peer"])
-            spread = f"{number(m['low'])} to {number(m['high'])}"
-            ratio = "" if m["ratio"] is None else f"{m['ratio']:.2f} times"
-            published = "" if m["published"] is None else f"{m['published']:,g}"
-            rows.append((
-                Cell(data["paper"]),
-                Cell(m["name"], m["note"], (("record", path),)),
-                Cell(f"{number(m['value'])} {m['unit']}", f"{spread}, {m['repeats']} repeats"),
-                Cell(ratio, peer),
-                Cell(published, m["published_source"]),
-                Cell(data["device"]),
-            ))  # fmt: skip
-    columns = ("paper", "measurement", "ours", "against the peer", "published", "device")
-    return Table("Speed", columns, tuple(rows), "No speed is recorded yet.")
+def protocol_table(results: Iterable[Result], protocols: Mapping[str, str]) -> Table:
+    """What the protocol words stand for."""
+    used = dict.fromkeys(name for name in map(protocol, results) if name)
+    rows = tuple((Cell(name), Cell(protocols[name])) for name in used if name in protocols)
+    return Table("Protocols", ("protocol", "meaning"), rows, is_folded=True)
 
 
-def parity_table(results: Results) -> Table:
-    """Each component beside the authors' own numbers."""
-    rows = []
-    for path, data in results.parity.items():
-        for c in data["components"]:
-            is_equal = c["largest_deviation"] <= c["tolerance"]
-            rows.append((
-                Cell(data["paper"]),
-                Cell(c["component"], links=(("record", path),)),
-                Cell(f"{c['cases']:,}"),
-                Cell(f"{c['elements']:,}"),
-                Cell(f"{c['largest_deviation']:.2g}"),
-                Cell(f"{c['tolerance']:.2g}", c["dtype"]),
-                Cell("equal" if is_equal else "differs", tone="good" if is_equal else "bad"),
-            ))  # fmt: skip
-    columns = ("paper", "component", "cases", "elements", "largest deviation", "tolerance", "parity")
-    return Table("Parity with the authors' code", columns, tuple(rows), "No parity table is recorded yet.")
+# --- words ------------------------------------------------------------------------------------------------------------
 
 
-def parts_table(results: Sequence[Result], known: Published) -> Table:
-    """Single variables of the calibrations that are published too: where a difference of their score comes from."""
-    rows = []
-    for result in results:
-        if result.row.kind != "calibration" or result.row.quantity != "value" or result.reported is None:
-            continue
-        parts: dict[str, list[float]] = {}
-        for seed in result.seeds:
-            for name, part in seed.record.data["measurements"].items():
-                parts.setdefault(name, []).append(part["value"])
-        for name, values in parts.items():
-            key = f"{result.row.task}-{name.replace('_', '-')}-{result.reported.method}"
-            published = known.numbers.get((result.paper, key))
-            if published is not None:
-                rows.append((
-                    Cell(result.paper),
-                    Cell(f"{result.row.task}: {name}", result.reported.method),
-                    Cell(f"{published.value:g}", f"{published.metric}, {published.unit}"),
-                    Cell(f"{fmean(values):.1f}", ", ".join(f"{v:.1f}" for v in values) if len(values) > 1 else ""),
-                    Cell(f"{fmean(values) - published.value:+.1f}"),
-                ))  # fmt: skip
-    columns = ("paper", "variable", "reported", "measured", "difference")
-    return Table("Calibrations, variable by variable", columns, tuple(rows), "No calibration is recorded yet.")
+def ours(result: Result) -> str:
+    """Our mean ± standard deviation, or "not run"."""
+    if result.ours is None:
+        return "not run"
+    spread = (
+        f" ± {result.ours.std:.1f}"
+        if any(len(group) > 1 for group in result.ours.groups) or len(result.ours.groups) > 1
+        else ""
+    )
+    return f"{result.ours.mean:.1f}{spread}"
 
 
-def protocol_table(results: Sequence[Result], protocols: Mapping[str, str]) -> Table:
-    """What the protocol keys of the verdict table stand for."""
-    used = dict.fromkeys(name for name in map(_protocol, results) if name)
-    rows = tuple((Cell(name), Cell(protocols[name])) for name in used)
-    return Table("Protocols", ("protocol", "meaning"), rows, "No protocol is in use.")
+def interval_words(result: Result) -> str:
+    """The interval of our mean, and what ± is over."""
+    side = result.ours
+    if side is None or side.interval[0] == side.interval[1]:
+        return ""
+    return f"95 % {side.interval[0]:.1f} to {side.interval[1]:.1f}; ± over {side.std_over}"
+
+
+def seeds(result: Result) -> str:
+    """How many seeds of ours stand behind a row."""
+    return "" if result.ours is None else result.ours.seeds
+
+
+def control(result: Result) -> str:
+    """The mean of the floor or of the control."""
+    return "" if result.other is None else f"{result.other.mean:.1f}"
+
+
+def control_name(result: Result) -> str:
+    """What the floor or the control is."""
+    if isinstance(result.row, Claim):
+        return result.row.against
+    if isinstance(result.row, Number) and result.other is not None:
+        return "floor: " + result.row.floor.name.split("/")[-1]
+    return ""
 
 
 def reported(result: Result) -> str:
-    """The published number, or that of the published curve at the steps compared, without its source; "" for none."""
+    """The published number ± its spread; of a curve its value at the last point compared; else "none"."""
+    if result.reported is not None:
+        spread = "" if result.reported.std is None else f" ± {result.reported.std:.4g}"
+        return f"{result.reported.value:.4g}{spread}"
+    if result.points:
+        return f"{result.points[-1][2]:.1f}"
+    return "" if result.curve is not None else "none"
+
+
+def reported_kind(result: Result) -> str:
+    """What the published number is: the same score, another method's, or none."""
+    if isinstance(result.row, Beside):
+        return "another method's"
+    if result.curve is not None:
+        return "the same curve"
+    return "the same score" + _silent(result.reported) if result.reported is not None else "none of this protocol"
+
+
+def source(result: Result) -> str:
+    """Where the published number comes from."""
     if result.reported is None:
-        found = [seed.on_curve for seed in result.seeds if seed.on_curve is not None]
-        if found:
-            return f"{sum(found) / len(found):.1f} (curve)"
-        return "" if result.curve is None else "published curve"
-    spread = "" if result.reported.std is None else f" ± {result.reported.std:g}"
-    return f"{result.reported.value:g}{spread}"
+        return "" if result.curve is None else result.curve.source
+    certainty = f" ({result.reported.certainty})" if result.reported.certainty else ""
+    return f"{result.reported.source}{certainty}"
 
 
-def measured(result: Result) -> str:
-    """Our mean ± standard deviation, or "not run"."""
-    if result.mean is None:
-        return result.verdict.text if result.verdict.tone == "none" else "not run"
-    return f"{result.mean:.1f}" + ("" if result.std is None else f" ± {result.std:.1f}")
+def _silent(found: PublishedNumber | None) -> str:
+    return (
+        "; ± over episodes of one run, silent about seeds" if found is not None and found.std_over == "episodes" else ""
+    )
 
 
-def against(result: Result) -> str:
-    """The mean of what a claim is held against, over seeds; "" where there is none."""
-    found = [seed.control for seed in result.seeds if seed.control is not None]
-    return f"against {sum(found) / len(found):.1f}" if found else ""
+def effect_words(result: Result) -> str:
+    """The effect with its interval; of a claim, the difference with its interval."""
+    if result.effect is not None:
+        mean, low, high = result.effect
+        return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+    if result.difference is not None:
+        mean, low, high = result.difference
+        return f"{mean:+.1f} [{low:.1f}, {high:.1f}]"
+    return ""
 
 
-def devices(records: Iterable[Record]) -> str:
-    """The devices of some runs, each named once."""
-    return ", ".join(dict.fromkeys(record.data["device"] for record in records))
+def budget_share(result: Result) -> str:
+    """The smallest share of the published budget."""
+    if result.reported is None or not result.is_run or not isinstance(result.row, Number):
+        return ""
+    if result.row.is_official:
+        return "the authors' weights"
+    if result.share is None:
+        return "unknown"
+    return f"at most {percent(result.share)}" if result.has_unknown_budget else percent(result.share)
+
+
+def protocol(result: Result) -> str:
+    """The protocol word of a row."""
+    if result.reported is not None:
+        return result.reported.protocol
+    if result.curve is not None:
+        return result.curve.protocol
+    return "" if result.ours is None else result.ours.protocol
+
+
+def minutes(result: Result) -> float:
+    """Measured minutes of a seed."""
+    return (
+        fmean(record.data["wall_seconds"] for record in result.ours.records) / 60
+        if result.ours
+        else first(result.row).minutes
+    )
+
+
+def devices(result: Result) -> str:
+    """The devices of the runs, each named once."""
+    return ", ".join(dict.fromkeys(record.data["device"] for record in result.ours.records)) if result.ours else ""
 
 
 def duration(seconds: float) -> str:
@@ -261,63 +471,3 @@ def duration(seconds: float) -> str:
 def number(value: float) -> str:
     """A measured number with about four digits and thousands separated."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def command(result: Result) -> str:
-    """The command that makes the records of a row."""
-    row, seeds = result.row, " ".join(map(str, result.row.seeds))
-    return f"python -m benchmarks.runner bench {result.paper} --preset {row.suite} --task {row.task} --seeds {seeds}"
-
-
-def _verdict_row(result: Result) -> tuple[Cell, ...]:
-    unit, source, size = _published_words(result)
-    interval = "" if result.interval is None else f"95 % {result.interval[0]:.1f} to {result.interval[1]:.1f}"
-    over = f"± over {result.std_over}" if result.std_over else ""
-    done = [seed.record for seed in result.seeds if seed.finished]
-    revisions = ", ".join(dict.fromkeys(record.data["revision"][:12] for record in done))
-    runs = _seed_links(result)
-    return (
-        Cell(result.paper),
-        Cell(result.row.title, unit),
-        Cell(reported(result), source),
-        Cell(measured(result), "; ".join(part for part in (interval, over) if part)),
-        Cell(result.verdict.text, "; ".join(result.notes), tone=result.verdict.tone),
-        Cell(result.row.suite, runs.text, runs.links),
-        Cell(result.budget, f"published: {size}" if size else ""),
-        Cell(command(result), is_code=True),
-        Cell(devices(done), f"revision {revisions}" if revisions else ""),
-    )
-
-
-def _published_words(result: Result) -> tuple[str, str, str]:
-    """Unit and protocol, source, and budget of what a row is compared with."""
-    curve, found = result.curve, result.reported
-    if found is None and curve is None:
-        unit = result.seeds[0].record.data["unit"] if result.seeds else ""
-        return "; ".join(word for word in (unit, _protocol(result)) if word), "", ""
-    if found is None:
-        assert curve is not None
-        return f"{curve.y_unit} per {curve.x_unit}; {curve.protocol}", curve.source, curve.budget
-    n = f"n {found.n}, " if found.n else ""
-    over = f"± over {found.std_over}; " if found.std_over else ""
-    certainty = f" ({found.certainty})" if found.certainty else ""
-    return f"{found.unit}; {found.protocol}", f"{n}{over}{found.source}{certainty}", found.budget
-
-
-def _protocol(result: Result) -> str:
-    """The protocol of the published number or curve, else that of the records; "" if there are none yet."""
-    source = result.reported or result.curve
-    if source is not None:
-        return source.protocol
-    found = sample(result.seeds[0].record.data, result.row.quantity) if result.seeds else None
-    return str(found["protocol"]) if found else ""
-
-
-def _seed_links(result: Result) -> Cell:
-    links = []
-    for seed in result.seeds:
-        links.append((f"seed {seed.seed}" + ("" if seed.finished else " (unfinished)"), seed.record.path))
-        if seed.rival is not None:
-            links.append((f"seed {seed.seed} of {result.row.rival}", seed.rival.path))
-    count = len(result.seeds)
-    return Cell("one seed" if count == 1 else f"{count} seeds" if count else "none", links=tuple(links))

@@ -2,227 +2,254 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from benchmarks.rows import Row, Suite
+from benchmarks.compare import Result
+from benchmarks.content import Table, beside_published
+from benchmarks.plots import Plot, over_settings
+from benchmarks.published import Published
+from benchmarks.rows import CALIBRATION, Calibration, Claim, Curve, Experiment, Number, Quantity, Row, Suite
 
 TRANSFER = "dream-transfer"
-HIDDEN = "controller_hidden=40"
 SEEDS = (0, 1, 2)
-
-TEMPERATURES = ("1.15", "0.10", "0.50", "1.00", "1.30")  # the run that the others share comes first
-UNTRAINED = "C on z and h of an M as it was initialised (control)"
-UNTRAINED_M = ("memory_updates=0",)
+TEMPERATURES = ("0.10", "0.50", "1.00", "1.15", "1.30")
+PUBLISHED_TAU = "1.15"  # the temperature of the paper's best controller, whose run the others take V and M from
+GPU = 25  # minutes
+# What C sees: the claim word, words, the published score, and settings.
 CONTROLLERS = (
     ("real-zh", "C on z and h", "carracing-vm", ()),
     ("real-z", "C on z alone", "carracing-v", ("controller_inputs=z",)),
-    ("real-z-hidden40", "C on z, 40 hidden units", "carracing-v-hidden", ("controller_inputs=z", HIDDEN)),
-    ("real-zh-untrained", UNTRAINED, "carracing-vm", UNTRAINED_M),
+    (
+        "real-z-hidden40",
+        "C on z, 40 hidden units",
+        "carracing-v-hidden",
+        ("controller_inputs=z", "controller_hidden=40"),
+    ),
 )
-DOOM_NIGHT, CAR_NIGHT, GPU = 45, 30, 25
+UNTRAINED = "real-zh-untrained"
+MODEL_FROM = "--world-from"
+
+CPU = Experiment("cpu", "doom", TRANSFER, SEEDS, minutes=8)
+UNIFORM = Experiment(CALIBRATION, "doom", "random-uniform", (0,), 1, evaluate=("--random", "uniform"), is_trained=False)
+HELD = Experiment(
+    CALIBRATION, "doom", "random-held", (0,), 2, evaluate=("--random", "held", "--test-episodes", "400"),
+    is_trained=False,
+)  # fmt: skip
 
 
-def temperature_table(suite: str, seeds: tuple[int, ...], minutes: float) -> tuple[Row, ...]:
-    """Both columns of the paper's table 2, the control, and what they claim.
-
-    All of them share one V and M, the control its V.
-    """
-    row = partial(Row, kind="number", suite=suite, task="doom", seeds=seeds, minutes=minutes)
-    rows = []
+def dreams(base: Experiment) -> dict[str, Experiment]:
+    """The controllers of the paper's table 2 by temperature, all on the V and M of `base`."""
+    found = {PUBLISHED_TAU: base}
     for tau in TEMPERATURES:
-        is_base = tau == TEMPERATURES[0]
-        of_tau = partial(
-            row,
-            claim=TRANSFER if is_base else f"{TRANSFER}-tau{tau}",
-            settings=() if is_base else (f"temperature={float(tau)}",),
-            shares_world=not is_base,
+        if tau != PUBLISHED_TAU:
+            settings = (f"temperature={float(tau)}",)
+            found[tau] = replace(base, claim=f"{TRANSFER}-tau{tau}", settings=settings, takes=(MODEL_FROM, base))
+    return {tau: found[tau] for tau in TEMPERATURES}
+
+
+def temperature_rows(base: Experiment) -> tuple[Row, ...]:
+    """Both columns of table 2 and what they claim."""
+    rows: list[Row] = []
+    by_tau, suite = dreams(base), base.suite
+    for tau, run in by_tau.items():
+        where = f"at temperature {tau}"
+        rows += [
+            Number(
+                id=f"{suite}-dream-tau{tau}",
+                title=f"Take Cover: score inside the dream {where}",
+                ours=Quantity(run, "measurements/dream return"),
+                floor=Quantity(run, "measurements/dream uniform random"),
+                published=f"doom-dream-tau{tau}",
+            ),
+            Number(
+                id=f"{suite}-real-tau{tau}",
+                title=f"Take Cover: score in the real game, trained in the dream {where}",
+                ours=Quantity(run),
+                floor=Quantity(run, "controls/uniform random"),
+                published=f"doom-real-tau{tau}",
+            ),
+        ]
+    best = by_tau[PUBLISHED_TAU]
+    rows += [
+        Claim(
+            id=f"{suite}-beats-tau{tau}",
+            title=f"Take Cover: temperature {PUBLISHED_TAU} transfers better to the real game than {tau} (table 2)",
+            ours=(Quantity(best),),
+            control=(Quantity(by_tau[tau]),),
+            against=f"temperature {tau}",
+            equal="rollouts",
         )
-        dream = of_tau(
-            id=f"{suite}-dream-tau{tau}",
-            title=f"Take Cover: score inside the dream at temperature {tau}",
-            published=f"doom-dream-tau{tau}",
-            quantity="measurements/dream return",
-        )
-        real = of_tau(
-            id=f"{suite}-real-tau{tau}",
-            title=f"Take Cover: score in the real game after training in the dream at temperature {tau}",
-            published=f"doom-real-tau{tau}",
-        )
-        rows += [dream, real]
-    control = row(
-        id=f"{suite}-real-untrained",
-        title="Take Cover: score in the real game at temperature 1.15 with M as it was initialised (control)",
-        claim=f"{TRANSFER}-untrained",
-        published="doom-real-tau1.15",
-        settings=UNTRAINED_M,
-        shares_world=True,
-    )
-    better = partial(row, kind="claim", claim=TRANSFER, published="", shares_world=True)
-    claims = (
-        better(
-            id=f"{suite}-beats-held",
-            title="Take Cover: training in the dream at temperature 1.15 beats held random play in the real game",
-            control="held random",
-        ),
-        better(
-            id=f"{suite}-beats-untrained",
-            title="Take Cover: a dream of a trained M teaches more for the real game than that of an untrained one",
-            rival=f"{TRANSFER}-untrained",
-            rival_settings=UNTRAINED_M,
-        ),
-        *(
-            better(
-                id=f"{suite}-beats-tau{tau}",
-                title=f"Take Cover: temperature 1.15 transfers better to the real game than {tau} (shape of table 2)",
-                rival=f"{TRANSFER}-tau{tau}",
-                rival_settings=(f"temperature={float(tau)}",),
+        for tau in ("0.10", "0.50")
+    ]
+    return (*rows, held_check(base, f"{suite}-beats-held"))
+
+
+def held_check(run: Experiment, id: str) -> Claim:
+    """Against the stronger of the random policies."""
+    return Claim(
+        id=id,
+        title=f"Take Cover: training in the dream at temperature {PUBLISHED_TAU} beats held random play in the game",
+        ours=(Quantity(run),),
+        control=(Quantity(run, "controls/held random"),),
+        against="held random play",
+        asserted_by="us",
+    )  # fmt: skip
+
+
+def car_rows(base: Experiment) -> tuple[Row, ...]:
+    """Table 1 with the learning curves of its first and last line, and what they claim; all share one V."""
+    suite, rows = base.suite, list[Row]()
+    reduced = "32 members of 1 rollout in place of 64 of 16" if suite == "night" else ""
+    runs = {
+        claim: base if claim == base.claim else replace(base, claim=claim, settings=settings, takes=(MODEL_FROM, base))
+        for claim, _, _, settings in CONTROLLERS
+    }
+    for claim, words, published, _ in CONTROLLERS:
+        rows.append(
+            Number(
+                id=f"{suite}-{claim}",
+                title=f"CarRacing: return over 100 random tracks, {words}",
+                ours=Quantity(runs[claim]),
+                floor=Quantity(runs[claim], "controls/collection random"),
+                published=published,
             )
-            for tau in ("0.10", "0.50")
-        ),
-    )
-    return (*rows, control, *claims)
-
-
-def car_table(suite: str, seeds: tuple[int, ...], minutes: float) -> tuple[Row, ...]:
-    """The paper's table 1 and the control, each with its learning curve, and what they claim; all share one V."""
-    rows = []
-    for claim, words, published, settings in CONTROLLERS:
-        row = partial(
-            Row,
-            suite=suite,
-            task="car",
-            seeds=seeds,
-            claim=claim,
-            minutes=minutes,
-            settings=settings,
-            shares_world=bool(settings),
         )
-        score = row(
-            id=f"{suite}-{claim}",
-            title=f"CarRacing: return over 100 random tracks, {words}",
-            kind="number",
-            published=published,
-            fraction_of="env_frames" if published == "carracing-vm" else "episodes_collected",
-        )
-        curve = row(
-            id=f"{suite}-{claim}-curve",
-            title=f"CarRacing: mean return of the CMA-ES population at equal environment steps, {words}",
-            kind="curve",
+    rows.append(
+        Curve(
+            id=f"{suite}-{base.claim}-curve",
+            title="CarRacing: mean return of the CMA-ES population at equal environment steps, C on z and h",
+            ours=Quantity(base, "population mean at equal steps"),
             published="carracing-population",
-            quantity="population mean at equal steps",
+            reduced=reduced,
         )
-        rows += [score, curve]
-    better = partial(
-        Row, kind="claim", suite=suite, task="car", seeds=seeds, minutes=minutes, published="", fraction_of="rollouts"
     )
-    zh, z, _, untrained = CONTROLLERS
-    claims = (
-        better(
-            id=f"{suite}-beats-random",
-            title="CarRacing: C on z and h beats the random play of the data collection",
-            claim=zh[0],
-            control="collection random",
+    untrained = replace(base, claim=UNTRAINED, settings=("memory_updates=0",), takes=(MODEL_FROM, base))
+    rows += [
+        Claim(
+            id=f"{suite}-zh-beats-z",
+            title="CarRacing: C on z and h beats C on z alone after as many rollouts (table 1)",
+            ours=(Quantity(base),),
+            control=(Quantity(runs["real-z"]),),
+            against="C on z alone",
+            equal="rollouts",
         ),
-        *(
-            better(
-                id=f"{suite}-{ours}-beats-{theirs}",
-                title=f"CarRacing: {words} after as many rollouts",
-                claim=ours,
-                rival=theirs,
-                rival_settings=rival_settings,
-                shares_world=True,
-            )
-            for ours, theirs, rival_settings, words in (
-                (zh[0], z[0], z[3], "C on z and h beats C on z alone (direction of table 1)"),
-                (zh[0], untrained[0], untrained[3], "C on z and h beats C on z and h of an untrained M"),
-            )
+        Claim(
+            id=f"{suite}-zh-beats-untrained",
+            title="CarRacing: C on z and h beats C on z and h of an M as it was initialised, after as many rollouts",
+            ours=(Quantity(base),),
+            control=(Quantity(untrained),),
+            against="h of an untrained M",
+            asserted_by="us",
+            equal="rollouts",
         ),
+    ]
+    return tuple(rows)
+
+
+NIGHT = Experiment("night", "doom", TRANSFER, (0,), minutes=45)
+NIGHT_CAR = Experiment("night", "car", "real-zh", (0,), minutes=56)
+GPU_DOOM = Experiment("gpu", "doom", TRANSFER, SEEDS, minutes=GPU, needs_gpu=True)
+GPU_CAR = Experiment("gpu", "car", "real-zh", SEEDS, minutes=GPU, needs_gpu=True)
+
+
+def tables(results: Mapping[str, Result], published: Published) -> Sequence[Table]:
+    """Table 2 of the paper, both scores by temperature, ours beside."""
+    suite = shown_suite(results)
+    lines = [
+        (
+            f"temperature {tau}",
+            [results[f"{suite}-dream-tau{tau}"], results[f"{suite}-real-tau{tau}"]],
+        )
+        for tau in TEMPERATURES
+    ]
+    car = [(words, [results[f"night-{claim}"]]) for claim, words, _, _ in CONTROLLERS]
+    return (
+        beside_published(f"Table 2 of the paper: Take Cover, tics survived (preset {suite})", ("dream", "game"), lines),
+        beside_published("Table 1 of the paper: CarRacing, return (preset night)", ("100 random tracks",), car),
     )
-    return (*rows, *claims)
+
+
+def plots(results: Mapping[str, Result], published: Published) -> Sequence[Plot]:
+    """Dream and real score over the temperature, the paper's own finding in one picture."""
+    suite = shown_suite(results)
+    series = {
+        f"{words} ({whose})": [(float(tau), results[f"{suite}-{where}-tau{tau}"]) for tau in TEMPERATURES]
+        for where, words in (("dream", "inside the dream"), ("real", "in the real game"))
+        for whose in ("ours", "published")
+    }
+    caption = (
+        "Take Cover: what a controller scores inside the dream it was trained in, and in the real game, by the "
+        f"temperature of the dream (preset {suite})"
+    )
+    return (over_settings("ha2018-temperature", caption, "temperature τ of the dream", "tics survived", series),)
+
+
+def shown_suite(results: Mapping[str, Result]) -> str:
+    """The strongest preset whose table 2 has been run."""
+    presets = ("paper", "gpu", "night")
+    return next((name for name in presets if (row := results.get(f"{name}-real-tau1.15")) and row.is_run), "night")
 
 
 SUITE = Suite(
     paper="ha2018",
     title="World Models",
+    citation="Ha & Schmidhuber 2018, arXiv 1803.10122",
     tasks=("doom", "car"),
+    headline=f"night-real-tau{PUBLISHED_TAU}",
+    scale="Take Cover in the real game, trained in the dream alone",
+    budget={
+        "env_frames": "environment frames",
+        "episodes_collected": "episodes collected",
+        "generations": "CMA-ES generations",
+        "rollouts": "CMA-ES rollouts",
+        "parameters": "parameters",
+    },
     rows=(
-        Row(
+        Claim(
             id="transfer",
             title="Take Cover: a controller trained only in the dream beats uniform random play in the game",
-            kind="claim",
-            suite="cpu",
-            task="doom",
-            seeds=SEEDS,
-            claim=TRANSFER,
-            published="doom-real-tau1.15",
-            control="uniform random",
-            minutes=8,
+            ours=(Quantity(CPU),),
+            control=(Quantity(CPU, "controls/uniform random"),),
+            against="uniform random play",
+            asserted_by="us",
         ),
-        Row(
-            id="transfer-held",
-            title="Take Cover: the same against the stronger policy of the data collection, held actions",
-            kind="claim",
-            suite="cpu",
-            task="doom",
-            seeds=SEEDS,
-            claim=TRANSFER,
-            published="doom-real-tau1.15",
-            control="held random",
-            minutes=8,
+        replace(
+            held_check(CPU, "transfer-held"), title="Take Cover: the same against held random play, a stronger policy"
         ),
-        Row(
+        Number(
             id="score",
-            title="Take Cover: score in the real game after training in the dream at temperature 1.15",
-            kind="number",
-            suite="cpu",
-            task="doom",
-            seeds=SEEDS,
-            claim=TRANSFER,
+            title="Take Cover: score in the real game, trained in the dream at temperature 1.15",
+            ours=Quantity(CPU),
+            floor=Quantity(CPU, "controls/uniform random"),
             published="doom-real-tau1.15",
-            minutes=8,
         ),
-        Row(
+        Curve(
             id="dream-curve",
             title="Take Cover: mean return of the CMA-ES population inside the dream",
-            kind="curve",
-            suite="cpu",
-            task="doom",
-            seeds=SEEDS,
-            claim=TRANSFER,
+            ours=Quantity(CPU, "dream population mean"),
             published="doom-population",
-            quantity="dream population mean",
-            minutes=8,
+            reduced="Z 32 and H 256 in place of 64 and 512, 32 members of 8 rollouts in place of 64 of 16",
         ),
-        Row(
+        Calibration(
             id="random-uniform",
-            title="Take Cover: uniform random policy, the environment's own calibration",
-            kind="calibration",
-            suite="calibration",
-            task="doom",
-            seeds=(0,),
-            claim="random-uniform",
+            title="Take Cover: uniform random play",
+            ours=Quantity(UNIFORM),
             published="doom-random",
-            minutes=1,
-            evaluate=("--random", "uniform"),
-            is_trained=False,
         ),
-        Row(
+        Calibration(
             id="random-held",
             title="Take Cover: mean length of the episodes kept by the collection policy",
-            kind="calibration",
-            suite="calibration",
-            task="doom",
-            seeds=(0,),
-            claim="random-held",
+            ours=Quantity(HELD, "measurements/kept length"),
             published="doom-kept-length",
-            quantity="measurements/kept length",
-            minutes=2,
-            evaluate=("--random", "held", "--test-episodes", "400"),
-            is_trained=False,
         ),
-        *temperature_table("night", (0,), DOOM_NIGHT),
-        *car_table("night", (0,), CAR_NIGHT),
-        *temperature_table("gpu", SEEDS, GPU),
-        *car_table("gpu", SEEDS, GPU),
+        *temperature_rows(NIGHT),
+        *car_rows(NIGHT_CAR),
+        *temperature_rows(GPU_DOOM),
+        *car_rows(GPU_CAR),
     ),
+    tables=tables,
+    plots=plots,
+    speed=("measure",),
+    film=("night", "doom", TRANSFER),
 )

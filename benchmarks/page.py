@@ -1,13 +1,14 @@
-"""Prints the report as one HTML page that needs no network: styles, plots and videos are inside it."""
+"""Prints the report as one HTML page that needs no network: styles, plots and films are inside it."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from benchmarks.content import HOW_TO_READ, NOTES, Cell, Table
+from benchmarks.content import HOW_TO_READ, NOTES, SCALE, Cell, Table
 from benchmarks.markdown import relative
 from benchmarks.plots import DARK, LIGHT, Plot
 
@@ -17,60 +18,75 @@ STYLE = f":root{{{LIGHT}}}\n@media (prefers-color-scheme:dark){{:root{{{DARK}}}}
 ).read_text(encoding="utf-8")
 
 
-def page(
-    tables: Sequence[Table],
-    plots: Sequence[Plot],
-    videos: Sequence[tuple[str, Path]],
-    folder: Path,
-    lead: str,
-) -> str:
-    """The page as it lies in `folder`. The first table has the verdicts; videos are (caption, file)."""
-    verdicts, *others = tables
-    sections = [("verdicts", verdicts.title, _table(verdicts, folder, "cards") + _legend())]
-    if plots:
-        figures = "".join(
-            f"<figure>{plot.svg}<figcaption>{escape(plot.caption)}</figcaption></figure>\n" for plot in plots
-        )
-        sections.append(("plots", "Curves and episodes", f'<div class="figures">{figures}</div>'))
-    if videos:
-        figures = "".join(_video(caption, path) for caption, path in videos)
-        sections.append(("videos", "Videos", f'<div class="figures">{figures}</div>'))
-    for one in others:
-        sections.append((one.title.split()[0].lower(), one.title, _table(one, folder, "")))
-    nav = "".join(f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title, _ in sections)
-    body = "".join(
-        f'<section id="{anchor}"><h2>{escape(title)}</h2>\n{html}</section>\n' for anchor, title, html in sections
-    )
+@dataclass(frozen=True)
+class Section:
+    """One heading of the report with what stands below it, in this order; films are (caption, file)."""
+
+    anchor: str
+    title: str
+    lead: str = ""
+    tables: tuple[Table, ...] = ()
+    plots: tuple[Plot, ...] = ()
+    films: tuple[tuple[str, Path], ...] = ()
+    links: tuple[tuple[str, Path], ...] = ()
+
+
+def page(sections: Sequence[Section], folder: Path, lead: str) -> str:
+    """The page as it lies in `folder`."""
+    nav = "".join(f'<a href="#{one.anchor}">{escape(one.title)}</a>' for one in sections)
+    body = "".join(_section(one, folder, is_first=k == 0) for k, one in enumerate(sections))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
         f"<title>World models, reported and reproduced</title>\n<style>{STYLE}</style></head>\n<body><main>"
-        f'<h1>World models, reported and reproduced</h1><p class="lead">{escape(lead)}</p>\n<nav>{nav}</nav>'
-        f"{_tally(verdicts)}\n{body}</main></body></html>\n"
+        f'<h1>World models, reported and reproduced</h1><p class="lead">{escape(lead)}</p>\n<nav>{nav}</nav>\n'
+        f"{body}</main></body></html>\n"
     )
 
 
-def _table(one: Table, folder: Path, style: str) -> str:
+def _section(one: Section, folder: Path, is_first: bool) -> str:
+    parts = [f'<section id="{one.anchor}"><h2>{escape(one.title)}</h2>\n']
+    if one.lead:
+        parts.append(f"<p>{escape(one.lead)}</p>\n")
+    if one.links:
+        links = " · ".join(f'<a href="{escape(relative(path, folder))}">{escape(name)}</a>' for name, path in one.links)
+        parts.append(f"<p>{links}</p>\n")
+    open_tables = [table for table in one.tables if not table.is_folded]
+    if is_first:
+        parts += [_table(table, folder) for table in open_tables[:1]]
+        open_tables = open_tables[1:]
+    figures = [_figure(plot) for plot in one.plots] + [_film(caption, path) for caption, path in one.films]
+    if figures:
+        parts.append(f'<div class="figures">{"".join(figures)}</div>\n')
+    parts += [f"<h3>{escape(table.title)}</h3>\n{_table(table, folder)}" for table in open_tables]
+    if is_first:
+        parts.append(_legend())
+    for table in one.tables:
+        if table.is_folded:
+            parts.append(f"<details><summary>{escape(table.title)}</summary>\n{_table(table, folder)}</details>\n")
+    return "".join(parts) + "</section>\n"
+
+
+def _table(one: Table, folder: Path) -> str:
     if not one.rows:
-        return f"<p>{escape(one.empty)}</p>"
+        return f"<p>{escape(one.empty)}</p>\n"
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in one.columns)
     lines = []
-    for position, row in enumerate(one.rows):
-        anchor = f' id="{escape(one.anchors[position])}"' if one.anchors else ""
+    for row in one.rows:
         cells = "".join(_cell(cell, column, folder) for cell, column in zip(row, one.columns, strict=True))
-        lines.append(f"<tr{anchor}>{cells}</tr>")
+        lines.append(f"<tr>{cells}</tr>")
     body = "\n".join(lines)
     return (
-        f'<div class="scroll {style}" tabindex="0" role="region" aria-label="{escape(one.title)}">'
+        f'<div class="scroll cards" tabindex="0" role="region" aria-label="{escape(one.title)}">'
         f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n"
     )
 
 
 def _cell(cell: Cell, column: str, folder: Path) -> str:
     text = escape(cell.text)
-    if cell.tone:
+    if cell.tone and text:
         text = f'<span class="badge {cell.tone}">{text}</span>'
-    elif cell.is_code:
+    elif cell.is_code and text:
         text = f"<code>{text}</code>"
     elif text:
         text = f"<span>{text}</span>"
@@ -87,28 +103,18 @@ def _legend() -> str:
         f'<dt><span class="badge {tone}">{escape(name)}</span></dt><dd>{escape(text)}</dd>'
         for name, tone, text in HOW_TO_READ
     )
-    notes = f"<p>{escape(NOTES)}</p>"
-    return f"<h2>How to read a verdict</h2><dl>{items}</dl>{notes}"
+    notes = f"<p>{escape(SCALE)}</p><p>{escape(NOTES)}</p>"
+    return f"<details><summary>How to read a verdict</summary>{notes}<dl>{items}</dl></details>\n"
 
 
-def _tally(verdicts: Table) -> str:
-    """How often each verdict stands in the table, numbers and seeds left aside."""
-    counts: dict[tuple[str, str], int] = {}
-    for row in verdicts.rows:
-        for cell in row:
-            if cell.tone:
-                key = (cell.text.split(" (")[0], cell.tone)
-                counts[key] = counts.get(key, 0) + 1
-    badges = "".join(
-        f'<span class="badge {tone}">{count} × {escape(name)}</span>' for (name, tone), count in counts.items()
-    )
-    return f'<div class="tally">{badges}</div>'
+def _figure(plot: Plot) -> str:
+    return f"<figure>{plot.svg}<figcaption>{escape(plot.caption)}</figcaption></figure>\n"
 
 
-def _video(caption: str, path: Path) -> str:
+def _film(caption: str, path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
     source = f"data:video/webm;base64,{data}"
     return (
-        f'<figure><video controls loop muted playsinline src="{source}"></video>'
+        f'<figure><video controls loop muted playsinline preload="metadata" src="{source}"></video>'
         f"<figcaption>{escape(caption)}</figcaption></figure>\n"
     )

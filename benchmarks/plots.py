@@ -9,15 +9,16 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.compare import Result
-from benchmarks.records import sample
+from benchmarks.compare import SAME_BUDGET, Result, percent
+from benchmarks.rows import Curve, Number
 
 # Each stands for a CSS variable: matplotlib writes the hex value, `_themed` puts the variable in its place.
 INK, MUTED, LINE, OURS, PUBLISHED, CONTROL = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
@@ -42,81 +43,128 @@ class Plot:
 
 
 def draw(results: Sequence[Result]) -> list[Plot]:
-    """A plot per curve row and per group of claim rows that share their runs, if one of these is finished."""
-    groups: dict[tuple[str, ...], list[Result]] = {}
-    for result in results:
-        row = result.row
-        if row.kind in ("curve", "claim") and any(seed.finished for seed in result.seeds):
-            key = (result.paper, row.kind, row.suite, row.task, row.claim, row.quantity)
-            groups.setdefault(key, []).append(result)
-    return [_curve(group[0]) if group[0].row.kind == "curve" else _episodes(group) for group in groups.values()]
+    """A plot per curve row that has run."""
+    return [_curve(result) for result in results if isinstance(result.row, Curve) and result.is_run]
+
+
+def forest(results: Sequence[tuple[str, Result]]) -> Plot:
+    """The effect of each (label, result) with its interval, from the floor (0) to the published number (1).
+
+    The shade says how much of the published budget was spent.
+    """
+    shown = [(label, result) for label, result in results if result.effect is not None]
+    figure, axes = _figure(1.0 + 0.5 * len(shown))
+    ends = [value for _, result in shown if result.effect for value in result.effect]
+    left, right = min(-0.1, *ends) - 0.05 if ends else -0.2, max(1.15, *ends) + 0.05 if ends else 1.5
+    for at, (label, result) in enumerate(shown):
+        assert result.effect is not None
+        mean, low, high = result.effect
+        share = 1.0 if result.share is None else min(1.0, result.share)
+        is_full = isinstance(result.row, Number) and (result.row.is_official or share > 1 - SAME_BUDGET)
+        axes.plot([low, high], [at, at], color=OURS, linewidth=2.2, alpha=0.35 + 0.65 * share)
+        face = OURS if is_full else "none"
+        axes.plot([mean], [at], "o", color=OURS, markerfacecolor=face, markeredgewidth=1.8, markersize=7)
+        words = "all of the budget" if is_full else percent(share)
+        name = axes.text(left, at - 0.36, f"{shorten(label, 66, placeholder=' ...')}; {words}", color=INK, fontsize=7.5)
+        name.set_in_layout(False)
+    axes.axvline(0, color=MUTED, linewidth=1)
+    axes.axvline(1, color=PUBLISHED, linewidth=1.6)
+    axes.set_yticks([])
+    axes.set_ylim(len(shown) - 0.5, -0.8)
+    axes.set_xlim(left, right)
+    axes.set_xlabel("0 = has learnt nothing, 1 = the published number")
+    caption = (
+        "How far each result comes on the way from having learnt nothing to the published number, with its 95 % "
+        "interval. Filled: at the published budget; hollow: with less, the share is written beside it."
+    )
+    drawn = [[label, result.effect, result.share] for label, result in shown]
+    return _finish(figure, "effects", caption, drawn)
+
+
+def over_settings(
+    name: str, caption: str, x_label: str, y_label: str, series: Mapping[str, Sequence[tuple[float, Result]]]
+) -> Plot:
+    """Ours and the published numbers over a setting: series named "... (ours)" or "... (published)" of (x, result)."""
+    figure, axes = _figure(3.6)
+    drawn: list[object] = []
+    places = list(dict.fromkeys(label.rsplit(" (", 1)[0] for label in series))
+    for label, points in series.items():
+        place, whose = label.rsplit(" (", 1)
+        is_ours = whose.startswith("ours")
+        style = ("-", "--")[places.index(place) % 2]
+        found = []
+        for x, result in points:
+            if is_ours and result.ours is not None:
+                found.append((x, result.ours.mean, *result.ours.interval))
+            elif not is_ours and result.reported is not None:
+                value, std = result.reported.value, result.reported.std or 0.0
+                half = 1.96 * std / (result.reported.n or 1) ** 0.5 if result.reported.n else std
+                found.append((x, value, value - half, value + half))
+        if not found:
+            continue
+        xs, ys, lows, highs = zip(*found, strict=True)
+        colour = OURS if is_ours else PUBLISHED
+        axes.plot(xs, ys, style, color=colour, marker="o", markersize=4, linewidth=1.8, label=label)
+        axes.fill_between(xs, lows, highs, color=colour, alpha=0.12, linewidth=0)
+        drawn.append([label, found])
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.set_ylim(bottom=0)
+    figure.legend(loc="outside upper center", ncols=1, frameon=False, labelcolor=INK, fontsize=8)
+    return _finish(figure, name, f"{caption}; shaded: 95 % intervals", drawn)
+
+
+def dots(name: str, caption: str, x_label: str, lines: Sequence[tuple[str, Mapping[str, tuple[float, str]]]]) -> Plot:
+    """A line a case, a dot a method: (case, {method: (value, "ours" | "published" | "control")})."""
+    figure, axes = _figure(1.7 + 0.5 * len(lines))
+    markers = {"ours": "o", "control": "s", "published": "D"}
+    methods = list(dict.fromkeys(method for _, found in lines for method in found))
+    fills = {kind: [m for m in methods if any(m in f and f[m][1] == kind for _, f in lines)] for kind in markers}
+    for at, (_, found) in enumerate(lines):
+        for method, (value, kind) in found.items():
+            colour = {"ours": OURS, "control": CONTROL, "published": PUBLISHED}[kind]
+            order = fills[kind].index(method)
+            face = colour if order == 0 else "none"
+            marker = markers[kind] if order < 2 else ("^", "v")[order % 2]
+            label = method if at == 0 else None
+            axes.plot(
+                [value], [at], marker, color=colour, markerfacecolor=face, markersize=7, label=label, linestyle="none"
+            )
+    axes.set_yticks(range(len(lines)), [case for case, _ in lines])
+    axes.set_ylim(len(lines) - 0.5, -0.5)
+    axes.set_xlabel(x_label)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, labelcolor=INK, fontsize=8)
+    return _finish(figure, name, caption, [[case, dict(found)] for case, found in lines])
 
 
 def _curve(result: Result) -> Plot:
-    curve = result.curve
+    """Our seeds over the published curve and its spread, as far as ours go."""
+    curve, side = result.curve, result.ours
     assert curve is not None
-    figure, axes = _figure(3.5)
-    done = [seed for seed in result.seeds if seed.mean is not None]
-    ours = [(seed.seed, seed.record.data["curves"][result.row.quantity]) for seed in done]
-    last = max(max(line["x"]) for _, line in ours) if ours else curve.x[-1]
-    shown = [i for i, x in enumerate(curve.x) if x <= max(2.5 * last, 20)]
+    assert side is not None
+    assert isinstance(result.row, Curve)
+    figure, axes = _figure(3.4)
+    ours = [(record.seed, record.data["curves"][result.row.ours.name]) for record in side.records]
+    last = max(max(line["x"]) for _, line in ours)
+    shown = [i for i, x in enumerate(curve.x) if x <= max(2.5 * last, curve.x[min(4, len(curve.x) - 1)])]
     x, y, spread = ([values[i] for i in shown] for values in (curve.x, curve.y, curve.spread))
-    low, high = (
-        [a - b for a, b in zip(y, spread, strict=True)],
-        [a + b for a, b in zip(y, spread, strict=True)],
-    )
-    band = "published, ± one standard deviation"
-    axes.fill_between(x, low, high, color=PUBLISHED, alpha=0.16, linewidth=0, label=band)
+    low, high = [a - b for a, b in zip(y, spread, strict=True)], [a + b for a, b in zip(y, spread, strict=True)]
+    axes.fill_between(x, low, high, color=PUBLISHED, alpha=0.16, linewidth=0, label="± one standard deviation")
     axes.plot(x, y, color=PUBLISHED, linewidth=1.4, label="published")
     for position, (seed, line) in enumerate(ours):
         style = ("-", "--", ":", "-.")[position % 4]
-        marker = "o" if len(line["x"]) < 4 else None
+        marker = "o" if len(line["x"]) < 5 else None
         label = f"ours, seed {seed}"
         axes.plot(line["x"], line["y"], color=OURS, linewidth=1.8, linestyle=style, marker=marker, label=label)
     axes.set_xlabel(curve.x_unit)
     axes.set_ylabel(curve.y_unit)
-    axes.legend(frameon=False, labelcolor=INK, fontsize=9)
-    caption = f"{result.row.title}, preset {result.row.suite}"
+    axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+    caption = f"{result.row.title} (preset {result.row.ours.of.suite})"
     return _finish(figure, f"{result.paper}-{result.row.id}", caption, [x, y, spread, ours])
 
 
-def _episodes(group: Sequence[Result]) -> Plot:
-    """Every episode as a tick, means as dots: our seeds, controls and rivals of the first, the published ± std."""
-    result = group[0]
-    rows: list[tuple[str, list[float], str]] = []
-    done = [seed for seed in result.seeds if seed.finished]
-    for seed in done:
-        rows.append((f"ours, seed {seed.seed}", list(seed.values), OURS))
-    for name, control in done[0].record.data["controls"].items():
-        rows.append((name, list(control["values"]), CONTROL))
-    for other in group:
-        rival = next((seed.rival for seed in other.seeds if seed.finished), None)
-        found = sample(rival.data, other.row.quantity) if rival is not None else None
-        if found is not None:
-            rows.append((other.row.rival, list(found["values"]), CONTROL))
-    reported = result.reported
-    names = [name for name, _, _ in rows] + ([] if reported is None else ["published, ± std"])
-    figure, axes = _figure(0.8 + 0.36 * len(names))
-    for position, (_, values, colour) in enumerate(rows):
-        axes.plot(values, [position] * len(values), "|", color=colour, alpha=0.45, markersize=11)
-        axes.plot([sum(values) / len(values)], [position], "o", color=colour, markersize=7)
-    if reported is not None:
-        std = reported.std or 0.0
-        axes.errorbar([reported.value], [len(rows)], xerr=[std], fmt="D", color=PUBLISHED, capsize=4, markersize=6)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlim(left=min(0.0, *(min(values) for _, values, _ in rows)))
-    data = done[0].record.data
-    axes.set_xlabel(data["unit"] if reported is None else reported.unit)
-    metric, protocol = (data["metric"], data["protocol"]) if reported is None else (reported.metric, reported.protocol)
-    drawn = [rows] if reported is None else [rows, reported.value, reported.std]
-    measured = f"{metric} of each episode ({protocol})"
-    caption = f"{result.paper} {result.row.task}, preset {result.row.suite}: {measured}; dots are means"
-    return _finish(figure, f"{result.paper}-{result.row.id}", caption, drawn)
-
-
 def _figure(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.8, height), layout="constrained")
+    figure = Figure(figsize=(4.7, height), layout="constrained")
     axes = figure.subplots()
     axes.set_facecolor("none")
     axes.grid(color=LINE, linewidth=0.8)

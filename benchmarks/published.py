@@ -29,8 +29,6 @@ TEXT_COLUMNS = (
     "certainty",
 )
 NUMBER_COLUMNS = ("value", "std", "n")
-# Sizes of what was spent; `compare` divides a record's budget by these, column by column.
-BUDGET_COLUMNS = ("env_frames", "updates", "generations", "rollouts", "episodes_collected", "parameters")
 REQUIRED = ("key", "task", "method", "metric", "unit", "value", "budget", "protocol", "source")
 CURVE_COLUMNS = (
     "file", "key", "task", "x", "y", "spread", "x_unit", "y_unit", "protocol", "budget", "source",
@@ -39,7 +37,11 @@ CURVE_COLUMNS = (
 
 @dataclass(frozen=True)
 class PublishedNumber:
-    """One number as printed; `std` and `n` are None where the source is silent, `spent` has known sizes."""
+    """One number as printed; `std` and `n` are None where the source is silent.
+
+    spent: the sizes of the budget that are known, by the further columns of the file; a missing one is unknown, not
+    equal. rounding: half a unit of the last printed digit.
+    """
 
     paper: str
     key: str
@@ -48,6 +50,7 @@ class PublishedNumber:
     metric: str
     unit: str
     value: float
+    rounding: float
     std: float | None
     std_over: str
     n: int | None
@@ -103,7 +106,6 @@ def load(folder: Path = FOLDER) -> Published:
         for where, row in _lines(path):
             if "value" not in row:
                 raise ValueError(f"{path.name}:1: no column 'value', and not listed in {manifest.name}")
-            _check_columns(where, row, TEXT_COLUMNS + NUMBER_COLUMNS + BUDGET_COLUMNS)
             _check_filled(where, row, REQUIRED, protocols)
             _add(where, numbers, (path.stem, row["key"]), _published_number(where, path.stem, row))
     return Published(numbers, curves, protocols)
@@ -113,15 +115,26 @@ def _published_number(where: str, paper: str, row: Mapping[str, str]) -> Publish
     std, n = (_number(where, name, row[name]) if row.get(name) else None for name in ("std", "n"))
     if std is not None and not row.get("std_over"):
         raise ValueError(f"{where}: std without std_over (episodes or seeds)")
-    spent = {name: _number(where, name, row[name]) for name in BUDGET_COLUMNS if row.get(name)}
+    sizes = [name for name in row if name not in TEXT_COLUMNS + NUMBER_COLUMNS]
+    spent = {name: _number(where, name, row[name]) for name in sizes if row[name]}
+    if any(size < 0 for size in spent.values()):
+        raise ValueError(f"{where}: a budget below 0")
+    spent = {name: size for name, size in spent.items() if size}  # of what was not spent there is no share
     return PublishedNumber(
         paper=paper,
         value=_number(where, "value", row["value"]),
+        rounding=_rounding(row["value"]),
         std=std,
         n=None if n is None else int(n),
         spent=spent,
         **{name: row.get(name, "") for name in TEXT_COLUMNS},
     )
+
+
+def _rounding(text: str) -> float:
+    """Half a unit of the last digit; zeros behind the point come from a change of unit and count as not printed."""
+    digits = text.partition(".")[2].rstrip("0")
+    return 0.5 * 10.0 ** -len(digits)
 
 
 def _curve(where: str, row: Mapping[str, str], folder: Path) -> PublishedCurve:

@@ -8,64 +8,122 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import content, markdown, plots, published, records
+from benchmarks import content, markdown, plots, published, records, suites
 from benchmarks.compare import Result, compare
-from benchmarks.page import page
-from benchmarks.rows import PAPERS
-from benchmarks.suites import SUITES
+from benchmarks.content import Cell, Table
+from benchmarks.page import Section, page
+from benchmarks.rows import PAPERS, Number, Suite
 from common.config import Parser
+from common.files import atomic_write
 
-ROOT = Path(__file__).parent.parent
+ROOT = suites.ROOT
 PAGE = "report.html"
 LEAD = (
-    "Reported numbers with their source beside numbers measured with this code, one verdict per row, "
-    "from committed records only."
+    "Six papers on world models, each rebuilt from its equations, proven equal to the authors' code part by part, and "
+    "trained: published numbers with their source beside what this code measured, from committed records only."
 )
 LOCAL_LEAD = (
-    "Reported numbers beside the runs of this machine; rows without a run of this machine show the committed records."
+    "Published numbers beside the runs of this machine; rows without a run of this machine show the committed records."
 )
+ById = Mapping[str, Result]
 
 
-def results(found: Sequence[records.Record]) -> list[Result]:
-    """The verdict of every row of every suite."""
-    known = published.load()
-    return [compare(suite, row, found, known) for suite in SUITES for row in suite.rows]
+def results(found: Sequence[records.Record], papers: Sequence[Suite], known: published.Published) -> dict[str, ById]:
+    """The verdict of every row of every suite, by paper and id."""
+    return {suite.paper: {row.id: compare(suite, row, found, known) for row in suite.rows} for suite in papers}
 
 
 def build(root: Path, measured: records.Results) -> dict[Path, str]:
     """Every generated file of the checkout in `root` and its text."""
     folder = root / "benchmarks"
-    rows = results(measured.records)
-    drawn = plots.draw(rows)
-    files = {folder / "plots" / f"{plot.name}.svg": plot.file for plot in drawn}
-    tables = _tables(rows, measured)
-    captions = [(plot.caption, folder / "plots" / f"{plot.name}.svg") for plot in drawn]
-    files[folder / "REPORT.md"] = markdown.report(tables, captions, folder)
-    files[folder / PAGE] = page(tables, drawn, _videos(measured.records), folder, LEAD)
-    for name in ("", *PAPERS):
-        path = root / name / "README.md"
+    papers, known = suites.load(root), published.load(folder / "published")
+    rows = results(measured.records, papers, known)
+    sections = outline(papers, rows, measured, known, root)
+    drawn = {plot.name: plot for section in sections for plot in section.plots}
+    files = {folder / "plots" / f"{plot.name}.svg": plot.file for plot in drawn.values()}
+    files[folder / "REPORT.md"] = markdown.report(sections, folder)
+    files[folder / PAGE] = page(sections, folder, LEAD)
+    blocks = {root: _whole_block(sections[0], folder, root)}
+    blocks |= {root / one.paper: _paper_block(one, rows[one.paper], measured, folder, root) for one in papers}
+    for place, block in blocks.items():
+        path = place / "README.md"
         if path.is_file():
-            table = content.brief_table(rows, name)
-            block = [
-                *markdown.table(table, path.parent),
-                "",
-                *_parity_line(measured, name),
-                _report_link(folder, path),
-            ]
             files[path] = markdown.with_block(path.read_text(encoding="utf-8"), block, path)
     return files
 
 
 def build_local(measured: records.Results, local: Sequence[records.Record], folder: Path) -> str:
-    """The page of this machine, to lie in `folder`: local runs take the place of committed ones of a row."""
+    """The page of this machine, to lie in `folder`: local runs take the place of committed ones of an experiment."""
     mine = {_group(record) for record in local}
     merged = (*local, *(record for record in measured.records if _group(record) not in mine))
+    papers, known = suites.load(), published.load()
     both = records.Results(merged, measured.speed, measured.parity)
-    rows = results(merged)
-    return page(_tables(rows, both), plots.draw(rows), _videos(merged), folder, LOCAL_LEAD)
+    rows = results(merged, papers, known)
+    return page(outline(papers, rows, both, known, ROOT), folder, LOCAL_LEAD)
+
+
+def outline(
+    papers: Sequence[Suite],
+    rows: Mapping[str, ById],
+    measured: records.Results,
+    known: published.Published,
+    root: Path,
+) -> list[Section]:
+    """The sections of the report, in order."""
+    every = [result for by_id in rows.values() for result in by_id.values()]
+    absent = [name for name in PAPERS if name not in rows]
+    heads = [(f"{one.title}: {one.scale.split(',')[0]}", rows[one.paper][one.headline]) for one in papers]
+    further = [
+        (f"{result.row.title} ({result.row.ours.of.suite})", result)
+        for one in papers
+        for result in rows[one.paper].values()
+        if isinstance(result.row, Number) and result.effect is not None and result.row.id != one.headline
+    ]
+    whole = content.headline_table(papers, rows, measured, absent)
+    first = Section(
+        "papers", whole.title, tables=(whole, content.tally_table(every)), plots=(plots.forest([*heads, *further]),)
+    )
+    sections = [first]
+    for one in papers:
+        by_id = rows[one.paper]
+        tables = [*content.paper_tables(one, by_id, known), content.speed_table(measured, one.paper)]
+        tables += deviations(root / one.paper / "README.md")
+        drawn = [*one.plots(by_id, known), *plots.draw(list(by_id.values()))]
+        links = (("how it is built, and how to run it", root / one.paper / "README.md"),)
+        films = tuple(_films(one, measured.records))
+        shown = tuple(table for table in tables if table.rows)
+        sections.append(Section(one.paper, f"{one.title} ({one.citation})", "", shown, tuple(drawn), films, links))
+    proofs = (
+        content.source_table(every),
+        content.parity_table(measured),
+        content.protocol_table(every, known.protocols),
+        content.runs_table(measured.records),
+    )
+    lead = "; ".join(f"{one.title}: {content.parity_words(measured, one.paper) or 'none yet'}" for one in papers)
+    sections.append(
+        Section("proof", "Parity and provenance", f"Components equal to the authors' code. {lead}.", proofs)
+    )
+    return sections
+
+
+def deviations(readme: Path) -> list[Table]:
+    """The deviations table of a package's README, folded."""
+    if not readme.is_file():
+        return []
+    parts = re.split(r"^## +(.*)$", readme.read_text(encoding="utf-8"), flags=re.M)
+    text = next(
+        (body for title, body in zip(parts[1::2], parts[2::2], strict=True) if "deviation" in title.lower()), ""
+    )
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    if len(cells) < 3:
+        return []
+    head, rows = tuple(cells[0]), cells[2:]
+    plain = tuple(tuple(Cell(cell.replace("`", "")) for cell in row) for row in rows if len(row) == len(head))
+    return [Table("Deviations from the paper", head, plain, is_folded=True)]
 
 
 def stale(root: Path, files: dict[Path, str], view: Callable[[str], str] = str) -> list[Path]:
@@ -86,6 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         files = build(ROOT, records.load())
+        for text in files.values():
+            text.encode("utf-8")  # a lone surrogate in a record must not leave half a report
     except ValueError as error:
         print(f"report: error: {error}", file=sys.stderr)
         return 2
@@ -97,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"not current: {path.relative_to(ROOT)} (run: make report)", file=sys.stderr)
         elif path in files:
             path.parent.mkdir(exist_ok=True)
-            path.write_text(files[path], encoding="utf-8", newline="\n")
+            atomic_write(path, files[path].encode("utf-8"))
             print(f"wrote {path.relative_to(ROOT)}")
         else:
             path.unlink()
@@ -105,47 +165,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if options.check and changed else 0
 
 
-def _tables(rows: Sequence[Result], measured: records.Results) -> list[content.Table]:
-    known = published.load()
-    return [
-        content.verdict_table(rows),
-        content.speed_table(measured),
-        content.parity_table(measured),
-        content.parts_table(rows, known),
-        content.runs_table(measured.records),
-        content.protocol_table(rows, known.protocols),
-    ]
-
-
 def _group(record: records.Record) -> tuple[str, ...]:
     return tuple(record.data[key] for key in ("paper", "suite", "task", "claim"))
 
 
-def _videos(found: Sequence[records.Record]) -> list[tuple[str, Path]]:
-    return [
-        (f"{data['paper']} {data['task']}, {data['claim']}, preset {data['preset']}, seed {data['seed']}", file)
-        for data, media in ((record.data, record.media) for record in found)
-        for file in media
-        if file.suffix == ".webm"
-    ]
+def _films(suite: Suite, found: Sequence[records.Record]) -> list[tuple[str, Path]]:
+    """The film of the experiment that the suite names, of its first seed that has one."""
+    for record in found:
+        data = record.data
+        if data["paper"] == suite.paper and (data["suite"], data["task"], data["claim"]) == suite.film:
+            for file in record.media:
+                if file.suffix == ".webm":
+                    return [(f"{data['task']}, preset {data['preset']}, seed {data['seed']}", file)]
+    return []
 
 
-def _parity_line(measured: records.Results, paper: str) -> list[str]:
-    tables = [data for data in measured.parity.values() if paper in ("", data["paper"])]
-    components = [component for data in tables for component in data["components"]]
-    if not components:
-        return []
-    equal = sum(c["largest_deviation"] <= c["tolerance"] for c in components)
+def _whole_block(first: Section, folder: Path, root: Path) -> list[str]:
+    link = markdown.relative(folder / "REPORT.md", root)
+    words = "Every row with its interval, source and budget, the papers' own tables beside ours, curves and films:"
     return [
-        f"Parity: {equal} of {len(components)} components equal the authors' code within their tolerance.",
+        *markdown.table(first.tables[0], root),
         "",
+        f"{words} [REPORT.md]({link}); `make report` writes them as a page.",
     ]
 
 
-def _report_link(folder: Path, readme: Path) -> str:
-    link = f"[REPORT.md]({markdown.relative(folder / 'REPORT.md', readme.parent)})"
-    words = "`make report` writes them as a page with curves and films."
-    return f"Records, sources, intervals and budgets of every row: {link}; {words}"
+def _paper_block(suite: Suite, rows: ById, measured: records.Results, folder: Path, root: Path) -> list[str]:
+    place = root / suite.paper
+    link = markdown.relative(folder / "REPORT.md", place)
+    parity = content.parity_words(measured, suite.paper)
+    lines = [*markdown.table(content.brief_table(suite, rows), place), ""]
+    if parity:
+        lines += [f"Parity: {parity} components equal the authors' code within their tolerance.", ""]
+    return [*lines, f"All rows, with intervals, sources, budgets and records: [REPORT.md]({link})."]
 
 
 def essence(text: str) -> str:

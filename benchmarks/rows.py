@@ -1,68 +1,164 @@
-"""What a suite is made of: rows that name a measurement, its published number and its verdict rule."""
+"""What a suite is made of: experiments, and rows that compare what came of them.
+
+Each kind of row is a class of its own; its verdict rule stands in `compare.py`. The floor of a row is the same quantity
+for something that has learnt nothing: 0 on the common scale, where the published number is 1.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from benchmarks.compare import Result
+    from benchmarks.content import Table
+    from benchmarks.plots import Plot
+    from benchmarks.published import Published
 
 PAPERS = ("ha2018", "dreamerv3", "muzero", "diamond", "ijepa", "vjepa")
-
-# number: our value against a published one. calibration: the same for something untrained, without a budget.
-# claim: our value against a control of the same record, or against another run. curve: ours against a published one.
-# beside: our value against the published one of another method, which it cannot reproduce.
-Kind = Literal["number", "calibration", "claim", "curve", "beside"]
+CALIBRATION = "calibration"
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of the verdict table.
+class Experiment:
+    """Runs with one claim word: what to train, on which seeds, and how to test it.
 
-    suite and claim select the records, by the words that stand in them; seeds are those that the suite runs.
-    published is the key of a published number (of a published curve for kind "curve"); a claim may have none.
-    quantity is "value", "controls/NAME", "measurements/NAME" or, for kind "curve", the name of a curve.
-    control is the name of a control, for kind "claim" only.
-    rival is, in place of a control, the claim word of other records of the same suite, task and seed: our value against
-    theirs. rival_settings are to that run what settings are to ours.
-    fraction_of is the budget column that gives the x of "reduced (x %)"; a rival must have spent the same of it.
-    evaluate holds further words for the evaluate command; is_trained is False if there is nothing to train.
-    minutes is the expected time of one seed on the hardware that the preset is for.
-    settings are field=value words of the train command that make this run another one than that of the preset.
-    shares_world: V and M of a run with settings come from the run of that preset and seed without them, which stands
-    before.
-    only_bench: `reproduce` leaves the row out, since it is a control that takes long.
+    suite: the preset of the runs and the folder of their records. settings: field=value words of the train command that
+    make these runs others than those of the preset. takes: an option of the train command and the experiment whose run
+    of the same seed it names, where these runs share a part with that one. evaluate: further words for the evaluate
+    command; is_trained is False if there is nothing to train. minutes: the expected time of one seed. only_bench:
+    `reproduce` leaves it out, since it is a control that takes long.
+    """
+
+    suite: str
+    task: str
+    claim: str
+    seeds: tuple[int, ...]
+    minutes: float
+    settings: tuple[str, ...] = ()
+    takes: tuple[str, Experiment] | None = None
+    evaluate: tuple[str, ...] = ()
+    is_trained: bool = True
+    needs_gpu: bool = False
+    only_bench: bool = False
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One number of an experiment's records: "value", "controls/NAME", "measurements/NAME", or the name of a curve."""
+
+    of: Experiment
+    name: str = "value"
+
+
+@dataclass(frozen=True)
+class Number:
+    """Ours against the published number of the same quantity, on the scale from the floor to the published number.
+
+    is_official: the weights are the authors' own, so no budget of ours is compared with theirs.
     """
 
     id: str
     title: str
-    kind: Kind
-    suite: str
-    task: str
-    seeds: tuple[int, ...]
-    claim: str
+    ours: Quantity
+    floor: Quantity
     published: str
-    minutes: float
-    quantity: str = "value"
-    control: str = ""
-    rival: str = ""
-    rival_settings: tuple[str, ...] = ()
-    fraction_of: str = "env_frames"
-    evaluate: tuple[str, ...] = ()
-    is_trained: bool = True
-    settings: tuple[str, ...] = ()
-    shares_world: bool = False
-    only_bench: bool = False
+    is_official: bool = False
 
-    @property
-    def needs_gpu(self) -> bool:
-        """Whether `bench` leaves this row out on a machine without a GPU."""
-        return self.suite in ("gpu", "paper")
+
+@dataclass(frozen=True)
+class Curve:
+    """Ours against a published learning curve at equal steps.
+
+    reduced: in what our model is smaller than the published one ("" if it is not); stands beside the verdict.
+    """
+
+    id: str
+    title: str
+    ours: Quantity
+    published: str
+    reduced: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Ours is greater than a control or a rival of ours; with several quantities, their mean is.
+
+    asserted_by: "paper" for a claim of the paper, "us" for a check of ours. against: the control in words. is_paired:
+    value by value both sides are of the same test item. equal: a size of the budget that both sides must have spent
+    alike.
+    """
+
+    id: str
+    title: str
+    ours: tuple[Quantity, ...]
+    control: tuple[Quantity, ...]
+    against: str
+    asserted_by: Literal["paper", "us"] = "paper"
+    is_paired: bool = False
+    equal: str = ""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Something untrained against its published value: whether world and protocol are those of the paper."""
+
+    id: str
+    title: str
+    ours: Quantity
+    published: str
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Ours beside the published number of another method; no verdict."""
+
+    id: str
+    title: str
+    ours: Quantity
+    published: str
+
+
+Row = Number | Curve | Claim | Calibration | Beside
 
 
 @dataclass(frozen=True)
 class Suite:
-    """The rows of one paper. `tasks` are those that `smoke` tours."""
+    """All that the shared code knows of one paper.
+
+    tasks: those that `smoke` tours. headline: the id of the row that stands for the paper, and a few words for its
+    scale. budget: the sizes that published budgets of this paper are given in, each with its words. tables and plots:
+    the paper's own forms, of its results by id, shown at the head of its section. speed: parts of `speed/<paper>.py`,
+    each measured in a process of its own. films: the claim words of the experiment whose film the report shows.
+    """
 
     paper: str
     title: str
+    citation: str
     tasks: tuple[str, ...]
     rows: tuple[Row, ...]
+    headline: str
+    scale: str
+    budget: Mapping[str, str]
+    tables: Callable[[Mapping[str, Result], Published], Sequence[Table]] = lambda results, published: ()
+    plots: Callable[[Mapping[str, Result], Published], Sequence[Plot]] = lambda results, published: ()
+    speed: tuple[str, ...] = ()
+    film: tuple[str, str, str] = ("", "", "")
+
+
+def experiments(row: Row) -> tuple[Experiment, ...]:
+    """The experiments whose records a row needs, each once, ours first."""
+    match row:
+        case Number():
+            found = [row.ours, row.floor]
+        case Claim():
+            found = [*row.ours, *row.control]
+        case _:
+            found = [row.ours]
+    return tuple(dict.fromkeys(quantity.of for quantity in found))
+
+
+def first(row: Row) -> Experiment:
+    """The experiment that a row is about."""
+    return experiments(row)[0]

@@ -17,29 +17,31 @@ import sys
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import content, records, report
-from benchmarks.rows import PAPERS, Row, Suite
+from benchmarks import content, published, records, report, suites
+from benchmarks.compare import Result
+from benchmarks.rows import CALIBRATION, PAPERS, Experiment, Row, Suite, experiments, first
 from benchmarks.smoke import SmokeError, tour
-from benchmarks.suites import SUITES
 from common.config import Parser
+from common.files import atomic_write
+from common.run import folder_name
 
 ROOT = report.ROOT
 RUNS = Path("runs")
+MOST_BYTES, MOST_PICTURES = 600_000, 4  # of the media that are committed
 PRESETS = ("smoke", "cpu", "night", "gpu", "paper")
-CALIBRATION = "calibration"
 
 
 @dataclass(frozen=True)
 class Job:
     """One run folder: what to train, if anything, and how to evaluate it. `name` is that of the folder.
 
-    `world` is the name of the run folder that V and M are taken from; `part` tells apart the records of one preset.
+    takes: an option of the train command and the name of the run folder that it is given. part: what tells apart the
+    records of one preset and task.
     """
 
     paper: str
@@ -50,7 +52,7 @@ class Job:
     evaluate: tuple[str, ...]
     is_trained: bool
     overrides: tuple[str, ...] = ()
-    world: str = ""
+    takes: tuple[str, str] | None = None
     part: str = ""
 
     @property
@@ -65,8 +67,9 @@ class Job:
         if not self.is_trained:
             return [[*python, f"{self.paper}.evaluate", *chosen, *self.evaluate, *place]]
         changed = ["--set", *self.overrides] if self.overrides else []
-        if self.world:
-            changed += ["--world-from", (RUNS / self.paper / self.world).as_posix()]
+        if self.takes is not None:
+            option, name = self.takes
+            changed += [option, (RUNS / self.paper / name).as_posix()]
         return [
             [*python, f"{self.paper}.train", *chosen, "--preset", self.preset, *changed, *place],
             [*python, f"{self.paper}.evaluate", *self.evaluate, *place],
@@ -81,9 +84,11 @@ class Job:
         config = path.with_name("config.json")
         is_same = (data["task"], data["seed"]) == (self.task, self.seed) and self._has(data["config"])
         if self.is_trained:
-            is_same &= (
-                data["preset"] == self.preset and json.loads(config.read_text(encoding="utf-8")) == data["config"]
-            )
+            try:
+                trained = json.loads(config.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{config} is damaged or missing ({error}); remove {self.folder}") from error
+            is_same &= data["preset"] == self.preset and trained == data["config"]
         return bool(data["finished"]) and is_same
 
     def _has(self, config: dict[str, Any]) -> bool:
@@ -92,20 +97,35 @@ class Job:
 
 
 def jobs(suite: Suite, rows: Sequence[Row], seeds: Sequence[int] | None, overrides: Sequence[str] = ()) -> list[Job]:
-    """The runs that some rows need, rivals too, each once. `seeds` replaces the seeds of the rows that are trained."""
+    """The runs that some rows need, controls too, each once. `seeds` replaces the seeds of what is trained."""
     found = []
-    for row in rows:
-        chosen = row.seeds if seeds is None or not row.is_trained else seeds
-        pair = [(row.claim, row.settings), *([(row.rival, row.rival_settings)] if row.rival else [])]
-        for seed, (claim, settings) in product(chosen, pair):
-            part = claim if settings else ""
-            label = "-".join(word for word in (row.suite, part) if word) if row.is_trained else claim
-            common = tuple(overrides) if row.is_trained else ()
-            base, name = ("-".join((f"{row.task}-{word}-seed{seed}", *sorted(common))) for word in (row.suite, label))
-            changed, world = common + settings, base if row.shares_world and settings else ""
-            job = Job(suite.paper, row.task, row.suite, seed, name, row.evaluate, row.is_trained, changed, world, part)
-            found.append(job)
+    for experiment in dict.fromkeys(one for row in rows for one in experiments(row)):
+        for seed in experiment.seeds if seeds is None or not experiment.is_trained else seeds:
+            if experiment.takes is not None:
+                found.append(_job(suite, experiment.takes[1], seed, overrides))
+            found.append(_job(suite, experiment, seed, overrides))
     return list(dict.fromkeys(found))
+
+
+def _job(suite: Suite, one: Experiment, seed: int, overrides: Sequence[str]) -> Job:
+    changed = tuple(overrides) if one.is_trained else ()
+    base = None if one.takes is None else (one.takes[0], _name(one.takes[1], seed, changed))
+    settings = (*changed, *one.settings)
+    part = one.claim if one.settings else ""
+    return Job(
+        suite.paper, one.task, one.suite, seed, _name(one, seed, changed), one.evaluate, one.is_trained, settings, base,
+        part,
+    )  # fmt: skip
+
+
+def _name(one: Experiment, seed: int, changed: Sequence[str]) -> str:
+    """The run folder of an experiment; with settings or without a run of its own it has its claim word in it."""
+    words = [
+        one.task,
+        *([one.suite] if one.is_trained else []),
+        *([one.claim] if one.settings or not one.is_trained else []),
+    ]
+    return folder_name("-".join((*words, f"seed{seed}", *sorted(changed))))
 
 
 def run(job: Job) -> bool:
@@ -123,8 +143,11 @@ def run(job: Job) -> bool:
     return True
 
 
-def collect(job: Job) -> Path:
-    """Copy the record of a job and its media to benchmarks/results. Returns the place of the record."""
+def collect(job: Job, film: tuple[str, str, str]) -> Path:
+    """Copy the record of a job to benchmarks/results, with its media if it is the one that `film` names.
+
+    Returns the place of the record.
+    """
     source = ROOT / job.folder
     data = records.read(source / "record.json", records.check_record)
     middle = "" if job.is_trained and not job.part else f"-{data['claim']}"
@@ -132,37 +155,53 @@ def collect(job: Job) -> Path:
     target: Path = records.FOLDER / data["paper"] / data["suite"]
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source / "record.json", target / f"{stem}.json")
-    for file in sorted(source.iterdir()):
-        if file.suffix in (".webm", ".png"):
-            name = f"{stem}.webm" if file.name == "video.webm" else f"{stem}-{file.name}"
-            shutil.copyfile(file, target / name)
+    if film == (data["suite"], data["task"], data["claim"]):
+        _collect_media(source, target, stem)
     return target / f"{stem}.json"
 
 
-def reproduce(suites: Sequence[Suite], options: argparse.Namespace) -> int:
+def _collect_media(source: Path, target: Path, stem: str) -> None:
+    """One film and at most four pictures stay in the repository; a film that is too large is named and left out."""
+    pictures = [file for file in sorted(source.iterdir()) if file.suffix == ".png"][:MOST_PICTURES]
+    for file in [*pictures, *sorted(source.glob("video.webm"))]:
+        if file.stat().st_size > MOST_BYTES:
+            print(f"{file}: {file.stat().st_size:,} bytes are more than the {MOST_BYTES:,} of a committed medium")
+            continue
+        name = f"{stem}.webm" if file.name == "video.webm" else f"{stem}-{file.name}"
+        shutil.copyfile(file, target / name)
+
+
+def reproduce(papers: Sequence[Suite], options: argparse.Namespace) -> int:
     """Run every suite at one preset, print the table and write the local page."""
     failed, found = 0, []
-    seeds = options.seeds or [0]
     preset = options.preset or "cpu"
     if options.task is not None:
-        suites = [suite for suite in suites if options.task in all_tasks(suite)]
-        if not suites:
-            raise ValueError(f"unknown task {options.task!r}; train --help of each paper lists its own")
-    for suite in suites:
-        rows = [row for row in suite.rows if row.suite in (preset, CALIBRATION) and not row.only_bench]
-        rows = [row for row in rows if options.task in (None, row.task)]
-        if not any(row.suite == preset for row in rows):
+        known = {suite.paper: all_tasks(suite) for suite in papers}
+        papers = [suite for suite in papers if options.task in known[suite.paper]]
+        if not papers:
+            listed = "; ".join(f"{paper}: {', '.join(tasks)}" for paper, tasks in known.items())
+            raise ValueError(f"unknown task {options.task!r}; there are {listed}")
+    for suite in papers:
+        rows = [row for row in suite.rows if first(row).suite in (preset, CALIBRATION)]
+        rows = [row for row in rows if options.task in (None, first(row).task)]
+        rows = [row for row in rows if not any(one.only_bench for one in experiments(row))]
+        todo = jobs(suite, rows, options.seeds or [0], options.set)
+        if not any(first(row).suite == preset for row in rows):
             # A preset or task without rows of its own makes no claim; its numbers are shown all the same.
             tasks = suite.tasks if options.task is None else (options.task,)
-            rows = [Row(task, "", "number", preset, task, (0,), "", "", 0) for task in tasks]
-        todo = jobs(suite, rows, seeds, options.set)
+            seeds = tuple(options.seeds or [0])
+            todo += [
+                _job(suite, Experiment(preset, task, "", seeds, 0), seed, options.set)
+                for task in tasks
+                for seed in seeds
+            ]
         failed += sum(not run(job) for job in todo)
         found += [job for job in todo if job.is_done()]
     local = records.load_runs(ROOT / RUNS)
-    _print_table(suites, preset, options.task, local, found)
+    _print_table(papers, preset, options.task, local, found)
     page = ROOT / RUNS / "report.html"
     page.parent.mkdir(exist_ok=True)
-    page.write_text(report.build_local(records.load(), local, page.parent), encoding="utf-8")
+    atomic_write(page, report.build_local(records.load(), local, page.parent).encode())
     print(f"\nreport page: {RUNS / page.name}")
     return 1 if failed else 0
 
@@ -173,18 +212,22 @@ def all_tasks(suite: Suite) -> Collection[str]:
     return tasks
 
 
-def bench(suites: Sequence[Suite], options: argparse.Namespace) -> int:
+def bench(papers: Sequence[Suite], options: argparse.Namespace) -> int:
     """Run the rows that this machine can run and collect their records; name the rest and why."""
     has_gpu, failed = torch.cuda.is_available(), 0
-    for suite in suites:
-        rows = [row for row in suite.rows if options.preset in (None, row.suite) and options.task in (None, row.task)]
+    for suite in papers:
+        rows = [row for row in suite.rows if options.preset in (None, first(row).suite)]
+        rows = [row for row in rows if options.task in (None, first(row).task)]
+        if not rows and options.task is not None:
+            listed = ", ".join(dict.fromkeys(first(row).task for row in suite.rows))
+            raise ValueError(f"{suite.paper} has no row of task {options.task!r}; there are {listed}")
         for row in rows:
-            if row.needs_gpu and not has_gpu:
-                reason = f"preset {row.suite} needs a GPU, and this machine has none"
-                print(f"left out: {suite.paper} {row.id} ({reason})")
-        for job in jobs(suite, [row for row in rows if has_gpu or not row.needs_gpu], options.seeds, options.set):
+            if first(row).needs_gpu and not has_gpu:
+                print(f"left out: {suite.paper} {row.id} (it needs a GPU, and this machine has none)")
+        runnable = [row for row in rows if has_gpu or not first(row).needs_gpu]
+        for job in jobs(suite, runnable, options.seeds, options.set):
             if run(job):
-                print(f"recorded: {collect(job).relative_to(ROOT)}", flush=True)
+                print(f"recorded: {collect(job, suite.film).relative_to(ROOT)}", flush=True)
             else:
                 failed += 1
         if options.preset is None:
@@ -202,9 +245,9 @@ def proofs(suite: Suite) -> list[list[str]]:
     ]
 
 
-def smoke(suites: Sequence[Suite], options: argparse.Namespace) -> int:
+def smoke(papers: Sequence[Suite], options: argparse.Namespace) -> int:
     """The kill-and-resume tour of every task, as many side by side as there are cores."""
-    chosen = [(suite.paper, task) for suite in suites for task in suite.tasks if options.task in (None, task)]
+    chosen = [(suite.paper, task) for suite in papers for task in suite.tasks if options.task in (None, task)]
     failed, cores = 0, os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // max(1, len(chosen)))))
     with ThreadPoolExecutor(cores) as pool:
@@ -224,14 +267,11 @@ def smoke(suites: Sequence[Suite], options: argparse.Namespace) -> int:
 
 def present(names: Sequence[str]) -> list[Suite]:
     """The suites of the named papers, all for none; a line for each that this checkout does not hold yet."""
-    suites = {suite.paper: suite for suite in SUITES}
-    found = []
+    there = {suite.paper: suite for suite in suites.load()}
     for name in names or PAPERS:
-        if name in suites and (ROOT / name / "train.py").is_file():
-            found.append(suites[name])
-        else:
+        if name not in there:
             print(f"{name}: not part of this checkout yet")
-    return found
+    return [suite for name, suite in there.items() if name in (names or there)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -263,27 +303,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print_table(
-    suites: Sequence[Suite], preset: str, task: str | None, local: Sequence[records.Record], done: Sequence[Job]
+    papers: Sequence[Suite],
+    preset: str,
+    task: str | None,
+    local: Sequence[records.Record],
+    done: Sequence[Job],
 ) -> None:
-    papers = {suite.paper for suite in suites}
-    rows = [
-        r
-        for r in report.results(local)
-        if r.paper in papers and r.row.suite in (preset, CALIBRATION) and not r.row.only_bench
-        if task in (None, r.row.task)
-    ]
-    has_rows = {result.paper for result in rows if result.row.suite == preset}
-    print(f"\n{'paper':<10} {'reproduced':>18} {'reported':>18}  verdict")
-    for result in (result for result in rows if result.paper in has_rows):
-        numbers = f"{content.measured(result):>18} {content.reported(result):>18}"
-        print(f"{result.paper:<10} {numbers}  {result.verdict.text}")
-        print(f"{'':<10} {result.row.title}" + "".join(f"\n{'':<12} {note}" for note in result.notes))
+    print(f"\n{'paper':<10} {'ours':>16} {'control':>10} {'published':>16}  verdict")
+    shown = set()
+    for paper, rows in report.results(local, papers, published.load()).items():
+        for result in rows.values():
+            if _is_shown(result, preset, task):
+                shown.add(paper)
+                numbers = f"{content.ours(result):>16} {content.control(result):>10} {content.reported(result):>16}"
+                print(f"{paper:<10} {numbers}  {result.verdict.text}")
+                notes = "".join(f"\n{'':<12} {note}" for note in result.notes)
+                print(f"{'':<10} {result.row.title}{notes}")
     for job in done:
-        if job.paper not in has_rows:
+        if job.paper not in shown:
             data = records.read(ROOT / job.folder / "record.json", records.check_record)
             print(
-                f"{job.paper:<10} {data['value']:>18.1f} {'':>18}  {job.name}: no row has this task at preset {preset}"
+                f"{job.paper:<10} {data['value']:>16.1f} {'':>27}  {job.name}: no row has this task at preset {preset}"
             )
+
+
+def _is_shown(result: Result, preset: str, task: str | None) -> bool:
+    needed = experiments(result.row)
+    is_of_preset = needed[0].suite in (preset, CALIBRATION) and not any(one.only_bench for one in needed)
+    return is_of_preset and result.is_run and task in (None, needed[0].task)
 
 
 if __name__ == "__main__":

@@ -223,7 +223,7 @@ class _MinuteLines(tqdm):  # type: ignore[misc]
     def close(self) -> None:
         """A last line, unless it was all done before a first one was due."""
         if not self.disable:
-            self.disable = True
+            self.disable: bool = True
             self._decr_instances(self)
             if time.time() - self.start_t >= self.delay:
                 self.display()
