@@ -48,11 +48,15 @@ GROUPS = 100
 
 
 def claim(config: Config) -> str:
-    """The word that tells apart the records of one task: the kind of probe, and the masks and targets of ablations."""
+    """The word that tells apart the records of one task: the kind of probe, and the masks and targets of ablations.
+
+    Behind it, where nothing was trained here, whose weights they are.
+    """
     word = "probe-f1" if config.task in GAMES else "probe-accuracy"
     masking = "" if config.masking == "multi-block" else f"-{config.masking}"
     target = "" if config.target == "ema" else f"-{config.target}"
-    return word + masking + target + ("-untrained" if config.updates == 0 and not config.init_from else "")
+    weights = "" if config.is_trained else "-official" if config.init_from else "-untrained"
+    return word + masking + target + weights
 
 
 def protocol(config: Config) -> str:

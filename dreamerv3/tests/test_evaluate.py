@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from common import testing
 from common.record import RECORD_KEYS
 from dreamerv3 import evaluate, pictures, train
 from dreamerv3.agent import new_agent
@@ -114,9 +115,7 @@ def check_record(folder, output):
 def test_a_trained_run_is_tested_filmed_and_recorded(trained, start, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
-    process = start("dreamerv3.evaluate", "--run", str(folder))
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
+    output, errors = testing.finish(start("dreamerv3.evaluate", "--run", str(folder)))
     assert errors == ""
     record = check_record(folder, output)
     assert (record["paper"], record["preset"], record["seed"]) == ("dreamerv3", "smoke", 0)

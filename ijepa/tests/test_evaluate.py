@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from common import checkpoint
+from common import checkpoint, testing
 from common.config import from_dict
 from common.record import RECORD_KEYS
 from common.run import read_metrics
@@ -39,9 +39,7 @@ def check_record(folder, task):
 def test_a_run_on_shapes_is_probed_pictured_and_recorded(trained, start, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
-    process = start("ijepa.evaluate", "--run", str(folder))
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
+    output, errors = testing.finish(start("ijepa.evaluate", "--run", str(folder)))
     assert errors == ""
     record = check_record(folder, "shapes")
     assert record["claim"] == "probe-accuracy"
@@ -83,6 +81,10 @@ def test_each_ablation_has_a_claim_of_its_own():
     others = (set(STRATEGIES) | set(TARGETS)) - {Config().masking, Config().target}
     assert words == {"probe-accuracy"} | {f"probe-accuracy-{value}" for value in others}
     assert evaluate.claim(Config(task="pong")) == "probe-f1"
+    assert evaluate.claim(Config(task="pong", updates=0)) == "probe-f1-untrained"
+    assert evaluate.claim(Config(init_from="file")) == evaluate.claim(Config(init_from="file", updates=0))
+    assert evaluate.claim(Config(init_from="file")) == "probe-accuracy-official"
+    assert evaluate.claim(Config(init_from="file", updates=8)) == "probe-accuracy"
     assert evaluate.claim(Config(task="pong", masking="block", target="online")) == "probe-f1-block-online"
 
 
@@ -90,9 +92,7 @@ def test_a_game_is_probed_with_its_controls(start, tmp_path):
     folder = tmp_path / "run"
     words = ("--preset", "smoke", "--task", "pong", "--updates", "4", "--run", str(folder))
     for program in (("ijepa.train", *words), ("ijepa.evaluate", "--run", str(folder))):
-        process = start(*program)
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
+        testing.finish(start(*program))
     record = check_record(folder, "pong")
     assert record["claim"] == "probe-f1"
     assert record["protocol"] == "atariari-f1"

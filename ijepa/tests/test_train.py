@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 import random
-import signal
-import time
 
 import numpy as np
 import pytest
 import torch
 
-from common import checkpoint, dist
-from common.config import parse
+from common import checkpoint, dist, testing
+from common.config import from_dict, parse
 from common.run import NonFiniteError, Run
 from ijepa import data, evaluate, official, train
 from ijepa.build import mask_config, new_model, new_schedule
@@ -28,21 +26,10 @@ from ijepa.vit import patch_grid
 TOTAL = 30
 
 
-def lines(folder):
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "wall"} for line in metrics]
-
-
 def newest(folder) -> checkpoint.Checkpoint:
     found = checkpoint.load_latest(folder / "jepa")
     assert found is not None
     return found
-
-
-def same_tensors(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert torch.equal(tensor, theirs[name]), name
 
 
 def test_killed_twice_and_resumed_equals_one_go(trained, start, tmp_path):
@@ -50,33 +37,23 @@ def test_killed_twice_and_resumed_equals_one_go(trained, start, tmp_path):
     folder, rng = tmp_path / "run", random.Random(0)
     words = ("ijepa.train", *SMOKE, "--run", str(folder))
     for share in (0.2, 0.6):
-        process = start(*words)
-        wanted = folder / "jepa" / f"step-{int(share * TOTAL):09d}.safetensors"
-        while not wanted.exists():
-            assert process.poll() is None, process.communicate()[1]
-            time.sleep(0.001)
-        time.sleep(rng.uniform(0, 0.02))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        is_time = functools.partial(testing.has_step, folder, "jepa", int(share * TOTAL) - rng.randint(0, 2))
+        testing.kill_when(start(*words), is_time)
         found = newest(folder)
         assert found.step < TOTAL, "killed too late to show anything"
         found.path.unlink()
         with open(folder / "metrics.jsonl", "a") as file:
             file.write('{"stage": "jepa", "st')
-    process = start(*words)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert lines(folder) == lines(trained)
+    testing.finish(start(*words))
+    testing.same_log(folder, trained)
+    testing.same_checkpoints(folder / "jepa", trained / "jepa")
     assert newest(folder).step == TOTAL
-    same_tensors(newest(folder).tensors, newest(trained).tensors)
     assert len(json.loads((folder / "meta.json").read_text())["restarts"]) == 2
 
 
 def test_the_number_of_workers_changes_nothing(trained, start, tmp_path):
-    process = start("ijepa.train", *SMOKE, "--workers", "0", "--run", str(tmp_path / "run"))
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    same_tensors(newest(tmp_path / "run").tensors, newest(trained).tensors)
+    testing.finish(start("ijepa.train", *SMOKE, "--workers", "0", "--run", str(tmp_path / "run")))
+    testing.same_checkpoints(tmp_path / "run" / "jepa", trained / "jepa")
 
 
 def test_two_ranks_equal_one(start, tmp_path):
@@ -87,8 +64,7 @@ def test_two_ranks_equal_one(start, tmp_path):
     launch = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "ijepa.tests.calculation")
     process = start(*launch, str(folders[1]))
     calculate(folders[0])
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    testing.finish(process)
     # What cannot be read is counted over all ranks.
     assert [(folders[1] / f"known-{rank}.txt").read_text().split() for rank in (0, 1)] == [["0.jpg", "1.jpg"]] * 2
     one, two = (newest(folder / "run").tensors for folder in folders)
@@ -99,7 +75,7 @@ def test_two_ranks_equal_one(start, tmp_path):
 
 
 def test_the_log_holds_the_collapse_watch(trained):
-    found = lines(trained)
+    found = testing.log_lines(trained)
     assert [line["step"] for line in found] == [1, 11, 21, 30]
     for line in found:
         assert line.keys() == {"stage", "step", "loss", "std", "rank", "vs_constant"}
@@ -170,6 +146,21 @@ def test_an_official_file_takes_the_place_of_the_training(tmp_path, monkeypatch)
     found = newest(folder)
     assert found.step == 0
     assert torch.equal(found.tensors["target_encoder/norm.bias"], model.target_encoder.norm.bias)
+
+
+def test_a_run_without_updates_leaves_the_first_weights_and_is_tested(tmp_path, start):
+    """The untrained control."""
+    folder = tmp_path / "run"
+    testing.finish(start("ijepa.train", *SMOKE, "--updates", "0", "--run", str(folder)))
+    config = from_dict(Config, json.loads((folder / "config.json").read_text()))
+    first = new_model(config, 3).target_encoder.state_dict()
+    found = newest(folder)
+    assert found.step == 0
+    assert all(torch.equal(value, found.tensors[f"target_encoder/{name}"]) for name, value in first.items())
+    testing.finish(start("ijepa.evaluate", "--run", str(folder)))
+    record = json.loads((folder / "record.json").read_text())
+    assert (record["claim"], record["budget"]["updates"], record["curves"]) == ("probe-accuracy-untrained", 0, {})
+    assert record["value"] == record["controls"]["untrained encoder"]["value"]
 
 
 @pytest.mark.parametrize(
