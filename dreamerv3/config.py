@@ -165,6 +165,8 @@ class Config:
 
     # Optimiser (LaProp)
     lr: float = setting(4e-5, "learning rate of all modules", low=0)
+    # Deviation D15: a rule of the code of April 2024 that is switched off there.
+    lr_by_size: bool = setting(False, "in place of lr: the authors' rule for the size and the train ratio")
     warmup: int = setting(1000, "updates of linear warm-up", low=0)
     agc: float = setting(0.3, "largest gradient norm as a share of the weight norm", low=0)
     agc_floor: float = setting(1e-3, "smallest weight norm that counts", low=0)

@@ -114,6 +114,7 @@ def claim(config: Config, preset: str) -> str:
         f"frames{config.plan.env_frames}": config.env_frames != usual.get("env_frames"),
         f"free{config.free_nats:g}": config.free_nats != Config.free_nats,
         "no-symlog": not config.use_symlog,
+        "lr-by-size": config.lr_by_size != usual.get("lr_by_size", False),
         "no-two-hot": not config.use_two_hot,
         f"ratio{config.plan.train_ratio:g}": config.train_ratio not in (0, usual.get("train_ratio")),
         "untrained": config.plan.train_ratio == 0,

@@ -10,6 +10,7 @@ Source: paper, Methods and Algorithm 1; reference code: run/train.py, agent.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -26,7 +27,7 @@ from common.run import Run, run_folder, seed_everything, usable_device
 from common.seeding import derive_seed
 from common.stage import LOG_EVERY, Stage
 from dreamerv3.agent import STAGE, Agent, Noise, new_agent, refuse
-from dreamerv3.config import PRESETS, TASKS, Config
+from dreamerv3.config import PRESETS, SIZES, TASKS, Config
 from dreamerv3.env import Worlds, make_world
 from dreamerv3.interface import WorldError
 from dreamerv3.learner import Learner
@@ -35,11 +36,23 @@ from dreamerv3.replay import Batch, Picks, Ratio, Replay
 from dreamerv3.rssm import State
 
 
+def learning_rate(config: Config) -> float:
+    """The config's, or with `lr_by_size` exp(-1.195 ln units - 0.529 ln ratio).
+
+    That gives 4.0e-5 at size 200m and ratio 32, 4.9e-5 at 12m and 512, and 2.6e-4 at 1m and 512. Without updates there
+    is no rule. Source: the authors' code of April 2024, where it is switched off.
+    """
+    if not config.lr_by_size or not config.plan.train_ratio:
+        return config.lr
+    units = SIZES[config.plan.size].units
+    return math.exp(-1.195 * math.log(units) - 0.529 * math.log(config.plan.train_ratio))
+
+
 def new_optimizer(agent: Agent, config: Config) -> LaProp:
     """One optimiser for all modules."""
     return LaProp(
         agent.trained_parameters(),
-        lr=config.lr,
+        lr=learning_rate(config),
         warmup=config.warmup,
         agc=config.agc,
         pmin=config.agc_floor,

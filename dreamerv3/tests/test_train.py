@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from common import checkpoint, testing
 from common.run import NonFiniteError
 from dreamerv3 import evaluate, train
+from dreamerv3.config import Config
 from dreamerv3.tests.calculation import calculate
 from dreamerv3.tests.conftest import SMOKE
 
@@ -188,6 +190,14 @@ def test_bad_options_end_in_one_line_and_leave_nothing(program, words, complaint
     assert error.count("\n") == 1
     assert program is evaluate or complaint in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("size", "ratio", "rate"), [("200m", 32, 4.0e-5), ("12m", 512, 4.9e-5), ("1m", 512, 2.6e-4)])
+def test_the_learning_rate_by_size_is_that_of_the_authors_rule(size, ratio, rate):
+    config = Config(size=size, train_ratio=ratio, lr_by_size=True)
+    assert float(f"{train.learning_rate(config):.1e}") == rate
+    for other in (Config(), replace(config, lr_by_size=False), replace(config, train_ratio=0.0)):
+        assert train.learning_rate(other) == 4e-5
 
 
 def test_a_run_of_other_settings_is_refused(trained, capsys):
