@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from common.precision import compute_dtype
 from common.run import progress_bar
 from ijepa.config import Config
-from ijepa.data import DamagedImageError, Faults, Images, centred, to_input
+from ijepa.crops import centred, to_input
+from ijepa.data import DamagedImageError, Faults, Images
 from ijepa.processes import begin_worker
 from ijepa.vit import VisionTransformer
 

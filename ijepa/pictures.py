@@ -18,7 +18,8 @@ from common.video import label, side_by_side, write_video
 from ijepa import data
 from ijepa.build import mask_config
 from ijepa.config import Config
-from ijepa.data import Images, Splits, centred, to_input
+from ijepa.crops import centred, to_input
+from ijepa.data import Images, Splits
 from ijepa.features import pooled_layers
 from ijepa.jepa import JEPA, predict, targets
 from ijepa.masks import sample_masks

@@ -24,7 +24,8 @@ from ijepa import collapse, data, play
 from ijepa.ablations import Step, step_towards
 from ijepa.build import STAGE, mask_config, new_model, new_schedule
 from ijepa.config import PRESETS, TASKS, Config
-from ijepa.data import Faults, Images, MicroBatches, Splits, micro_batches, to_input
+from ijepa.crops import to_input
+from ijepa.data import Faults, Images, MicroBatches, Splits, micro_batches
 from ijepa.jepa import (
     JEPA,
     Schedule,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +18,8 @@ import pytest
 import torch
 
 from common import dist, testing
-from ijepa import data, features
+from common.program import RunError
+from ijepa import crops, data, features
 from ijepa.build import mask_config
 from ijepa.config import Config
 from ijepa.data import Arrays, DamagedImageError, Faults, ImageFolder, MicroBatches, micro_batches
@@ -136,7 +138,7 @@ def test_workers_leave_the_threads_of_opencv_alone():
     found = next(micro_batches(MicroBatches(images, config, mask_config(config, (4, 4))), dist.setup(), 0))[0]
     assert found.images.unique().tolist() == [1]
     means, _ = features.encode(lambda x: x.mean((2, 3)), images, config, torch.device("cpu"), "")
-    ours = data.to_input(torch.ones(1, 1, 1, 3, dtype=torch.uint8), images.statistics, torch.device("cpu"))
+    ours = crops.to_input(torch.ones(1, 1, 1, 3, dtype=torch.uint8), images.statistics, torch.device("cpu"))
     torch.testing.assert_close(means, ours.mean((2, 3)).expand(24, 3))
 
 
@@ -222,7 +224,7 @@ def test_crops_lie_inside_and_have_the_asked_share():
     rng = np.random.default_rng(0)
     shares, ratios = [], []
     for _ in range(2000):
-        top, left, h, w = data.random_crop(300, 400, (0.3, 1.0), rng)
+        top, left, h, w = crops.random_crop(300, 400, (0.3, 1.0), rng)
         assert 0 <= top <= 300 - h
         assert 0 <= left <= 400 - w
         shares.append(h * w / 300 / 400)
@@ -231,19 +233,19 @@ def test_crops_lie_inside_and_have_the_asked_share():
     assert max(shares) > 0.9
     assert 0.74 < min(ratios) < 0.77
     assert 1.3 < max(ratios) < 1.35
-    top, left, h, w = data.random_crop(10, 400, (1.0, 1.0), rng)  # no crop fits: the middle
+    top, left, h, w = crops.random_crop(10, 400, (1.0, 1.0), rng)  # no crop fits: the middle
     assert (top, left, h, w) == (0, 193, 10, 13)
 
 
 def test_the_whole_image_is_seen_without_crops_and_its_middle_with_them():
     image = np.random.default_rng(0).integers(0, 256, (80, 60, 3), np.uint8)
     whole = dataclasses.replace(CONFIG, augment=False)
-    np.testing.assert_array_equal(data.centred(image, whole), data.resize(image, 32, 32))
-    np.testing.assert_array_equal(data.augmented(image, whole, np.random.default_rng(0)), data.resize(image, 32, 32))
-    assert data.centred(image, CONFIG).shape == (32, 32, 3)
-    assert data.resize(image[..., :1], 20, 30).shape == (20, 30, 1)
-    mirrored = data.augmented(image, dataclasses.replace(whole, flip=True), np.random.default_rng(1))
-    assert (mirrored == data.resize(image, 32, 32)[:, ::-1]).all() or (mirrored == data.resize(image, 32, 32)).all()
+    np.testing.assert_array_equal(crops.centred(image, whole), crops.resize(image, 32, 32))
+    np.testing.assert_array_equal(crops.augmented(image, whole, np.random.default_rng(0)), crops.resize(image, 32, 32))
+    assert crops.centred(image, CONFIG).shape == (32, 32, 3)
+    assert crops.resize(image[..., :1], 20, 30).shape == (20, 30, 1)
+    mirrored = crops.augmented(image, dataclasses.replace(whole, flip=True), np.random.default_rng(1))
+    assert (mirrored == crops.resize(image, 32, 32)[:, ::-1]).all() or (mirrored == crops.resize(image, 32, 32)).all()
 
 
 def test_frames_are_padded_below():
@@ -315,7 +317,7 @@ def test_images_are_normalised_by_the_numbers_of_the_config(tmp_path):
     assert splits is not None
     for part in (splits.pretrain, splits.test):
         one = torch.from_numpy(part.read(0))[None]
-        assert data.to_input(one, part.statistics, torch.device("cpu")).unique().tolist() == [2.0]
+        assert crops.to_input(one, part.statistics, torch.device("cpu")).unique().tolist() == [2.0]
     with pytest.raises(ValueError, match="1 numbers for images of 3 channels"):
         data.load_splits(dataclasses.replace(config, data=str(tmp_path / "colours.npz")))
     with pytest.raises(ValueError, match="a game is normalised by its mean frame"):
@@ -359,3 +361,16 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_a_worker_that_dies_is_named():
+    """As by a machine that is out of memory."""
+
+    class Deadly(Shapes):
+        def read(self, index):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    config = dataclasses.replace(CONFIG, workers=1)
+    batches = MicroBatches(Deadly(32, 50, 0), config, mask_config(config, (4, 4)))
+    with pytest.raises(RunError, match="a process that reads images died"):
+        next(micro_batches(batches, dist.setup(), 0))

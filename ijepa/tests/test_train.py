@@ -13,7 +13,7 @@ import torch
 from common import checkpoint, dist, testing
 from common.config import from_dict, parse
 from common.run import NonFiniteError, Run
-from ijepa import data, evaluate, official, train
+from ijepa import crops, data, evaluate, official, train
 from ijepa.build import mask_config, new_model, new_schedule
 from ijepa.config import PRESETS, TASKS, Config
 from ijepa.data import Arrays, DamagedImageError, MicroBatches
@@ -88,7 +88,7 @@ def test_a_loss_that_is_not_finite_names_step_term_and_checkpoint(tmp_path, monk
 
     def to_input(images, statistics, device):
         calls.append(1)
-        return data.to_input(images, statistics, device) * (float("nan") if len(calls) > 2 * 5 else 1.0)
+        return crops.to_input(images, statistics, device) * (float("nan") if len(calls) > 2 * 5 else 1.0)
 
     monkeypatch.setattr(train, "to_input", to_input)
     run = Run.open("ijepa", config, "smoke", tmp_path / "run")
