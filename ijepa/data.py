@@ -407,9 +407,9 @@ class Faults:
     def share(self) -> None:
         """Count what the other ranks have met too; all ranks call this together."""
         if td.is_initialized():
-            found: list[list[str]] = [[]] * td.get_world_size()
-            td.all_gather_object(found, self._untold)
-            self.names.update(*found)
+            told: list[list[str]] = [[]] * td.get_world_size()
+            td.all_gather_object(told, self._untold)
+            self.names.update(*told)
         self._untold = []
         self._check()
 

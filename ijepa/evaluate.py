@@ -97,8 +97,8 @@ class GameTest:
         """Features [T, 4*D] of all frames: the last four blocks, averaged over patches, concatenated."""
         statistics = data.frame_statistics(data.pretraining_play(self.folder, self.config), self.config)
         frames = data.Frames(self.plays, statistics)
-        found, _ = encode(partial(pooled_layers, encoder), frames, self.config, device, name)
-        return found.flatten(1)
+        features, _ = encode(partial(pooled_layers, encoder), frames, self.config, device, name)
+        return features.flatten(1)
 
     def standardised(self, features: Tensor) -> Tensor:
         """features [T, D] with mean 0 and standard deviation 1 over the training frames.
@@ -112,14 +112,14 @@ class GameTest:
     def probe(self, features: Tensor, name: str) -> np.ndarray:
         """Tables of hits of linear probes on features [T, D] of all frames."""
         with runs.progress_bar(self.config.probe_epochs, f"probe {name}", unit="epoch") as bar:
-            found = ram_probe.train_probes(
+            predictions = ram_probe.train_probes(
                 lambda part: features[torch.from_numpy(part.rows)],
                 self.data,
                 self.config.probe_epochs,
                 self.config.seed,
                 bar.update,
             )
-        return ram_probe.counts(found)
+        return ram_probe.counts(predictions)
 
     def sample(self, tables: np.ndarray) -> dict[str, Any]:
         """The score in percent; its values are the influences of the test episodes."""
@@ -190,14 +190,14 @@ def label_record(
     if has_controls:
         untrained = new_model(config, data.channels(splits)).target_encoder.to(device).eval()
         encoders |= {"untrained encoder": partial(pooled_layers, untrained), "pixels": _thumbnails}
-    found = {name: _label_probes(part, splits, config, device, name) for name, part in encoders.items()}
-    ours, words = found.pop("I-JEPA")
+    probed = {name: _label_probes(part, splits, config, device, name) for name, part in encoders.items()}
+    ours, words = probed.pop("I-JEPA")
     return {
         **sample(_grouped(ours["best"]), name_of_test),
         "metric": "top-1 accuracy",
         "unit": "%",
         "policy": words,
-        "controls": {name: sample(_grouped(hits["best"]), name_of_test) for name, (hits, _) in found.items()},
+        "controls": {name: sample(_grouped(hits["best"]), name_of_test) for name, (hits, _) in probed.items()},
         "measurements": {
             name: sample(_grouped(right), f"{config.task}-probe-part") for name, right in ours.items() if name != "best"
         },
@@ -217,7 +217,7 @@ def _label_probes(
         torch.from_numpy(part.labels[rows]) for part, rows in ((splits.train, train_rows), (splits.test, test_rows))
     )
     recipe = Recipe(config.linear_optimizer, config.linear_epochs, config.linear_batch_size, device)
-    found: dict[str, list[np.ndarray]] = {}
+    hits: dict[str, list[np.ndarray]] = {}
     words = []
     for k, factor in enumerate(splits.train.factors):
         if factor not in SCORED and name != "I-JEPA":
@@ -229,10 +229,10 @@ def _label_probes(
         if name == "I-JEPA":
             parts["nearest neighbours"] = label_probe.nearest_neighbours(*x, device)
             parts["1 % of the labels"] = label_probe.low_shot(*x, config.seed)
-            found[f"factor {factor}"] = [parts["best"]]
+            hits[f"factor {factor}"] = [parts["best"]]
         for kind, right in parts.items() if factor in SCORED else ():
-            found.setdefault(kind, []).append(right)
-    return {kind: 100 * np.mean(right, axis=0) for kind, right in found.items()}, "; ".join(words)
+            hits.setdefault(kind, []).append(right)
+    return {kind: 100 * np.mean(right, axis=0) for kind, right in hits.items()}, "; ".join(words)
 
 
 def _thumbnails(images: Tensor) -> Tensor:
@@ -260,9 +260,9 @@ def record_of_run(
     """The test of a finished run, with its controls or without, as record.json."""
     start = time.monotonic()
     if splits is None:
-        found = game_record(config, info["folder"], model, device, has_controls)
+        tested = game_record(config, info["folder"], model, device, has_controls)
     else:
-        found = label_record(config, splits, model, device, has_controls)
+        tested = label_record(config, splits, model, device, has_controls)
     info["stage_seconds"]["test"] = time.monotonic() - start
     info["wall_seconds"] += info["stage_seconds"]["test"]
     metrics = [line for line in runs.read_metrics(info["folder"]) if line["stage"] == STAGE]
@@ -276,7 +276,7 @@ def record_of_run(
     frames = games.REPEAT * (config.env_steps + config.probe_env_steps) if splits is None else 0
     return (
         of_run(info)
-        | found
+        | tested
         | {
             "claim": claim(config),
             "budget": {"env_frames": frames, "updates": updates, "images": updates * config.batch_size},

@@ -85,10 +85,10 @@ def players(folder: Path, game: str, purpose: str, steps: int, seed: int) -> lis
 
 def checksum(frames: np.ndarray) -> int:
     """CRC-32 of all frames."""
-    found = 0
+    crc = 0
     for k in range(0, len(frames), CHUNK):
-        found = zlib.crc32(frames[k : k + CHUNK].tobytes(), found)
-    return found
+        crc = zlib.crc32(frames[k : k + CHUNK].tobytes(), crc)
+    return crc
 
 
 def check_emulator() -> None:
@@ -104,10 +104,12 @@ def collect(folder: Path, game: str, purpose: str, steps: int, seed: int, worker
 
     A player depends on (seed, purpose, player) alone and is not played again if its files are there, whole and its own.
     Deviation D8: the authors play with seeds 42 to 49 and one stream of actions, alike for encoder and probes.
-    Raises RunError if a process dies.
+    Raises RunError if a process dies, ValueError if there is something to play and no emulator.
     """
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [player for player in players(folder, game, purpose, steps, seed) if not _is_there(player)]
+    if jobs:
+        check_emulator()
     if workers < 2 or len(jobs) < 2:
         for job in jobs:
             _play(job)

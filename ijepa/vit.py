@@ -195,12 +195,12 @@ class VisionTransformer(nn.Module):
         """
         if not 1 <= count <= len(self.blocks):
             raise ValueError(f"the last {count} blocks of an encoder of {len(self.blocks)}")
-        x, found = self.embed(images), []
+        x, outputs = self.embed(images), []
         for k, block in enumerate(self.blocks):
             x = block(x)
             if k >= len(self.blocks) - count:
-                found.append(self.norm(x))
-        return found
+                outputs.append(self.norm(x))
+        return outputs
 
 
 @torch.no_grad()
