@@ -9,8 +9,14 @@ PAPERS   := ha2018 dreamerv3 muzero diamond ijepa vjepa
 PRESENT  := $(foreach paper,$(PAPERS),$(if $(wildcard $(paper)/train.py),$(paper)))
 ABSENT   := $(filter-out $(PRESENT),$(PAPERS))
 PACKAGES := common $(PRESENT) $(if $(wildcard benchmarks),benchmarks)
-EXTRAS   := ha2018,dreamerv3,ijepa,dev
+EMPTY    :=
+COMMA    := ,
+EXTRAS   := $(subst $(EMPTY) $(EMPTY),$(COMMA),$(PRESENT) dev)
+# What the user said: bench takes the suite's own presets and seeds unless they are given.
+GIVEN     = $(filter command environment,$(origin $(1)))
 ARGUMENTS = --preset $(PRESET) --seeds $(SEED) $(if $(TASK),--task $(TASK)) $(if $(SET),--set $(SET))
+CHOSEN    = $(if $(call GIVEN,PRESET),--preset $(PRESET)) $(if $(call GIVEN,SEED),--seeds $(SEED)) \
+            $(if $(TASK),--task $(TASK)) $(if $(SET),--set $(SET))
 
 ifdef NO_VENV
 PY    := $(or $(PYTHON),python3)
@@ -28,7 +34,7 @@ help:
 
 ## make reproduce             | the main job: every paper at PRESET, then reproduced beside reported numbers
 reproduce: $(READY)
-	@$(PY) -m benchmarks.runner reproduce --preset $(PRESET)
+	@$(PY) -m benchmarks.runner reproduce $(ARGUMENTS)
 
 ## make ha2018                | train, evaluate and compare one paper (also dreamerv3 muzero diamond ijepa vjepa)
 $(PRESENT): $(READY)
@@ -39,7 +45,7 @@ $(ABSENT):
 
 ## make test, make test-ha2018 | all tests, or those of one package; on a CPU, without network
 test: $(READY)
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n auto --dist loadgroup
 
 $(PACKAGES:%=test-%): test-%: $(READY)
 	@$(PY) -m pytest $*
@@ -50,10 +56,10 @@ smoke: $(READY)
 
 ## make bench, make bench-ha2018 | scores and speed for the records, all papers or one
 bench: $(READY)
-	@$(PY) -m benchmarks.runner bench
+	@$(PY) -m benchmarks.runner bench $(CHOSEN)
 
 $(PRESENT:%=bench-%): bench-%: $(READY)
-	@$(PY) -m benchmarks.runner bench $*
+	@$(PY) -m benchmarks.runner bench $* $(CHOSEN)
 
 $(ABSENT:%=test-%) $(ABSENT:%=bench-%):
 	@name="$@"; echo "$${name#*-} is not part of this checkout yet" >&2; exit 2

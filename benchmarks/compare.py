@@ -242,12 +242,11 @@ def _curve(suite: Suite, row: Curve, records: Sequence[Record], published: Publi
     curve = published.curves.get((suite.paper, row.published))
     if curve is None:
         raise ValueError(f"row {suite.paper}/{row.id}: no published curve {row.published!r}")
-    mine = [record for record in _records(suite, row.ours.of, records) if record.finished]
+    done = [record for record in _records(suite, row.ours.of, records) if record.finished]
+    mine = [record for record in done if row.ours.name in record.data["curves"]]
     lines = []
     for record in mine:
-        line = record.data["curves"].get(row.ours.name)
-        if line is None:
-            raise ValueError(f"{record.path}: row {row.id} needs the curve {row.ours.name!r}")
+        line = record.data["curves"][row.ours.name]
         if (line["x_unit"], line["y_unit"]) != (curve.x_unit, curve.y_unit):
             raise ValueError(f"{record.path}: curve {row.ours.name!r} is not in {curve.y_unit} per {curve.x_unit}")
         lines.append(line)

@@ -41,7 +41,7 @@ HOW_TO_READ = (
     ),
     ("passed / not passed", "none", "The same for a check that we and not the paper assert."),
     ("agrees / differs", "none", "A calibration: something untrained has its published value, or not. No result."),
-    ("beside", "none", "Another method's number or protocol, shown for orientation. No verdict."),
+    ("beside", "none", "A number that ours cannot be joined to, shown for orientation with the reason. No verdict."),
 )  # fmt: skip
 NOTES = (
     "Every committed record of a row counts: seeds are not picked. ± is over seeds where there are two or more, else "
@@ -396,7 +396,7 @@ def reported(result: Result) -> str:
 def reported_kind(result: Result) -> str:
     """What the published number is: the same score, another method's, or none."""
     if isinstance(result.row, Beside):
-        return "another method's"
+        return result.row.why
     if result.curve is not None:
         return "the same curve"
     return "the same score" + _silent(result.reported) if result.reported is not None else "none of this protocol"

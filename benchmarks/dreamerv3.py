@@ -121,6 +121,6 @@ SUITE = Suite(
             published="atari100k-boxing",
         ),
     ),
-    speed=("measure",),
+    speed=("measure", "measure_12m", "measure_200m"),
     film=("night", "dmc_proprio_walker_walk", LEARNS),
 )

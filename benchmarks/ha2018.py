@@ -9,11 +9,12 @@ from benchmarks.compare import Result
 from benchmarks.content import Table, beside_published
 from benchmarks.plots import Plot, over_settings
 from benchmarks.published import Published
-from benchmarks.rows import CALIBRATION, Calibration, Claim, Curve, Experiment, Number, Quantity, Row, Suite
+from benchmarks.rows import CALIBRATION, Beside, Calibration, Claim, Curve, Experiment, Number, Quantity, Row, Suite
 
 TRANSFER = "dream-transfer"
 SEEDS = (0, 1, 2)
 TEMPERATURES = ("0.10", "0.50", "1.00", "1.15", "1.30")
+AT_THE_FLOOR = ("0.10", "0.50")  # what is learnt in these dreams serves for nothing in the game: the paper's finding
 PUBLISHED_TAU = "1.15"  # the temperature of the paper's best controller, whose run the others take V and M from
 GPU = 25  # minutes
 # What C sees: the claim word, words, the published score, and settings.
@@ -62,13 +63,7 @@ def temperature_rows(base: Experiment) -> tuple[Row, ...]:
                 floor=Quantity(run, "measurements/dream uniform random"),
                 published=f"doom-dream-tau{tau}",
             ),
-            Number(
-                id=f"{suite}-real-tau{tau}",
-                title=f"Take Cover: score in the real game, trained in the dream {where}",
-                ours=Quantity(run),
-                floor=Quantity(run, "controls/uniform random"),
-                published=f"doom-real-tau{tau}",
-            ),
+            real_row(run, suite, tau),
         ]
     best = by_tau[PUBLISHED_TAU]
     rows += [
@@ -80,9 +75,18 @@ def temperature_rows(base: Experiment) -> tuple[Row, ...]:
             against=f"temperature {tau}",
             equal="rollouts",
         )
-        for tau in ("0.10", "0.50")
+        for tau in AT_THE_FLOOR
     ]
     return (*rows, held_check(base, f"{suite}-beats-held"))
+
+
+def real_row(run: Experiment, suite: str, tau: str) -> Row:
+    """The score in the real game. At the two low temperatures the published number is that of random play."""
+    id, published = f"{suite}-real-tau{tau}", f"doom-real-tau{tau}"
+    title = f"Take Cover: score in the real game, trained in the dream at temperature {tau}"
+    if tau in AT_THE_FLOOR:
+        return Beside(id, title, Quantity(run), published, why="the same score, which is that of random play")
+    return Number(id, title, Quantity(run), Quantity(run, "controls/uniform random"), published)
 
 
 def held_check(run: Experiment, id: str) -> Claim:

@@ -98,7 +98,7 @@ def shapes_rows() -> tuple[Claim, ...]:
     title = "Drawn shapes: linear probes on I-JEPA beat those"
     controls = (
         ("untrained", "on the same encoder before its training", "untrained encoder"),
-        ("pixels", "on pixels", "pixels"),
+        ("thumbnails", "on pixels", "pixels"),
     )
     inside = [
         Claim(

@@ -65,7 +65,7 @@ def forest(results: Sequence[tuple[str, Result]]) -> Plot:
         face = OURS if is_full else "none"
         axes.plot([mean], [at], "o", color=OURS, markerfacecolor=face, markeredgewidth=1.8, markersize=7)
         words = "all of the budget" if is_full else percent(share)
-        name = axes.text(left, at - 0.36, f"{shorten(label, 66, placeholder=' ...')}; {words}", color=INK, fontsize=7.5)
+        name = axes.text(left, at - 0.36, f"{shorten(label, 80, placeholder=' ...')}; {words}", color=INK, fontsize=7.5)
         name.set_in_layout(False)
     axes.axvline(0, color=MUTED, linewidth=1)
     axes.axvline(1, color=PUBLISHED, linewidth=1.6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from common.record import CURVE_KEYS, MAPPINGS, RECORD_KEYS, SAMPLE_KEYS, SCHEMA, TEXTS
 
 FOLDER = Path(__file__).parent / "results"
+LARGEST = 1e300  # no measurement; a larger whole number cannot even become a float
 SPEED_KEYS = frozenset({"schema", "paper", "device", "revision", "packages", "command", "measurements"})
 MEASUREMENT_KEYS = frozenset({
     "name", "value", "unit", "low", "high", "repeats",
@@ -76,7 +78,11 @@ def load_runs(folder: Path) -> tuple[Record, ...]:
     """The records that this machine's runs left as `<folder>/<paper>/<run>/record.json`, with their media."""
     found = []
     for path in sorted(folder.glob("*/*/record.json")):
-        data = read(path, check_record)
+        try:
+            data = read(path, check_record)
+        except ValueError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
         # A run in a folder of another name was made with other settings: it is no run of a row.
         words = data["preset"], data["claim"], f"{data['preset']}-{data['claim']}"
         if path.parent.name in (f"{data['task']}-{word}-seed{data['seed']}" for word in words):
@@ -88,12 +94,15 @@ def load_runs(folder: Path) -> tuple[Record, ...]:
 def read(path: Path, check: Callable[[Mapping[str, Any]], None]) -> Mapping[str, Any]:
     """The JSON object in `path`, checked. Raises ValueError starting with the path."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text)
         if not isinstance(data, dict):
             raise ValueError("no JSON object")
+        text.encode("utf-8")
+        json.dumps(data, ensure_ascii=False).encode("utf-8")  # an escaped lone surrogate cannot be printed
         check(data)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        raise ValueError(f"{path}: {error or type(error).__name__}") from error
     return data
 
 
@@ -197,5 +206,6 @@ def _sample(where: str, sample: Mapping[str, Any]) -> None:
 
 def _finite(where: str, numbers: Sequence[Any]) -> None:
     for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+        is_number = isinstance(number, int | float) and not isinstance(number, bool)
+        if not is_number or abs(number) > LARGEST or not math.isfinite(number):
             raise ValueError(f"{where}: {number!r} is no finite number")

@@ -112,12 +112,13 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Beside:
-    """Ours beside the published number of another method; no verdict."""
+    """Ours beside a published number that no verdict can join it to; why: "another method's", or another reason."""
 
     id: str
     title: str
     ours: Quantity
     published: str
+    why: str = "another method's"
 
 
 Row = Number | Curve | Claim | Calibration | Beside

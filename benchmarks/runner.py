@@ -25,10 +25,11 @@ import torch
 from benchmarks import content, published, records, report, suites
 from benchmarks.compare import Result
 from benchmarks.rows import CALIBRATION, PAPERS, Experiment, Row, Suite, experiments, first
-from benchmarks.smoke import SmokeError, tour
+from benchmarks.smoke import tour
 from common.config import Parser
 from common.files import atomic_write
 from common.run import folder_name
+from common.testing import ProgramError
 
 ROOT = report.ROOT
 RUNS = Path("runs")
@@ -256,7 +257,7 @@ def smoke(papers: Sequence[Suite], options: argparse.Namespace) -> int:
             for (paper, task), running in zip(chosen, tours, strict=True):
                 try:
                     print(f"{paper} {task}: ok ({running.result():.0f} s)", flush=True)
-                except SmokeError as error:
+                except ProgramError as error:
                     failed += 1
                     print(f"{paper} {task}: {error}", file=sys.stderr)
         except KeyboardInterrupt:
@@ -267,7 +268,7 @@ def smoke(papers: Sequence[Suite], options: argparse.Namespace) -> int:
 
 def present(names: Sequence[str]) -> list[Suite]:
     """The suites of the named papers, all for none; a line for each that this checkout does not hold yet."""
-    there = {suite.paper: suite for suite in suites.load()}
+    there = {suite.paper: suite for suite in suites.load() if (ROOT / suite.paper / "train.py").is_file()}
     for name in names or PAPERS:
         if name not in there:
             print(f"{name}: not part of this checkout yet")

@@ -25,12 +25,13 @@ class Origin:
     paper: str
     repository: str
     file: str
+    runs_on_gpu: bool = False
 
 
 ORIGINS = {
     "nm512": Origin("dreamerv3", "NM512/dreamerv3-torch", "dreamer.py"),
     "danijar": Origin("dreamerv3", "danijar/dreamerv3", "dreamerv3/rssm.py"),
-    "facebookresearch": Origin("ijepa", "facebookresearch/ijepa", "src/train.py"),
+    "facebookresearch": Origin("ijepa", "facebookresearch/ijepa", "src/train.py", runs_on_gpu=True),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import records, throughput
+from benchmarks import records, suites, throughput
 from benchmarks.peers import peer
 from benchmarks.speed import ijepa
 from benchmarks.speed.timing import ROOT, Timing, figure, in_turns, peak_memory_of, timed
@@ -79,7 +80,7 @@ def test_a_peer_is_measured_where_it_can_run(
     assert capsys.readouterr().err == f"error: --peer {name} is measured on {place}, not on {device}; use --device\n"
 
 
-def test_a_peer_that_can_runs_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_part_runs_on_the_device_with_the_checkouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "train.py").touch()
     seen = []
@@ -88,13 +89,31 @@ def test_a_peer_that_can_runs_on_the_device(tmp_path: Path, monkeypatch: pytest.
         seen.append((checkouts, device))
         return [figure("beside", "ms", Timing(1.0, 1.0, 1.0, 1))]
 
-    monkeypatch.setattr(records, "FOLDER", tmp_path / "benchmarks" / "results")
     monkeypatch.setattr(throughput, "usable_device", torch.device)
-    monkeypatch.setattr(throughput, "describe_device", lambda name: f"a {name}")
-    monkeypatch.setitem(throughput.SUITES, "ijepa", lambda device: [])
-    monkeypatch.setitem(throughput.BESIDE_ON, "ijepa", beside)
-    assert throughput.main(["ijepa", "--device", "cuda", "--peer", f"facebookresearch={tmp_path}"]) == 0
+    monkeypatch.setattr(ijepa, throughput.BESIDE, beside)
+    out = tmp_path / "out.json"
+    words = ["--peer", f"facebookresearch={tmp_path}", "--part", throughput.BESIDE, "--out", str(out)]
+    assert throughput.main(["ijepa", "--device", "cuda", *words]) == 0
     assert seen == [({"facebookresearch": tmp_path}, torch.device("cuda"))]
+    assert [row["name"] for row in json.loads(out.read_text())] == ["beside"]
+
+
+def test_a_part_that_fails_leaves_the_others_in_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(records, "FOLDER", tmp_path / "benchmarks" / "results")
+    found = [figure("alone", "ms", Timing(1.0, 1.0, 1.0, 1))]
+    parts = iter([found, None])
+    monkeypatch.setattr(throughput, "_in_a_process", lambda *_: next(parts))
+    suite = replace(next(one for one in suites.load() if one.paper == "ijepa"), speed=("measure", "broken"))
+    monkeypatch.setattr(suites, "load", lambda: (suite,))
+    assert throughput.main(["ijepa", "--device", "cpu"]) == 1
+    (path,) = tmp_path.rglob("*.json")
+    assert [row["name"] for row in json.loads(path.read_text())["measurements"]] == ["alone"]
+
+
+def test_every_part_of_every_suite_exists():
+    for suite in suites.load():
+        module = importlib.import_module(f"benchmarks.speed.{suite.paper}")
+        assert all(callable(getattr(module, part)) for part in suite.speed)
 
 
 def test_a_share_of_the_peak_is_that_of_the_numbers_multiplied(monkeypatch: pytest.MonkeyPatch):
@@ -127,8 +146,8 @@ def test_a_record_has_rows_of_peers_only_with_the_option(
     found.facts = {"form": "float32", "parameters": 9, "unlike": "is a toy"}
     beside = peer.compared("beside", "ms", timing, Timing(2.0, 2.0, 2.0, 1), found, 8, 0.5)
     monkeypatch.setattr(records, "FOLDER", tmp_path / "benchmarks" / "results")
-    monkeypatch.setitem(throughput.SUITES, "dreamerv3", lambda device: [figure("alone", "ms", timing)])
-    monkeypatch.setitem(throughput.BESIDE, "dreamerv3", lambda checkouts: [beside])
+    parts = {"measure": [figure("alone", "ms", timing)], throughput.BESIDE: [beside]}
+    monkeypatch.setattr(throughput, "_in_a_process", lambda paper, part, *_: parts.get(part, []))
     option = ["--peer", f"nm512={tmp_path}"] if has_peer else []
     monkeypatch.setattr(sys, "orig_argv", ["python3", "-m", "benchmarks.throughput", "dreamerv3", *option])
     assert throughput.main(["dreamerv3", "--device", "cpu", *option]) == 0

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import ha2018, records, report, runner, smoke
-from benchmarks.rows import Row
-from benchmarks.suites import SUITES
+from benchmarks import ha2018, records, report, runner, smoke, suites
+from benchmarks.rows import first
 from benchmarks.tests.hand_made import record
+from common.testing import ProgramError
 
 TOY_TRAIN = """
 import json, pathlib, signal, sys
-folder = pathlib.Path(sys.argv[sys.argv.index("--run") + 1])
+folder = pathlib.Path(next(word for word in sys.argv if word.startswith("--run="))[6:])
 folder.mkdir(exist_ok=True)
 path = folder / "metrics.jsonl"
 start = len(path.read_text().splitlines()) if path.exists() else 0
@@ -29,7 +28,7 @@ for step in range(start, 6):
 """
 TOY_EVALUATE = """
 import pathlib, sys
-folder = pathlib.Path(sys.argv[sys.argv.index("--run") + 1])
+folder = pathlib.Path(next(word for word in sys.argv if word.startswith("--run="))[6:])
 (folder / "record.json").write_text(pathlib.Path(RECORD).read_text())
 """
 
@@ -49,17 +48,17 @@ def test_the_tour_passes_where_resume_is_exact(tmp_path: Path):
 
 def test_the_tour_fails_where_resume_is_not_exact(tmp_path: Path):
     toy(tmp_path, drift=1)
-    with pytest.raises(smoke.SmokeError, match="differs"):
+    with pytest.raises(ProgramError, match="differs"):
         smoke.tour("toy", "doom", tmp_path)
 
 
 def test_the_tour_names_a_program_that_fails(tmp_path: Path):
-    with pytest.raises(smoke.SmokeError, match=r"nothing\.train .*exit code 1"):
+    with pytest.raises(ProgramError, match=r"nothing\.train .*exit code 1"):
         smoke.tour("nothing", "doom", tmp_path)
 
 
 def test_rows_that_share_a_run_start_it_once():
-    rows = [row for row in ha2018.SUITE.rows if row.suite in ("cpu", "calibration")]
+    rows = [row for row in ha2018.SUITE.rows if first(row).suite in ("cpu", "calibration")]
     names = [job.name for job in runner.jobs(ha2018.SUITE, rows, None)]
     assert names == [
         "doom-cpu-seed0", "doom-cpu-seed1", "doom-cpu-seed2",
@@ -68,8 +67,8 @@ def test_rows_that_share_a_run_start_it_once():
     assert len(runner.jobs(ha2018.SUITE, rows, [5])) == 3
 
 
-def test_rows_with_settings_share_the_world_of_the_row_without_them():
-    rows = [row for row in ha2018.SUITE.rows if row.suite == "night" and row.task == "car"]
+def test_runs_with_settings_take_what_they_share_from_the_run_without_them():
+    rows = [row for row in ha2018.SUITE.rows if (first(row).suite, first(row).task) == ("night", "car")]
     base, *others = runner.jobs(ha2018.SUITE, rows, [2], ["episodes=50"])
     assert base.name == "car-night-seed2-episodes=50"
     assert [job.name for job in others] == [
@@ -77,33 +76,30 @@ def test_rows_with_settings_share_the_world_of_the_row_without_them():
         "car-night-real-z-hidden40-seed2-episodes=50",
         "car-night-real-zh-untrained-seed2-episodes=50",
     ]
-    assert "--world-from" not in base.commands()[0]
+    assert ha2018.MODEL_FROM not in base.commands()[0]
     for job in others:
         command = job.commands()[0]
-        assert command[command.index("--world-from") + 1] == "runs/ha2018/car-night-seed2-episodes=50"
+        assert command[command.index(ha2018.MODEL_FROM) + 1] == "runs/ha2018/car-night-seed2-episodes=50"
         assert "episodes=50" in command
     assert "controller_inputs=z" in others[0].commands()[0]
 
 
-def test_a_rival_is_a_run_of_its_own_and_shared_runs_start_once():
-    row = Row(
-        "a", "", "claim", "night", "doom", (0, 1), "dream-transfer", "", 1, rival="dream-transfer-tau0.50",
-        rival_settings=("temperature=0.5",),
-    )  # fmt: skip
-    other = replace(row, id="b", rival="dream-transfer-tau0.10", rival_settings=("temperature=0.1",), shares_world=True)
-    between = replace(row, id="c", claim=row.rival, settings=row.rival_settings, rival="dream-transfer")
-    between = replace(between, rival_settings=())
-    found = runner.jobs(ha2018.SUITE, [row, other, between], None)
-    base, half, tenth = found[0], found[1], found[4]
-    assert [job.name for job in found] == [
-        "doom-night-seed0", "doom-night-dream-transfer-tau0.50-seed0",
-        "doom-night-seed1", "doom-night-dream-transfer-tau0.50-seed1",
-        "doom-night-dream-transfer-tau0.10-seed0", "doom-night-dream-transfer-tau0.10-seed1",
-    ]  # fmt: skip
+def test_a_control_is_a_run_of_its_own_and_comes_after_the_run_it_takes_from():
+    rows = [row for row in ha2018.SUITE.rows if row.id == "night-beats-tau0.50"]
+    base, half = runner.jobs(ha2018.SUITE, rows, None)
+    assert [base.name, half.name] == ["doom-night-seed0", "doom-night-dream-transfer-tau0.50-seed0"]
     assert (base.part, half.part) == ("", "dream-transfer-tau0.50")
     assert "--set" not in base.commands()[0]
     assert "temperature=0.5" in half.commands()[0]
-    assert [job.world for job in (base, half, tenth)] == ["", "", "doom-night-seed0"]
+    assert half.takes == (ha2018.MODEL_FROM, "doom-night-seed0")
+
+
+def test_settings_cannot_lead_out_of_the_folder_of_runs():
+    rows = [row for row in ha2018.SUITE.rows if row.id == "score"]
+    job = runner.jobs(ha2018.SUITE, rows, [0], ["data=../../../../escaped/here", "x=" + "y" * 500])[0]
+    assert job.folder.parent == runner.RUNS / "ha2018"
+    assert "/" not in job.name
+    assert len(job.name) < 250
 
 
 def test_reproduce_leaves_long_controls_to_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -117,7 +113,7 @@ def test_reproduce_leaves_long_controls_to_bench(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(runner, "run", run)
     monkeypatch.setattr(report, "build_local", lambda *parts: "")
     options = argparse.Namespace(seeds=None, preset=None, task=None, set=[])
-    assert runner.reproduce(SUITES, options) == 1  # nothing was really run
+    assert runner.reproduce(suites.load(), options) == 1  # nothing was really run
     assert {(job.paper, job.task, job.preset) for job in started} == {
         ("ha2018", "doom", "cpu"),
         ("ha2018", "doom", "calibration"),
@@ -142,28 +138,28 @@ def test_a_task_without_rows_is_reproduced_all_the_same(
     monkeypatch.setattr(runner, "run", run)
     monkeypatch.setattr(report, "build_local", lambda *parts: "")
     options = argparse.Namespace(seeds=None, preset=None, task=task, set=[])
-    assert runner.reproduce(SUITES, options) == 0
+    assert runner.reproduce(suites.load(), options) == 0
     out = capsys.readouterr().out
-    assert f"1.5                     {task}-cpu-seed0: no row has this task at preset cpu" in out
+    assert f"{task}-cpu-seed0: no row has this task at preset cpu" in out
     assert "Take Cover" not in out  # rows of other tasks
-    with pytest.raises(ValueError, match="unknown task 'nothing'"):
-        runner.reproduce(SUITES, argparse.Namespace(seeds=None, preset=None, task="nothing", set=[]))
+    with pytest.raises(ValueError, match="unknown task 'nothing'; there are ha2018: doom, car; "):
+        runner.reproduce(suites.load(), argparse.Namespace(seeds=None, preset=None, task="nothing", set=[]))
 
 
 def test_records_of_rows_with_settings_have_names_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(runner, "ROOT", tmp_path)
     monkeypatch.setattr(records, "FOLDER", tmp_path / "results")
-    rows = [row for row in ha2018.SUITE.rows if row.suite == "night" and row.task == "doom"]
+    rows = [row for row in ha2018.SUITE.rows if (first(row).suite, first(row).task) == ("night", "doom")]
     places = []
     for job in runner.jobs(ha2018.SUITE, rows, [0]):
         claim = job.part or "dream-transfer"
         data = dict(record([1.0]).data) | {"suite": "night", "preset": "night", "claim": claim}
         (tmp_path / job.folder).mkdir(parents=True)
         (tmp_path / job.folder / "record.json").write_text(json.dumps(data))
-        places.append(runner.collect(job).name)
+        places.append(runner.collect(job, ("", "", "")).name)
     assert places[:2] == ["doom-seed0.json", "doom-dream-transfer-tau0.10-seed0.json"]
-    assert len(records.load(tmp_path / "results").records) == len(set(places)) == 6
-    assert len(records.load_runs(tmp_path / "runs")) == 6
+    assert len(records.load(tmp_path / "results").records) == len(set(places)) == 5
+    assert len(records.load_runs(tmp_path / "runs")) == 5
 
 
 def test_commands_name_no_folder_of_this_machine():
@@ -187,9 +183,14 @@ def test_a_finished_record_of_the_same_config_is_not_run_again(tmp_path: Path, m
     assert not changed.is_done()
     (folder / "config.json").write_text("{}")
     assert not job.is_done()
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"config\.json is damaged or missing"):
+        job.is_done()
 
 
-def test_collect_puts_record_and_media_under_the_names_of_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_collect_keeps_the_media_of_the_film_of_the_paper_alone_and_none_that_is_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
     monkeypatch.setattr(runner, "ROOT", tmp_path)
     monkeypatch.setattr(records, "FOLDER", tmp_path / "results")
     job = runner.jobs(ha2018.SUITE, ha2018.SUITE.rows[:1], [0])[0]
@@ -198,9 +199,20 @@ def test_collect_puts_record_and_media_under_the_names_of_the_report(tmp_path: P
     (folder / "record.json").write_text(json.dumps(record([1.0]).data))
     for name in ("video.webm", "curves.png", "weights.safetensors"):
         (folder / name).touch()
-    runner.collect(job)
+    runner.collect(job, ("night", "doom", "dream-transfer"))
+    assert records.load(tmp_path / "results").records[0].media == ()
+    runner.collect(job, ("cpu", "doom", "dream-transfer"))
     found = records.load(tmp_path / "results").records
     assert [file.name for file in found[0].media] == ["doom-seed0-curves.png", "doom-seed0.webm"]
+    (folder / "video.webm").write_bytes(b"x" * 600_001)
+    runner.collect(job, ("cpu", "doom", "dream-transfer"))
+    assert "600,001 bytes are more than" in capsys.readouterr().out
+
+
+def test_an_unknown_task_of_bench_lists_the_tasks():
+    options = argparse.Namespace(seeds=None, preset=None, task="dom", set=[])
+    with pytest.raises(ValueError, match="no row of task 'dom'; there are doom, car"):
+        runner.bench([ha2018.SUITE], options)
 
 
 def test_an_unknown_paper_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]):

@@ -59,15 +59,36 @@ def test_every_config_field_is_read_outside_of_config(paper: str):
     fields = {
         node.target.id for node in config.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     }
-    read = set()
+    read: set[str] = set()
     for path in (ROOT / paper).glob("*.py"):
         if path.name != "config.py":
-            read |= {
-                node.attr
-                for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-                if isinstance(node, ast.Attribute)
-            }
+            read |= config_attributes(path)
+    inside = {
+        node.attr
+        for node in ast.walk(config)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+    }
+    # A property of the class that reads a field stands for it.
+    read |= {name for name in inside if read & {f.name for f in config.body if isinstance(f, ast.FunctionDef)}}
     assert fields - read == set()
+
+
+def test_no_config_field_is_read_only_by_a_name_that_something_else_has(tmp_path: Path):
+    """What counts is an attribute of something called config, or of self in the configuration's own class."""
+    (tmp_path / "a.py").write_text("def f(config, other):\n    return config.used, other.unused, self.config.deep\n")
+    assert config_attributes(tmp_path / "a.py") == {"used", "deep"}
+
+
+def config_attributes(path: Path) -> set[str]:
+    """The attributes that a file reads of a value called config, settings, or ending in _config."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute):
+            owner = node.value
+            name = owner.id if isinstance(owner, ast.Name) else owner.attr if isinstance(owner, ast.Attribute) else ""
+            if name in ("config", "plan", "settings", "tested") or name.endswith("_config"):
+                found.add(node.attr)
+    return found
 
 
 @pytest.mark.parametrize("path", READMES, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -82,8 +103,25 @@ def test_what_a_readme_names_exists(path: Path):
     for name in set(re.findall(r"`([\w.-]+(?:/[\w.-]+)*/?\.?(?:py|md|csv|html|toml|json))`", text)):
         is_known = any((base / name).exists() for base in (ROOT, path.parent))
         assert is_known or name.startswith(GENERATED) or "/" not in name, name
+    for file, function in set(re.findall(r"`((?:\w+/)*\w+\.py): (\w+)`", text)):
+        source = next((base / file for base in (path.parent, ROOT) if (base / file).is_file()), None)
+        assert source is not None, f"{file} of {file}: {function}"
+        assert function in defined(source), f"{file} has no {function}"
     for link in set(re.findall(r"\]\(([^)#]+)", text)):
         assert link.startswith("https://") or (path.parent / link).exists(), link
+
+
+def defined(path: Path) -> set[str]:
+    """Names that a file defines: functions, classes, methods, and what it assigns at its top."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    names = {node.name for node in ast.walk(tree) if isinstance(node, kinds)}
+    for node in tree.body:
+        places = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        names |= {place.id for place in places if isinstance(place, ast.Name)}
+    return names
 
 
 def targets() -> set[str]:
