@@ -346,3 +346,12 @@ def test_a_missing_package_is_named_with_its_remedy():
     with pytest.raises(WorldError) as error:
         need("gymnasium.no_such_part", "this")
     assert "pip" not in str(error.value)
+
+
+def test_no_library_of_a_world_is_imported_before_it_is_played():
+    """A machine that only trains needs none of them."""
+    names = ("gymnasium", "ale_py", "dm_control", "mujoco", "crafter")
+    code = f"import sys; sys.modules.update(dict.fromkeys({names}))"
+    code += "; import dreamerv3.train, dreamerv3.evaluate"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=testing.ROOT, check=False)
+    assert done.returncode == 0, done.stderr
