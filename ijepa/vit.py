@@ -57,7 +57,7 @@ def position_table(width: int, rows: int, columns: int) -> np.ndarray:
 
 
 def resized_table(table: Tensor, rows: int, columns: int) -> Tensor:
-    """A position table [1, G*G, D] of a square grid for another one, bicubic: [1, rows*columns, D].
+    """A position table [1, G*G, D] of a square grid for another one, bicubic: [1, rows*columns, D]. Deviation D12.
 
     The places of a network's own grid are kept, its patches becoming smaller or larger: a table calculated for the new
     grid would hold places that the network has never met. Raises ValueError if the table is of no square grid.
