@@ -1,7 +1,7 @@
-"""Tables 7 and 11: what else could be the target. The method is `train.micro_step`; nothing here is needed for it.
+"""What else could be the target. The method is `train.micro_step`; nothing here is needed for it.
 
 Shapes: B images, N patches, D width of a token, P patch side.
-Source: paper, section 9 and tables 7 and 11; that an encoder without a moving target collapses: section 3.
+Source: paper, table 7 (pixels); the encoder in place of its moving average, with and without gradient: ours.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Config:
     context_scale: tuple[float, ...] = setting((0.85, 1.0), "share of the patches in a context block", low=0.01, high=1)
     min_keep: int = setting(10, "a mask must have more patches than this", low=0)
     allow_overlap: bool = setting(False, "let the context see the targets")
-    # Tables 7 and 11: the choices other than ema are ablations.
+    # The choices other than ema are ablations: pixels are table 7, the encoder itself is ours.
     target: str = setting(
         "ema", "ema: moving average; online: encoder itself; attached: that with gradient; pixels", choices=TARGETS
     )
