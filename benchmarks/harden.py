@@ -1,10 +1,10 @@
 """Attacks on every paper's smoke run: `python -m benchmarks.harden [paper …] [--share 0.1] [--seed 0]`.
 
 Kills, damage to any file of a run, hostile options, records and tables, a full disk at every write, dead workers,
-double starts, orphans. What may come of an attack: `equal` (the same result as without it; an option is a setting like
-any other), `refused` (one line and exit code 1 or 2). What may not: `traceback`, `silent` (another result without a word),
-`hang`, `orphan`. Seeded; what was done is kept in runs/harden and not done again. Writes benchmarks/results/harden.json,
-which the report shows. A new paper is attacked by adding nothing.
+double starts, orphans. What may come of an attack: `equal` (the same result as without it; an option is a setting
+like any other), `refused` (one line and exit code 1 or 2). What may not: `traceback`, `silent` (another result without
+a word), `hang`, `orphan`. Seeded; what was done is kept in runs/harden and not done again. Writes
+benchmarks/results/harden.json, which the report shows. A new paper is attacked by adding nothing.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import harden
+from benchmarks import harden, suites
 from benchmarks.harden import Target, tables
 
 
@@ -41,7 +41,7 @@ def test_tables_and_records_are_refused_or_read_as_they_were(tmp_path: Path):
 
 def test_what_was_attacked_is_not_attacked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(harden, "KINDS", {"tables": 3})
-    suite = harden.suites.load()[0]
+    suite = suites.load()[0]
     first = harden.attack(suite, 1.0, 0, tmp_path, 1)
     lines = (tmp_path / f"{suite.paper}.jsonl").read_text()
     monkeypatch.setattr(harden, "tables", lambda *_: pytest.fail("again"))
