@@ -44,6 +44,8 @@ TEST_SETTINGS = ("device", "workers", "data")
 # of one shape that looks like the others.
 SCORED = ("class", "number")
 RESAMPLES = 2000
+# AtariARI probes features as they are; ours are standardised first (Deviation D7), which is another protocol.
+RAW = "atariari-f1"
 GROUPS = 100
 
 
@@ -61,7 +63,7 @@ def claim(config: Config) -> str:
 
 def protocol(config: Config) -> str:
     """The name of the test."""
-    return "atariari-f1" if config.task in GAMES else f"{config.task}-linear"
+    return f"{RAW}-standardised" if config.task in GAMES else f"{config.task}-linear"
 
 
 # --- the memory of games ----------------------------------------------------------------------------------------------
@@ -121,16 +123,16 @@ class GameTest:
             )
         return ram_probe.counts(predictions)
 
-    def sample(self, tables: np.ndarray) -> dict[str, Any]:
-        """The score in percent; its values are the influences of the test episodes."""
-        return sample(100 * ram_probe.influences(tables, self.data.variables), protocol(self.config))
+    def sample(self, tables: np.ndarray, name: str) -> dict[str, Any]:
+        """The score in percent under the protocol `name`; its values are the influences of the test episodes."""
+        return sample(100 * ram_probe.influences(tables, self.data.variables), name)
 
-    def details(self, tables: np.ndarray) -> dict[str, dict[str, Any]]:
+    def details(self, tables: np.ndarray, name: str) -> dict[str, dict[str, Any]]:
         """F1 in percent of every category and variable."""
         f1 = ram_probe.weighted_f1(tables.sum(0))
         named = ram_probe.category_means(f1, self.data.variables)
         named |= {variable.name: f1[k] for k, variable in enumerate(self.data.variables)}
-        return {name: sample([100 * float(value)], "atariari-f1-part") for name, value in named.items()}
+        return {part: sample([100 * float(value)], f"{name}-part") for part, value in named.items()}
 
 
 def game_record(
@@ -149,15 +151,18 @@ def game_record(
         controls["majority"] = test.majority()
     ours = controls.pop("I-JEPA")
     low, high = ram_probe.bootstrap(ours, test.data.variables, RESAMPLES, config.seed)
-    interval = {"interval low": sample([100 * low], "atariari-f1-part")}
-    interval |= {"interval high": sample([100 * high], "atariari-f1-part")}
+    name = protocol(config)
+    interval = {"interval low": sample([100 * low], f"{name}-part")}
+    interval |= {"interval high": sample([100 * high], f"{name}-part")}
     return {
-        **test.sample(ours),
+        **test.sample(ours, name),
         "metric": "F1",
         "unit": "%",
         "policy": "target encoder, last four blocks averaged over patches",
-        "controls": {name: test.sample(tables) for name, tables in controls.items()},
-        "measurements": interval | test.details(ours),
+        "controls": {
+            k: test.sample(tables, RAW if k in ("random-cnn", "majority") else name) for k, tables in controls.items()
+        },
+        "measurements": interval | test.details(ours, name),
     }
 
 
@@ -168,13 +173,13 @@ def record_of_controls(config: Config, folder: Path) -> dict[str, Any]:
     cnn = test.probe(test.random_cnn(), "random-cnn")
     return without_run("ijepa", "calibration", config, start) | {
         "claim": "control-random-cnn",
-        **test.sample(cnn),
+        **test.sample(cnn, RAW),
         "metric": "F1",
         "unit": "%",
         "policy": "random-cnn",
         "budget": {"env_frames": games.REPEAT * config.probe_env_steps, "updates": 0},
-        "controls": {"majority": test.sample(test.majority())},
-        "measurements": test.details(cnn),
+        "controls": {"majority": test.sample(test.majority(), RAW)},
+        "measurements": test.details(cnn, RAW),
     }
 
 

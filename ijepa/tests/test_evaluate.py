@@ -95,7 +95,7 @@ def test_a_game_is_probed_with_its_controls(start, tmp_path):
         testing.finish(start(*program))
     record = check_record(folder, "pong")
     assert record["claim"] == "probe-f1"
-    assert record["protocol"] == "atariari-f1"
+    assert record["protocol"] == "atariari-f1-standardised"
     assert set(record["controls"]) == {"majority", "random-cnn", "random-cnn, standardised", "untrained encoder"}
     assert {record["episodes"]} == {part["episodes"] for part in record["controls"].values()}
     assert {"ball_x", "agent_localization", "interval low"} <= set(record["measurements"])
