@@ -29,7 +29,7 @@ CONTROLLERS = (
     ),
 )
 UNTRAINED = "real-zh-untrained"
-MODEL_FROM = "--world-from"
+MODEL_FROM = "--model-from"
 
 CPU = Experiment("cpu", "doom", TRANSFER, SEEDS, minutes=8)
 UNIFORM = Experiment(CALIBRATION, "doom", "random-uniform", (0,), 1, evaluate=("--random", "uniform"), is_trained=False)
@@ -44,7 +44,7 @@ def dreams(base: Experiment) -> dict[str, Experiment]:
     found = {PUBLISHED_TAU: base}
     for tau in TEMPERATURES:
         if tau != PUBLISHED_TAU:
-            settings = (f"temperature={float(tau)}",)
+            settings = (*base.settings, f"temperature={float(tau)}")
             found[tau] = replace(base, claim=f"{TRANSFER}-tau{tau}", settings=settings, takes=(MODEL_FROM, base))
     return {tau: found[tau] for tau in TEMPERATURES}
 
@@ -151,6 +151,27 @@ def car_rows(base: Experiment) -> tuple[Row, ...]:
     return tuple(rows)
 
 
+def eyes_checks(run: Experiment) -> tuple[Claim, Claim]:
+    """Whether C looks at all: against the best policy without eyes, and against itself with them shut."""
+    sweep, blind = (
+        Claim(
+            id=f"{run.suite}-beats-{word}",
+            title=f"Take Cover: C trained in the dream at temperature {PUBLISHED_TAU} beats {words} in the game",
+            ours=(Quantity(run),),
+            control=(Quantity(run, f"controls/{name}"),),
+            against=words,
+            asserted_by="us",
+        )
+        for word, name, words in (
+            ("sweep", "best blind sweep", "the best sweep without eyes"),
+            ("blind", "C blind", "itself with noise in place of z"),
+        )
+    )
+    return sweep, blind
+
+
+# The paper's data and sizes; 200 of its 1,800 generations, which its authors call decent.
+PAPER = Experiment("paper", "doom", TRANSFER, (0,), minutes=600, settings=("generations=200",))
 NIGHT = Experiment("night", "doom", TRANSFER, (0,), minutes=45)
 NIGHT_CAR = Experiment("night", "car", "real-zh", (0,), minutes=56)
 GPU_DOOM = Experiment("gpu", "doom", TRANSFER, SEEDS, minutes=GPU, needs_gpu=True)
@@ -247,6 +268,8 @@ SUITE = Suite(
             ours=Quantity(HELD, "measurements/kept length"),
             published="doom-kept-length",
         ),
+        *temperature_rows(PAPER),
+        *eyes_checks(PAPER),
         *temperature_rows(NIGHT),
         *car_rows(NIGHT_CAR),
         *temperature_rows(GPU_DOOM),
