@@ -127,22 +127,24 @@ class Frames:
         self.lengths: list[int] = []
         actions, index = [], []
         seen, number = 0, 0
-        while len(self.lengths) < episodes:
-            path = shard_path(run.folder / "frames", number)
-            start, number = 0, number + 1
-            lengths = _lengths(path)
-            if seen + len(lengths) <= skip:
-                seen += len(lengths)
-                continue
-            shard = _checked_shard(run, number - 1)
-            for length in shard["length"].tolist():
-                if skip <= seen < skip + episodes:
-                    frames = np.arange(start, start + length)
-                    index.append(np.stack([np.full(length, len(self.shards)), frames], 1))
-                    self.lengths.append(length)
-                    actions.append(torch.from_numpy(shard["action"][start : start + length].copy()))
-                seen, start = seen + 1, start + length
-            self.shards.append((path, frame_positions(path)))
+        with run.progress(episodes, "check frames", unit="episode") as bar:
+            while len(self.lengths) < episodes:
+                path = shard_path(run.folder / "frames", number)
+                start, number = 0, number + 1
+                lengths = _lengths(path)
+                if seen + len(lengths) <= skip:
+                    seen += len(lengths)
+                    continue
+                shard = _checked_shard(run, number - 1)
+                for length in shard["length"].tolist():
+                    if skip <= seen < skip + episodes:
+                        frames = np.arange(start, start + length)
+                        index.append(np.stack([np.full(length, len(self.shards)), frames], 1))
+                        self.lengths.append(length)
+                        actions.append(torch.from_numpy(shard["action"][start : start + length].copy()))
+                    seen, start = seen + 1, start + length
+                self.shards.append((path, frame_positions(path)))
+                bar.update(len(self.lengths) - bar.n)
         self.index = np.concatenate(index)  # [N, 2]: shard, frame in it
         self.actions = torch.cat(actions)  # [N] or [N, A]
 

@@ -101,7 +101,11 @@ def test_a_run_of_the_version_before_goes_on(trained, tmp_path, capsys):
 
 
 def test_a_finished_run_started_again_changes_nothing(trained, capsys):
-    before = {path: path.read_bytes() for path in trained.rglob("*.*") if path.name not in ("meta.json", "clock.json")}
+    before = {
+        path: path.read_bytes()
+        for path in trained.rglob("*.*")
+        if path.name not in (".lock", "meta.json", "clock.json")
+    }
     seeds = torch.get_rng_state(), torch.are_deterministic_algorithms_enabled()
     try:
         train.main([*SMOKE, "--run", str(trained)])
