@@ -19,7 +19,7 @@ from common.files import write_checked
 from common.run import NonFiniteError, Run
 from common.testing import log_lines as lines
 from common.testing import same_checkpoints
-from ha2018 import data, evaluate, train
+from ha2018 import encoding, evaluate, train
 from ha2018.config import Config
 from ha2018.tests.calculation import calculate
 from ha2018.tests.conftest import SMOKE, params_of
@@ -146,9 +146,9 @@ def test_a_loss_that_is_not_finite_names_stage_step_term_and_checkpoint(tmp_path
     tensors = {"mu": mu, "logvar": torch.zeros(20, 2), "action": torch.zeros(20, 1), "length": torch.tensor([20])}
     run = Run.open("ha2018", config, "smoke", tmp_path / "run")
     (run.folder / "latents").mkdir()
-    path = data.latents_path(run.folder, "train", 0)
-    write_checked(path, safetensors.torch.save(tensors), data.latents_identity(run.identity, "train", 0))
-    data.save_first_frames(run, data.load_latents(run, "train", 1), 1)
+    path = encoding.latents_path(run.folder, "train", 0)
+    write_checked(path, safetensors.torch.save(tensors), encoding.latents_identity(run.identity, "train", 0))
+    encoding.save_first_frames(run, encoding.load_latents(run, "train", 1), 1)
     with pytest.raises(NonFiniteError, match=r"memory step 2: z_nll is nan; .*memory/step-000000001\.safetensors"):
         train.train_memory(run, config, dist.setup())
     assert [line["step"] for line in lines(run.folder)] == [1]
