@@ -83,7 +83,7 @@ def test_run_is_made_logged_and_continued(tmp_path):
     assert info["config"] == {"task": "doom", "seed": 0, "device": "cpu", "sizes": [1, 2]}
     assert len(info["meta"]["restarts"]) == 1
     assert of_run(info)["wall_seconds"] == 3.0
-    assert info["meta"]["packages"]["torch"] == torch.__version__ or "+" in torch.__version__
+    assert info["meta"]["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
 
 
 def test_a_torn_last_line_is_forgotten():
