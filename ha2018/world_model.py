@@ -19,10 +19,11 @@ from common.run import Run, run_config
 from ha2018 import data, encoding
 from ha2018.config import Config
 
-# Settings that frames and V, and those that M, depend on. The seed may differ: then it is that of C alone.
+# What frames, V and first frames depend on, and what M does. The seed may differ: then it is that of C alone.
 VISION_SETTINGS = [
     *("task", "longest_hold", "vary_hold", "episodes", "holdout_episodes", "min_frames"),
     *("z_size", "kl_tolerance", "vision_epochs", "vision_updates", "vision_batch", "vision_lr", "precision"),
+    "first_frames",
 ]
 MEMORY_SETTINGS = [
     *("hidden_size", "mixtures", "memory_epochs", "memory_updates", "memory_batch", "memory_length"),
@@ -41,10 +42,11 @@ def check(source: Path, config: Config) -> None:
     if not encoding.is_encoded(source):
         user_error(f"--model-from {source}: its V is not finished; the same train command goes on there")
     theirs = run_config(Config, info)
-    _, frames = encoding.load_first_frames(source, info["meta"]["identity"], torch.device("cpu"))
-    checkpoint.load_final(source / "vision", data.vision_updates(theirs, frames))
+    identity = info["meta"]["identity"]
+    _, frames = encoding.load_first_frames(source, identity, torch.device("cpu"))
+    checkpoint.load_final(source / "vision", data.vision_updates(theirs, frames), identity=identity)
     if _takes_memory(info["config"], config):
-        checkpoint.load_final(source / "memory", encoding.memory_updates(theirs, frames))
+        checkpoint.load_final(source / "memory", encoding.memory_updates(theirs, frames), identity=identity)
     elif config.memory_updates != 0:
         for role, episodes in zip(ROLES, (config.episodes, config.holdout_episodes), strict=True):
             if not encoding.has_latents(source, role, episodes):
