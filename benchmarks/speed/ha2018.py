@@ -17,9 +17,9 @@ from benchmarks.speed.timing import figure, matmul_rate, timed
 from common.precision import compute_dtype
 from ha2018.config import Config
 from ha2018.controller import doom_action
-from ha2018.data import Batch
 from ha2018.dream import Dream, FirstFrames, rollout_returns
 from ha2018.dream_fast import FastDream
+from ha2018.encoding import Batch
 from ha2018.env import TakeCover
 from ha2018.memory import MDNRNN, mdn_nll, restart_loss
 from ha2018.memory_fast import FastLosses
