@@ -77,6 +77,7 @@ class Config:
 
     # Replay
     batch_size: int = setting(1024, "positions per update, over all processes", low=1)
+    # Deviation D4: the paper counts games, or sequences of 200 steps.
     replay_steps: int = setting(25_000_000, "agent steps remembered (paper: 125,000 sequences of 200)", low=1)
     first_steps: int = setting(100_000, "agent steps before the first update", low=1)
     samples_per_state: float = setting(0.1, "how often each state is drawn; sets updates per agent step", low=1e-6)
@@ -168,7 +169,7 @@ TASKS: dict[str, Mapping[str, Any]] = {
 _ADAM = {"optimizer": "adam", "lr_decay_updates": None, "counts_root": True}
 _TICTACTOE = {
     **_ADAM,
-    "size": "vector-large",
+    "size": "board-tiny",
     "envs": 64,
     "simulations": 25,
     "temperatures": (1.0, 0.5, 0.25),
@@ -178,7 +179,7 @@ _TICTACTOE = {
     "first_steps": 2_000,
     "samples_per_state": 8.0,
     "replay_steps": 50_000,
-    "updates": 20_000,
+    "updates": 10_000,
     "test_episodes": 200,
 }
 _CONNECT4 = {
@@ -242,7 +243,7 @@ PRESETS = {
         "connect four graded move by move by exact values; the pole held for 475 of 500 steps",
         {},
         {
-            "tictactoe": {**_TICTACTOE, "updates": 60_000},
+            "tictactoe": {**_TICTACTOE, "updates": 40_000},
             "connect4": {**_CONNECT4, "updates": 40_000},
             **dict.fromkeys(_CONTROL_TASKS, _CONTROL),
         },

@@ -3,8 +3,8 @@
     python -m muzero.evaluate --preset cpu --seed 0                     the run of that preset and seed
     python -m muzero.evaluate --run runs/... --positions FILE           its mistakes on positions of your own
 
-Writes record.json, curves.png, tree.png and, for connect four, strength.png into the run folder. The agent moves
-without noise and takes the action its search prefers. Source: paper, Methods; the judges: `judges.py`.
+Writes record.json, curves.png, tree.png, video.webm and, for connect four, strength.png into the run folder. The agent
+moves without noise and takes the action its search prefers. Source: paper, Methods; the judges: `judges.py`.
 """
 
 from __future__ import annotations

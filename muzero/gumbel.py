@@ -33,10 +33,10 @@ def halving_visits(considered: int, simulations: int) -> list[int]:
 
 
 @functools.cache
-def halving_table(most_considered: int, simulations: int) -> Tensor:
+def halving_table(most_considered: int, simulations: int, device: torch.device | None = None) -> Tensor:
     """[most_considered + 1, simulations] int32: row m is `halving_visits` of m actions. Do not change it in place."""
     rows = [halving_visits(m, simulations) for m in range(most_considered + 1)]
-    return torch.tensor(rows, dtype=torch.int32).view(most_considered + 1, simulations)
+    return torch.tensor(rows, dtype=torch.int32, device=device).view(most_considered + 1, simulations)
 
 
 def mixed_value(raw_value: Tensor, q: Tensor, visits: Tensor, prior: Tensor) -> Tensor:

@@ -8,12 +8,14 @@ Source: paper, Appendices E and F; the board heads are those of AlphaGo Zero.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from muzero.transform import scale_hidden
 
@@ -77,7 +79,7 @@ class Convolution(nn.Module):
     def __init__(self, channels_in: int, channels: int, stride: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
-        self.norm = nn.BatchNorm2d(channels)
+        self.norm: nn.Module = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.norm(self.conv(x)))
@@ -90,7 +92,7 @@ class Block(nn.Module):
         super().__init__()
         self.first = Convolution(channels, channels)
         self.conv = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.norm = nn.BatchNorm2d(channels)
+        self.norm: nn.Module = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + self.norm(self.conv(self.first(x))))
@@ -129,7 +131,7 @@ class PlaneHead(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, planes, 1, bias=not is_normalised)
-        self.norm = nn.BatchNorm2d(planes) if is_normalised else None
+        self.norm: nn.Module | None = nn.BatchNorm2d(planes) if is_normalised else None
         self.hidden = None if hidden is None else nn.Linear(planes * cells, hidden)
         self.out = nn.Linear(planes * cells if hidden is None else hidden, outputs)
 
@@ -236,12 +238,22 @@ class VectorNetwork(nn.Module):
 Network = PlaneNetwork | VectorNetwork
 
 
+def for_inference(network: Network) -> Network:
+    """A copy in which every batch norm has become part of the convolution before it; f, g and h stay the same."""
+    folded = copy.deepcopy(network).eval()
+    for module in folded.modules():
+        if isinstance(module, Convolution | Block | PlaneHead) and isinstance(module.norm, nn.BatchNorm2d):
+            module.conv = fuse_conv_bn_eval(module.conv, module.norm)
+            module.norm = nn.Identity()
+    return folded
+
+
 def new_network(
     obs_shape: tuple[int, ...], actions: int, encoding: str, sizes: Sizes, half: int | None, seed: int
 ) -> Network:
     """An untrained network; the last layers of the value and reward heads start at zero.
 
-    Zero makes every first value and reward exactly 0, so that the first searches follow the priors and not noise.
+    Deviation D7: the paper does not say how heads begin. Zero makes every first value and reward exactly 0, so that the first searches follow the priors and not noise.
     """
     state = torch.get_rng_state()
     torch.manual_seed(seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from common.video import write_video
 from muzero.boards import GAMES
 from muzero.config import Config
 from muzero.env import View, make_worlds
@@ -23,6 +26,8 @@ from muzero.self_play import LearnedModel, run_search, search_settings
 
 Array = NDArray[Any]
 COLOUR = "#2a6f97"
+MOST_LABELS = 60  # leaves of a tree whose actions can still be read
+FRAMES, HOLD, FRAMES_PER_SECOND = 30, 10, 6
 
 
 @torch.no_grad()
@@ -64,31 +69,67 @@ def layout(tree: Tree) -> dict[int, tuple[float, int]]:
 def draw_tree(tree: Tree, path: Path, names: list[str] | None = None) -> None:
     """The first tree of a batch: a disc for each node, as large as its visits, coloured by its value; the action that
     leads to it beside it, where there is room."""
-    places = layout(tree)
-    visits = tree.node_visits[0].cpu().numpy()
-    values = tree.node_values[0].cpu().numpy()
+    figure = tree_figure(tree, layout(tree), names)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def tree_figure(tree: Tree, places: Mapping[int, tuple[float, int]], names: list[str] | None) -> Figure:
+    """The nodes of a tree at given places, which may be those of a larger tree."""
+    visits, values = tree.node_visits[0].cpu().numpy(), tree.node_values[0].cpu().numpy()
+    shown = [node for node in sorted(places) if node < len(visits)]
     wide = max(x for x, _ in places.values()) + 1
     deep = max(depth for _, depth in places.values()) + 1
-    figure, axis = plt.subplots(figsize=(min(16, 3 + 0.3 * wide), 1.5 + 0.8 * deep), layout="constrained")
-    shown = sorted(places)
+    figure, axis = plt.subplots(figsize=(min(16, max(6, 3 + 0.3 * wide)), 1.5 + 0.8 * deep), layout="constrained")
     for node in shown[1:]:
         parent = int(tree.parents[0, node])
         (x0, y0), (x1, y1) = places[parent], places[node]
         axis.plot([x0, x1], [-y0, -y1], color="#999999", linewidth=0.4 + 3 * visits[node] / visits[0], zorder=1)
         action = int(tree.action_from_parent[0, node])
         label = str(action) if names is None else names[action]
-        if wide <= 60:
+        if wide <= MOST_LABELS:
             axis.annotate(label, (x1, -y1), (3, 3), textcoords="offset points", fontsize=7)
-    x = [places[node][0] for node in shown]
-    y = [-places[node][1] for node in shown]
-    size = 15 + 250 * visits[shown] / visits[0]
-    discs = axis.scatter(x, y, s=size, c=values[shown], cmap="RdYlGn", edgecolors="#333333", linewidths=0.5, zorder=2)
+    x, y = [places[node][0] for node in shown], [-places[node][1] for node in shown]
+    limit = max(1e-3, float(np.abs(values).max()))
+    discs = axis.scatter(
+        x, y, s=15 + 250 * visits[shown] / visits[0], c=values[shown], cmap="RdYlGn", vmin=-limit, vmax=limit,
+        edgecolors="#333333", linewidths=0.5, zorder=2,
+    )  # fmt: skip
     figure.colorbar(discs, label="value for the player to move", shrink=0.6)
     axis.set(title=f"search tree of one move, {int(visits[0])} visits of the root", ylabel="moves ahead", xticks=[])
+    axis.set(xlim=(-0.8, wide - 0.2), ylim=(0.5 - deep, 0.5))
     axis.set_yticks(range(0, -deep, -1), [str(depth) for depth in range(deep)])
     axis.spines[["top", "right", "bottom"]].set_visible(False)
-    figure.savefig(path, dpi=100)
+    return figure
+
+
+def grown(tree: Tree, nodes: int) -> Tree:
+    """The first tree of a batch when it had so many nodes: their visits of then, and their values of now."""
+    parents = tree.parents[:1, :nodes]
+    visits = torch.ones_like(parents)
+    for node in range(nodes - 1, 0, -1):
+        if int(parents[0, node]) >= 0:
+            visits[0, int(parents[0, node])] += visits[0, node]
+    parts = {name: getattr(tree, name)[:1, :nodes] for name in ("node_values", "action_from_parent")}
+    return replace(tree, parents=parents, node_visits=visits, low=tree.low[:1], high=tree.high[:1], **parts)
+
+
+def film(tree: Tree, path: Path, names: list[str] | None = None) -> None:
+    """The search tree of one move as it grows, a few nodes a frame; its end stands for a while."""
+    count = int((tree.node_visits[0] > 0).sum())
+    sizes = sorted({max(2, round(count * k / FRAMES)) for k in range(1, FRAMES + 1)})
+    places = layout(tree)
+    frames = [canvas(grown(tree, size), places, names) for size in sizes]
+    write_video(path, np.stack(frames + frames[-1:] * HOLD), FRAMES_PER_SECOND)
+
+
+def canvas(tree: Tree, places: Mapping[int, tuple[float, int]], names: list[str] | None) -> Array:
+    """`draw_tree` as a picture [H, W, 3] uint8 of even size, with every node where it will be in the end."""
+    figure = tree_figure(tree, places, names)
+    figure.canvas.draw()
+    picture = np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
     plt.close(figure)
+    return np.ascontiguousarray(picture[: len(picture) // 2 * 2, : picture.shape[1] // 2 * 2])
 
 
 def draw_strength(record: Mapping[str, Any], path: Path) -> None:
@@ -122,5 +163,7 @@ def show(network: Network, config: Config, record: Mapping[str, Any], folder: Pa
     names = None
     if config.task in GAMES and GAMES[config.task].has_gravity:
         names = [str(column + 1) for column in range(GAMES[config.task].actions)]
-    draw_tree(search_of_first_move(network, config).tree, folder / "tree.png", names)
+    tree = search_of_first_move(network, config).tree
+    draw_tree(tree, folder / "tree.png", names)
+    film(tree, folder / "video.webm", names)
     draw_strength(record, folder / "strength.png")

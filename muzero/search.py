@@ -251,10 +251,9 @@ def root_actions(tree: Tree, simulation: int, root: Root, settings: Settings, gu
         found = scores(tree, rows, settings)
     else:
         actions, visits = root.logits.shape[1], tree.children_visits[:, 0]
-        allowed = actions if root.invalid is None else (~root.invalid).sum(-1)
-        considered = torch.clamp(torch.as_tensor(allowed, device=rows.device), max=settings.max_considered)
-        table = seq.halving_table(min(actions, settings.max_considered), settings.simulations).to(rows.device)
-        wanted = table[considered, simulation].expand(len(rows))
+        table = seq.halving_table(min(actions, settings.max_considered), settings.simulations, rows.device)
+        allowed = torch.full_like(rows, actions) if root.invalid is None else (~root.invalid).sum(-1)
+        wanted = table[allowed.clamp(max=settings.max_considered), simulation]
         noise = torch.zeros_like(root.logits) if gumbel is None else gumbel
         found = seq.root_scores(noise, tree.children_logits[:, 0], completed(tree, 0, settings), visits, wanted)
     return masked(found, root).argmax(-1)

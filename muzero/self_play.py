@@ -14,13 +14,13 @@ from torch import Tensor
 
 from common import dist
 from common.seeding import derive_seed
-from muzero import search, search_fast
+from muzero import search, search_cuda, search_fast
 from muzero.boards import LineGame
 from muzero.config import Config
 from muzero.data import Replay
 from muzero.env import Space, Worlds
 from muzero.judges import Mover
-from muzero.networks import Network
+from muzero.networks import Network, for_inference
 from muzero.search import Model, Outcome, Result, Root, Settings
 from muzero.targets import temperature_by_update, visit_policy
 from muzero.transform import decode
@@ -85,7 +85,7 @@ class TrueRules:
     def _evaluate(self, stones: Array, turn: Array) -> tuple[Tensor, Tensor]:
         obs = torch.from_numpy(self.game.observe(stones, turn))
         logits, value = self.network.predict(self.network.represent(obs))
-        # Here the rules are known below the root too.
+        # Deviation D9: here, and here alone, the rules are known below the root too.
         illegal = torch.from_numpy(~self.game.legal(stones))
         return logits.masked_fill(illegal, torch.finfo(logits.dtype).min / 2), decode(value)
 
@@ -111,10 +111,11 @@ def search_settings(config: Config, space: Space, simulations: int | None = None
 
 
 def run_search(root: Root, model: Model, settings: Settings, noise: Tensor | None, *, use_fast: bool) -> Result:
-    """The search in the form that fits: compiled on a CPU, captured in a graph on a GPU, or the readable one."""
+    """The search in the form that fits the device, or the readable one."""
     if not use_fast:
         return search.search(root, model, settings, noise)
-    return search_fast.search(root, model, settings, noise)
+    form = search_fast if root.value.device.type == "cpu" else search_cuda
+    return form.search(root, model, settings, noise)
 
 
 def root_noise(legal: Array, config: Config, rng: np.random.Generator) -> Array:
@@ -143,7 +144,10 @@ class Player:
         self.worlds, self.replay, self.config, self.ranks = worlds, replay, config, ranks
         self.settings = search_settings(config, worlds.space)
         self.network = network
-        self.model = LearnedModel(network, self.settings.discount)
+        self.model = LearnedModel(for_inference(network), self.settings.discount)
+        self.updates = 0  # of the network in `model`
+        is_captured = config.use_fast and ranks.device.type == "cuda"
+        self.captured = search_cuda.Captured(self.model, self.settings) if is_captured else None
         self.mine = dist.share(config.envs, ranks)
         self.totals = np.zeros(worlds.count)  # reward of each episode under way; of its first player, on a board
         self.finished: list[tuple[float, int]] = []  # totals and lengths of episodes that no line of the log tells yet
@@ -161,11 +165,15 @@ class Player:
         everywhere[self.mine] = legal
         noise, uniform = root_noise(everywhere, config, rng)[self.mine], rng.random(config.envs)[self.mine]
         device = self.ranks.device
-        self.network.eval()
+        if self.updates != updates:  # into the same memory, which a captured search reads
+            self.model.network.load_state_dict(for_inference(self.network).state_dict())
+            self.updates = updates
         root = self.model.root(torch.from_numpy(obs).to(device), torch.from_numpy(legal).to(device))
-        found = run_search(
-            root, self.model, self.settings, torch.from_numpy(noise).to(device), use_fast=config.use_fast
-        )
+        drawn = torch.from_numpy(noise).to(device)
+        if self.captured is not None:
+            found = self.captured(root, drawn)
+        else:
+            found = run_search(root, self.model, self.settings, drawn, use_fast=config.use_fast)
         action = self._choose(found, number, updates, uniform)
         outcome = worlds.step(action)
         start = replay.start.copy()
@@ -216,7 +224,7 @@ def search_position(
     """
     space = Space(game.obs_shape, "float32", 1, game.actions, 2, game.encoding)
     settings = search_settings(config, space, simulations)
-    network.eval()
+    network = for_inference(network)
     if has_rules:
         rules = TrueRules(network, game)
         return run_search(rules.root(stones, turn), rules, settings, None, use_fast=config.use_fast)

@@ -56,6 +56,7 @@ def value_targets(
     column = np.minimum(start + taken, values.shape[1] - 1)
     found += np.where(has_value, discount**taken * values[rows, column], 0)
     if keeps_outcome:
+        # Deviation D5: the pseudocode has 0 here, and no reward for boards either.
         last = rewards[rows, np.clip(wide - 1, 0, rewards.shape[1] - 1)]
         found = np.where(start >= wide, float(np.sign(discount)) ** (start - wide + 1) * last, found)
     return found

@@ -82,7 +82,7 @@ def unroll(network: Unrollable, obs: Tensor, actions: Tensor) -> Predictions:
         states.append(state)
         rewards.append(reward)
         carried = scale_gradient(state, 0.5)
-    # f sees the states of all steps as one batch; so its batch norms do too.
+    # Deviation D8: f sees the states of all steps as one batch, and so do its batch norms.
     policy, value = network.predict(torch.cat(states))
     steps = len(states)
     return Predictions(

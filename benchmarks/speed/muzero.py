@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -141,26 +141,24 @@ def _connect4(device: torch.device) -> list[dict[str, Any]]:
 
 def measure_beside(checkouts: Mapping[str, Path], device: torch.device) -> list[dict[str, Any]]:
     """The search in turns with mctx's, compiled, on the same weights and sizes."""
-    found = []
-    for name, path in checkouts.items():
-        for policy in POLICIES:
-            for batch in BATCHES:
-                parts = case(policy, batch, device)
-                model = parts[1]
-                assert isinstance(model, Anchor)
-                order = {
-                    "policy": policy,
-                    "batch": batch,
-                    "simulations": SIMULATIONS,
-                    "discount": DISCOUNT,
-                    "embedding": parts[0].embedding.cpu().tolist(),
-                    "weights": {field: value.cpu().tolist() for field, value in vars(model).items()},
-                }
-                with started(name, path, order) as peer:
-                    calls = [partial(seconds_of, partial(one_search, parts)), peer.update]
-                    ours, theirs = in_turns(calls, repeats=15, warmup=3)
-                    row = f"{policy} search, {SIMULATIONS} simulations, batch {batch}, beside mctx"
-                    count = sum(value.numel() for value in vars(model).values())
-                    amount = batch * SIMULATIONS
-                    found.append(compared(row, "simulations/s", ours, theirs, peer, count, peak_memory(), amount))
-    return found
+    sizes = [(policy, batch) for policy in POLICIES for batch in BATCHES]
+    return [_beside(name, path, *size, device) for name, path in checkouts.items() for size in sizes]
+
+
+def _beside(name: str, path: Path, policy: str, batch: int, device: torch.device) -> dict[str, Any]:
+    parts = case(policy, batch, device)
+    weights = vars(anchor(device))
+    order = {
+        "policy": policy,
+        "batch": batch,
+        "simulations": SIMULATIONS,
+        "discount": DISCOUNT,
+        "embedding": parts[0].embedding.cpu().tolist(),
+        "weights": {field: value.cpu().tolist() for field, value in weights.items()},
+    }
+    with started(name, path, order) as peer:
+        calls: list[Callable[[], float]] = [partial(seconds_of, partial(one_search, parts)), peer.update]
+        ours, theirs = in_turns(calls, repeats=15, warmup=3)
+        row = f"{policy} search, {SIMULATIONS} simulations, batch {batch}, beside mctx"
+        count = sum(value.numel() for value in weights.values())
+        return compared(row, "simulations/s", ours, theirs, peer, count, peak_memory(), batch * SIMULATIONS)

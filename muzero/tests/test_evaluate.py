@@ -47,7 +47,7 @@ def test_a_run_leaves_its_record_and_pictures(run: Path) -> None:
     assert set(record["values"]) <= {0.0, 100.0}
     assert 30 < record["controls"]["uniform random"]["value"] < 70
     assert "lines of play not lost" in out
-    for name in ("tree.png", "curves.png"):
+    for name in ("tree.png", "curves.png", "video.webm"):
         assert (run / name).stat().st_size > 5000
     assert snapshots(run) == [20, 40]
 

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from common.golden import Parity, load
-from muzero import gumbel, search, search_fast, targets, transform
+from muzero import gumbel, search, search_cuda, search_fast, targets, transform
 from muzero.networks import PlaneNetwork, Sizes, VectorNetwork, action_planes
 from muzero.search import Settings
 from muzero.tests.models import Case, Linear, anchor, load_official, table
 from muzero.unroll import Batch, step_losses, unroll, weight_penalty, weighted_loss
 
 GOLDEN = Path(__file__).parent / "golden"
-FORMS = (search.search, search_fast.search)
+FORMS = (search.search, search_fast.search, search_cuda.search)
 INTEGERS = ("node_visits", "parents", "action_from_parent", "children_index", "children_visits")
 NUMBERS = ("node_values", "raw_values", "children_rewards", "children_discounts", "children_values")
 

@@ -7,7 +7,16 @@ import torch
 from torch import nn
 
 from muzero.config import SIZES
-from muzero.networks import Convolution, Downsampling, PlaneHead, PlaneNetwork, action_planes, new_network, tower
+from muzero.networks import (
+    Convolution,
+    Downsampling,
+    PlaneHead,
+    PlaneNetwork,
+    action_planes,
+    for_inference,
+    new_network,
+    tower,
+)
 from muzero.transform import decode
 
 
@@ -74,3 +83,19 @@ def test_actions_as_planes() -> None:
     assert move[0, 1:, 0, 0].argmax() == 4
     with pytest.raises(ValueError, match="allowed: point"):
         action_planes(action, "cell", 9, 3, 3)
+
+
+@torch.no_grad()
+def test_folded_norms_change_nothing() -> None:
+    torch.manual_seed(0)
+    for size in ("board-tiny", "board-small"):
+        network = new_network((3, 6, 7), 7, "column", SIZES[size], None, seed=0).train()
+        obs, action = torch.rand(8, 3, 6, 7), torch.arange(7).repeat(2)[:8]
+        for _ in range(3):  # so that the norms have seen something
+            network.predict(network.dynamics(network.represent(obs), action)[0])
+        folded = for_inference(network)
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+        network.eval()
+        states = [net.dynamics(net.represent(obs), action)[0] for net in (network, folded)]
+        torch.testing.assert_close(states[1], states[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(folded.predict(states[0]), network.predict(states[0]), rtol=0, atol=1e-5)

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from muzero import search, search_fast
+from muzero import search, search_cuda, search_fast
 from muzero.gumbel import halving_visits
 from muzero.search import Root, Settings
 from muzero.tests.models import Table, random_table
 
-FORMS = (search.search, search_fast.search)
+FORMS = (search.search, search_fast.search, search_cuda.search)
 ACTIONS = 6
 KINDS = {
     "tree": Settings(simulations=40, normalisation="tree", discount=0.9),
@@ -44,11 +44,12 @@ def noise_for(settings: Settings, root: Root) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("discount", [0.95, -1.0])
-def test_the_fast_form_is_the_readable_one(kind: str, discount: float) -> None:
+@pytest.mark.parametrize("form", FORMS[1:])
+def test_the_fast_forms_are_the_readable_one(form, kind: str, discount: float) -> None:
     settings, model = KINDS[kind], random_table(200, ACTIONS, discount, seed=3)
     root = roots(model, 33)
     noise = noise_for(settings, root)
-    ours, theirs = (form(root, model, settings, noise) for form in (search_fast.search, search.search))
+    ours, theirs = (each(root, model, settings, noise) for each in (form, search.search))
     for name in ("node_visits", "parents", "action_from_parent", "children_index", "children_visits", "embeddings"):
         assert torch.equal(getattr(ours.tree, name), getattr(theirs.tree, name)), name
     for name in ("node_values", "children_values", "children_rewards", "children_logits", "low", "high"):

@@ -29,7 +29,7 @@ from muzero.train import new_optimizer, train_step
 CARTPOLE = ("--task", "cartpole")
 
 
-@pytest.mark.parametrize("words", [(), CARTPOLE, ("--policy", "gumbel")])
+@pytest.mark.parametrize("words", [(), (*CARTPOLE, "--policy", "gumbel")])
 def test_killed_and_resumed_equals_one_go(words: tuple[str, ...], trained: Path, tmp_path: Path) -> None:
     whole = trained
     if words:
