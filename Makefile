@@ -26,7 +26,7 @@ PY    := .venv/bin/python
 READY := .venv/.ready
 endif
 
-.PHONY: help setup reproduce test smoke bench report lint wheelhouse clean
+.PHONY: help setup reproduce test smoke bench harden report lint wheelhouse clean
 .PHONY: $(PAPERS) $(PAPERS:%=test-%) $(PAPERS:%=bench-%) test-common test-benchmarks
 
 help:
@@ -63,6 +63,10 @@ $(PRESENT:%=bench-%): bench-%: $(READY)
 
 $(ABSENT:%=test-%) $(ABSENT:%=bench-%):
 	@name="$@"; echo "$${name#*-} is not part of this checkout yet" >&2; exit 2
+
+## make harden                | kills, damage, hostile input, full disks: attacks on every paper's smoke run, for the records
+harden: $(READY)
+	@$(PY) -m benchmarks.harden
 
 ## make report                | tables, plots, page and README blocks from the committed records
 report: $(READY)

@@ -316,6 +316,18 @@ def source_table(results: Iterable[Result]) -> Table:
     return Table("Sources of the published numbers", columns, tuple(rows.values()), is_folded=True)
 
 
+def harden_table(results: Results) -> Table:
+    """What came of attacks on the smoke run of every paper."""
+    words = ("equal", "refused", "traceback", "silent", "hang", "orphan")
+    rows = []
+    for paper, kinds in results.harden.get("papers", {}).items():
+        for kind, found in kinds.items():
+            tried = sum(found.values())
+            rows.append((Cell(paper), Cell(kind), Cell(str(tried)), *(Cell(str(found.get(word, 0))) for word in words)))
+    device = f" ({results.harden['device']}, revision {results.harden['revision']})" if rows else ""
+    return Table(f"Attacks{device}", ("paper", "attack", "tried", *words), tuple(rows), is_folded=True)
+
+
 def runs_table(records: Iterable[Record]) -> Table:
     """Every run with its wall time, stage by stage, and what is needed to repeat it."""
     rows = []

@@ -29,7 +29,7 @@ CONTROLLERS = (
     ),
 )
 UNTRAINED = "real-zh-untrained"
-MODEL_FROM = "--world-from"
+MODEL_FROM = "--model-from"
 
 CPU = Experiment("cpu", "doom", TRANSFER, SEEDS, minutes=8)
 UNIFORM = Experiment(CALIBRATION, "doom", "random-uniform", (0,), 1, evaluate=("--random", "uniform"), is_trained=False)
@@ -44,7 +44,7 @@ def dreams(base: Experiment) -> dict[str, Experiment]:
     found = {PUBLISHED_TAU: base}
     for tau in TEMPERATURES:
         if tau != PUBLISHED_TAU:
-            settings = (f"temperature={float(tau)}",)
+            settings = (*base.settings, f"temperature={float(tau)}")
             found[tau] = replace(base, claim=f"{TRANSFER}-tau{tau}", settings=settings, takes=(MODEL_FROM, base))
     return {tau: found[tau] for tau in TEMPERATURES}
 
@@ -58,7 +58,7 @@ def temperature_rows(base: Experiment) -> tuple[Row, ...]:
         rows += [
             Number(
                 id=f"{suite}-dream-tau{tau}",
-                title=f"Take Cover: score inside the dream {where}",
+                title=f"Take Cover inside the dream {where}",
                 ours=Quantity(run, "measurements/dream return"),
                 floor=Quantity(run, "measurements/dream uniform random"),
                 published=f"doom-dream-tau{tau}",
@@ -83,7 +83,7 @@ def temperature_rows(base: Experiment) -> tuple[Row, ...]:
 def real_row(run: Experiment, suite: str, tau: str) -> Row:
     """The score in the real game. At the two low temperatures the published number is that of random play."""
     id, published = f"{suite}-real-tau{tau}", f"doom-real-tau{tau}"
-    title = f"Take Cover: score in the real game, trained in the dream at temperature {tau}"
+    title = f"Take Cover in the real game, trained in the dream at {tau}"
     if tau in AT_THE_FLOOR:
         return Beside(id, title, Quantity(run), published, why="the same score, which is that of random play")
     return Number(id, title, Quantity(run), Quantity(run, "controls/uniform random"), published)
@@ -151,6 +151,27 @@ def car_rows(base: Experiment) -> tuple[Row, ...]:
     return tuple(rows)
 
 
+def eyes_checks(run: Experiment) -> tuple[Claim, Claim]:
+    """Whether C looks at all: against the best policy without eyes, and against itself with them shut."""
+    sweep, blind = (
+        Claim(
+            id=f"{run.suite}-beats-{word}",
+            title=f"Take Cover: C trained in the dream at temperature {PUBLISHED_TAU} beats {words} in the game",
+            ours=(Quantity(run),),
+            control=(Quantity(run, f"controls/{name}"),),
+            against=words,
+            asserted_by="us",
+        )
+        for word, name, words in (
+            ("sweep", "best blind sweep", "the best sweep without eyes"),
+            ("blind", "C blind", "itself with noise in place of z"),
+        )
+    )
+    return sweep, blind
+
+
+# The paper's data and sizes; 200 of its 1,800 generations, which its authors call decent.
+PAPER = Experiment("paper", "doom", TRANSFER, (0,), minutes=600, settings=("generations=200",))
 NIGHT = Experiment("night", "doom", TRANSFER, (0,), minutes=45)
 NIGHT_CAR = Experiment("night", "car", "real-zh", (0,), minutes=56)
 GPU_DOOM = Experiment("gpu", "doom", TRANSFER, SEEDS, minutes=GPU, needs_gpu=True)
@@ -223,7 +244,7 @@ SUITE = Suite(
         ),
         Number(
             id="score",
-            title="Take Cover: score in the real game, trained in the dream at temperature 1.15",
+            title="Take Cover in the real game, trained in the dream at 1.15",
             ours=Quantity(CPU),
             floor=Quantity(CPU, "controls/uniform random"),
             published="doom-real-tau1.15",
@@ -247,6 +268,8 @@ SUITE = Suite(
             ours=Quantity(HELD, "measurements/kept length"),
             published="doom-kept-length",
         ),
+        *temperature_rows(PAPER),
+        *eyes_checks(PAPER),
         *temperature_rows(NIGHT),
         *car_rows(NIGHT_CAR),
         *temperature_rows(GPU_DOOM),

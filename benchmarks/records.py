@@ -7,13 +7,14 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from common.record import CURVE_KEYS, MAPPINGS, RECORD_KEYS, SAMPLE_KEYS, SCHEMA, TEXTS
 
 FOLDER = Path(__file__).parent / "results"
+HARDEN = "harden.json"
 LARGEST = 1e300  # no measurement; a larger whole number cannot even become a float
 SPEED_KEYS = frozenset({"schema", "paper", "device", "revision", "packages", "command", "measurements"})
 MEASUREMENT_KEYS = frozenset({
@@ -45,24 +46,28 @@ class Record:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything measured: run records, speed records and parity tables, the last two by path."""
+    """Everything measured: run records, speed records and parity tables, these by path, and what attacks came to."""
 
     records: tuple[Record, ...]
     speed: Mapping[Path, Mapping[str, Any]]
     parity: Mapping[Path, Mapping[str, Any]]
+    harden: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load(folder: Path = FOLDER) -> Results:
-    """Read `<paper>/<suite>/*.json`, `<paper>/throughput/*.json` and `<paper>/parity.json`.
+    """Read `<paper>/<suite>/*.json`, `<paper>/throughput/*.json`, `<paper>/parity.json` and `harden.json`.
 
     Raises ValueError naming the first bad file.
     """
     records: list[Record] = []
     speed: dict[Path, Mapping[str, Any]] = {}
     parity: dict[Path, Mapping[str, Any]] = {}
+    harden: Mapping[str, Any] = {}
     for path in sorted(folder.rglob("*.json")):
         parts = path.relative_to(folder).parts
-        if len(parts) == 2 and parts[1] == "parity.json":
+        if parts == (HARDEN,):
+            harden = read(path, check_harden)
+        elif len(parts) == 2 and parts[1] == "parity.json":
             parity[path] = read(path, check_parity)
         elif len(parts) == 3 and parts[1] == "throughput":
             speed[path] = read(path, check_speed)
@@ -71,7 +76,7 @@ def load(folder: Path = FOLDER) -> Results:
         else:
             raise ValueError(f"{path}: expected <paper>/<suite>/<task>-seed<k>.json")
     check_unique(records)
-    return Results(tuple(records), speed, parity)
+    return Results(tuple(records), speed, parity, harden)
 
 
 def load_runs(folder: Path) -> tuple[Record, ...]:
@@ -154,6 +159,14 @@ def check_parity(data: Mapping[str, Any]) -> None:
         name = component.get("component", "component without name")
         _keys(component, COMPONENT_KEYS, name)
         _finite(name, [component[key] for key in ("cases", "elements", "largest_deviation", "tolerance")])
+
+
+def check_harden(data: Mapping[str, Any]) -> None:
+    """Raise ValueError for the first thing that the record of attacks may not be."""
+    _keys(data, frozenset({"device", "revision", "seed", "papers"}))
+    for paper, kinds in data["papers"].items():
+        for kind, found in kinds.items():
+            _finite(f"{paper} {kind}", list(found.values()))
 
 
 def check_unique(records: Sequence[Record]) -> None:

@@ -60,7 +60,7 @@ def build_local(measured: records.Results, local: Sequence[records.Record], fold
     mine = {_group(record) for record in local}
     merged = (*local, *(record for record in measured.records if _group(record) not in mine))
     papers, known = suites.load(), published.load()
-    both = records.Results(merged, measured.speed, measured.parity)
+    both = records.Results(merged, measured.speed, measured.parity, measured.harden)
     rows = results(merged, papers, known)
     return page(outline(papers, rows, both, known, ROOT), folder, LOCAL_LEAD)
 
@@ -99,6 +99,7 @@ def outline(
     proofs = (
         content.source_table(every),
         content.parity_table(measured),
+        content.harden_table(measured),
         content.protocol_table(every, known.protocols),
         content.runs_table(measured.records),
     )

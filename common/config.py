@@ -77,11 +77,14 @@ def parse(
         parser.error(f"unknown {kind} {name}{_hint(name, known)} (--help lists all)")
     given = {name[6:]: value for name, value in vars(options).items() if name.startswith("field:")}
     words: list[str] = options.set
-    rest = {k: v for k, v in vars(options).items() if k != "set" and not k.startswith("field:")}
+    rest = {k: v for k, v in vars(options).items() if k not in ("set", "print_config") and not k.startswith("field:")}
     try:
-        config = _layered(config_class, tasks, presets, options.preset, words, given)
+        config, sources = _layered(config_class, tasks, presets, options.preset, words, given)
     except ValueError as error:
         parser.error(str(error))
+    if options.print_config:
+        _print_config(config, sources)
+        raise SystemExit(0)
     named = {word.partition("=")[0].replace("-", "_") for word in words} | set(given)
     changed = {k: v for k, v in to_dict(config).items() if k in named - {"task", "seed"}}
     return config, argparse.Namespace(**rest, changed=changed)
@@ -108,7 +111,8 @@ def _layered(
     preset_name: str,
     words: Sequence[str],
     flags: Mapping[str, Any],
-) -> C:
+) -> tuple[C, dict[str, str]]:
+    """The config, and for each field the layer that its value comes from."""
     if preset_name not in presets:
         raise ValueError(f"unknown preset {preset_name!r}{_hint(preset_name, presets)}; allowed: {', '.join(presets)}")
     preset = presets[preset_name]
@@ -123,13 +127,24 @@ def _layered(
     if task not in tasks:
         raise ValueError(f"unknown task {task!r}{_hint(task, tasks)}; allowed: {', '.join(tasks)}")
     values: dict[str, Any] = {"task": task}
+    sources = {item.name: "default" for item in dataclasses.fields(typing.cast(Any, config_class))}
     for source, layer in (
         (f"task {task}", tasks[task]),
         (f"preset {preset_name}", preset.values),
         (f"preset {preset_name}", preset.by_task.get(task, {})),
+        ("option", given),
     ):
         values |= _checked(config_class, layer, source)
-    return config_class(**{**values, **given})
+        sources |= dict.fromkeys(layer, source)
+    return config_class(**values), sources
+
+
+def _print_config(config: Any, sources: Mapping[str, str]) -> None:
+    """A line a field, as --set takes it, and where its value comes from."""
+    for name, value in to_dict(config).items():
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        text = text.lower() if value is None or isinstance(value, bool) else text
+        print(f"{f'{name}={text}':<48}# {sources[name]}")
 
 
 def _checked(config_class: type[Any], values: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -247,6 +262,8 @@ def _build_parser(
         metavar="FIELD=VALUE",
         help="the same as --field value",
     )
+    words = "print every field with its value and where that comes from, and do nothing else"
+    parser.add_argument("--print-config", action="store_true", help=words)
     group = parser.add_argument_group("fields")
     types_of = typing.get_type_hints(config_class)
     for item in dataclasses.fields(config_class):

@@ -29,10 +29,12 @@ from dreamerv3.actor_critic import (
     move_slow_critic,
 )
 from dreamerv3.config import EDITIONS, SIZES, Config
-from dreamerv3.data import Batch
+from dreamerv3.replay import Batch
 from dreamerv3.rssm import State
 from dreamerv3.spaces import ActionSpace, Edition, ObsSpaces, Sizes
 from dreamerv3.world_model import Observed, WorldModel, scalar_head
+
+STAGE = "train"  # the one loop: everything is trained at once
 
 
 @dataclass(frozen=True)

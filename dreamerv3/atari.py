@@ -6,8 +6,8 @@ Source: reference code, envs/atari.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-import gymnasium
 import numpy as np
 
 from dreamerv3.interface import Array, Step, need, resized
@@ -41,11 +41,13 @@ def gray(image: Array) -> Array:
     return (image * GRAY).sum(-1).astype(np.uint8)[..., None]
 
 
-def register_games() -> None:
-    """Let gymnasium know the games of ale_py."""
+def register_games() -> Any:
+    """gymnasium, once it knows the games of ale_py; both are imported here, for whoever plays."""
+    gymnasium = need("gymnasium", "gymnasium")
     ale = need("ale_py", "ale-py")
     ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)
     gymnasium.register_envs(ale)
+    return gymnasium
 
 
 class Atari:
@@ -56,7 +58,7 @@ class Atari:
     """
 
     def __init__(self, game: str, repeat: int, rules: AtariRules) -> None:
-        register_games()
+        gymnasium = register_games()
         name = "".join(word.capitalize() for word in game.split("_"))
         self._env = gymnasium.make(
             f"ALE/{name}-v5",
@@ -66,7 +68,7 @@ class Atari:
             disable_env_checker=True,
         )
         self._repeat, self._rules = repeat, rules
-        self.actions = ActionSpace(int(self._env.action_space.n), is_discrete=True)  # type: ignore[attr-defined]
+        self.actions = ActionSpace(int(self._env.action_space.n), is_discrete=True)
         self.spaces = {"image": ObsSpace("image", (rules.size, rules.size, 1 if rules.is_gray else 3))}
 
     def reset(self, seed: int) -> Step:

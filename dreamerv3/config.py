@@ -1,5 +1,7 @@
 """All settings of DreamerV3. Defaults are the paper's; what its editions and benchmarks differ in stands in tables."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -65,8 +67,14 @@ class Plan:
     env_frames: int
     envs: int
 
+    @property
+    def steps(self) -> int:
+        """Agent steps of each environment in the whole run, begun ones included."""
+        return -(-self.env_frames // (self.action_repeat * self.envs))
+
 
 # Source: arXiv v2, Table 2; Nature, ED Table 2. "gym" is no benchmark of the paper.
+# Deviation D12: 16 worlds are those of the released code; the published curves of control tasks come from 8 at most.
 _ALIKE = {
     # Deviation D11: the reference code has 256 for Atari 100k.
     "atari100k": Plan("200m", 128, 4, 400_000, 1),
@@ -119,14 +127,14 @@ class Config:
 
     # Scale; none: what the edition has for this benchmark
     size: str | None = setting(None, "size of all networks", choices=tuple(SIZES))
-    train_ratio: float | None = setting(None, "replayed steps per agent step", low=0)
+    train_ratio: float | None = setting(None, "replayed steps per agent step; 0: untrained, a control", low=0)
     action_repeat: int | None = setting(None, "environment steps per action", low=1)
     env_frames: int | None = setting(None, "environment steps of the whole run, repeats included", low=1)
     envs: int | None = setting(None, "environments side by side, over all processes", low=1)
 
     # Replay
     batch_size: int = setting(16, "B, sequences per update, over all processes", low=1)
-    batch_length: int = setting(64, "T, trained steps per sequence; one more supplies the state", low=2)
+    sequence_length: int = setting(64, "T, trained steps per sequence; one more supplies the state", low=2)
     replay_capacity: int = setting(5_000_000, "windows in the replay; a disk file holds them", low=1)
     first_windows: int | None = setting(None, "windows in the replay when training starts (none: the edition's)", low=1)
 
@@ -157,6 +165,8 @@ class Config:
 
     # Optimiser (LaProp)
     lr: float = setting(4e-5, "learning rate of all modules", low=0)
+    # Deviation D15: a rule of the code of April 2024 that is switched off there.
+    lr_by_size: bool = setting(False, "in place of lr: the authors' rule for the size and the train ratio")
     warmup: int = setting(1000, "updates of linear warm-up", low=0)
     agc: float = setting(0.3, "largest gradient norm as a share of the weight norm", low=0)
     agc_floor: float = setting(1e-3, "smallest weight norm that counts", low=0)
@@ -234,7 +244,7 @@ PRESETS = {
             "envs": 4,
             "train_ratio": 80,
             "batch_size": 8,
-            "batch_length": 32,
+            "sequence_length": 32,
             # Few updates: a higher learning rate, reached sooner, and returns that need fewer updates to build up.
             "lr": 1e-3,
             "warmup": 100,
@@ -249,7 +259,7 @@ PRESETS = {
             "train_ratio": 8,
             "envs": 2,
             "batch_size": 4,
-            "batch_length": 16,
+            "sequence_length": 16,
             "first_windows": 16,
             "imagination_length": 4,
             "warmup": 10,

@@ -48,8 +48,8 @@ def two_hot(target: Tensor, bins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     bin gives that bin all the weight; outside of the range both indices are the outermost bin.
     """
     last = len(bins) - 1
-    kind = torch.promote_types(target.dtype, bins.dtype)
-    target, bins = target.to(kind), bins.to(kind)
+    dtype = torch.promote_types(target.dtype, bins.dtype)
+    target, bins = target.to(dtype), bins.to(dtype)
     above = torch.searchsorted(bins, target.contiguous(), right=True)  # the number of bins <= target
     below = (above - 1).clamp(0, last)
     above = above.clamp(0, last)
@@ -123,6 +123,14 @@ def kl_balance(post: Mixture, prior: Mixture, free_nats: float) -> tuple[Tensor,
     dyn = categorical_kl(post.detach(), prior).clamp(min=free_nats)
     rep = categorical_kl(post, prior.detach()).clamp(min=free_nats)
     return dyn, rep
+
+
+def bernoulli_loss(logit: Tensor, target: Tensor) -> Tensor:
+    """-(y ln p + (1 - y) ln(1 - p)) in nats with p = sigmoid(logit): logit, target y in [0, 1], [...] -> [...].
+
+    Source: paper, Eq. 5 (continue predictor); the target is soft, because it contains the discount: reference code.
+    """
+    return F.binary_cross_entropy_with_logits(logit, target, reduction="none")
 
 
 def draw(probs: Tensor, uniform: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import gymnasium
 import numpy as np
 
 from common.seeding import derive_seed
@@ -74,6 +73,7 @@ class Gym:
     """Any gymnasium environment with images, vectors, integers or a dictionary of them, and one kind of action."""
 
     def __init__(self, gym_id: str, repeat: int) -> None:
+        gymnasium = need("gymnasium", "gymnasium")
         if gym_id not in gymnasium.registry and importlib.util.find_spec("ale_py"):
             register_games()
         try:
@@ -82,15 +82,16 @@ class Gym:
             raise WorldError(f"gymnasium cannot make {gym_id!r}: {error}") from error
         self._repeat = repeat
         space, action = self._env.observation_space, self._env.action_space
-        self._parts = dict(space.spaces) if isinstance(space, gymnasium.spaces.Dict) else {"obs": space}
+        self._is_dict = isinstance(space, gymnasium.spaces.Dict)
+        self._parts = dict(space.spaces) if self._is_dict else {"obs": space}
         self.spaces = {name: _obs_space(gym_id, name, part) for name, part in self._parts.items()}
         if isinstance(action, gymnasium.spaces.Discrete):
             self.actions = ActionSpace(int(action.n), is_discrete=True)
             self._to_env: Callable[[Array], Any] = lambda a: int(a) + int(action.start)
         elif isinstance(action, gymnasium.spaces.Box) and action.is_bounded():
             self.actions = ActionSpace(int(np.prod(action.shape)), is_discrete=False)
-            shape, kind = action.shape, action.dtype
-            self._to_env = lambda a: rescale(a.reshape(shape), action.low, action.high).astype(kind)
+            shape, dtype = action.shape, action.dtype
+            self._to_env = lambda a: rescale(a.reshape(shape), action.low, action.high).astype(dtype)
         else:
             raise WorldError(f"{gym_id}: actions are {action}; supported: Discrete, bounded Box")
 
@@ -110,12 +111,12 @@ class Gym:
         self._env.close()
 
     def _observe(self, found: Any) -> dict[str, Array]:
-        values = found if isinstance(self._env.observation_space, gymnasium.spaces.Dict) else {"obs": found}
+        values = found if self._is_dict else {"obs": found}
         return {name: _obs_value(space, self._parts[name], values[name]) for name, space in self.spaces.items()}
 
 
 def _obs_space(gym_id: str, name: str, part: Any) -> ObsSpace:
-    spaces = gymnasium.spaces
+    spaces = need("gymnasium.spaces", "gymnasium")
     if isinstance(part, spaces.Box) and part.dtype == np.uint8 and len(part.shape) in (2, 3):
         if len(part.shape) == 3 and part.shape[0] < min(part.shape[1:]):
             raise WorldError(f"{gym_id}: observation {name!r} is an image {part.shape}; its channels must come last")

@@ -25,7 +25,7 @@ from common.program import program
 from common.record import close, curve, of_run, sample
 from common.seeding import derive_seed
 from dreamerv3 import pictures
-from dreamerv3.agent import Agent, new_agent, refuse
+from dreamerv3.agent import STAGE, Agent, new_agent, refuse
 from dreamerv3.config import PRESETS, TASKS, Config
 from dreamerv3.env import Worlds, make_world
 from dreamerv3.interface import WorldError
@@ -92,16 +92,13 @@ def random_policy(worlds: Worlds, seed: int) -> Act:
 def load_agent(info: Mapping[str, Any], config: Config, worlds: Worlds, device: torch.device) -> tuple[Agent, int, int]:
     """The agent of a finished run, its agent steps and its updates; one line and exit code 2 if it has not ended."""
     folder, plan = info["folder"], config.plan
-    found = checkpoint.load_latest(folder / "train", device)
-    total = -(-plan.env_frames // (plan.action_repeat * plan.envs))
-    if found is None or found.step < total:
-        user_error(f"{folder}: training has not ended; the same train command goes on with it")
+    found = checkpoint.load_final(folder / STAGE, plan.steps, device, info["meta"]["identity"])
     agent = new_agent(worlds.spaces, worlds.actions, config).to(device)
     try:
         checkpoint.load_module("agent", agent, found.tensors)
     except ValueError as error:
         refuse(folder, error)
-    return agent.eval(), total * plan.envs, int(found.state["state"]["updates"])
+    return agent.eval(), plan.steps * plan.envs, int(found.state["state"]["updates"])
 
 
 def protocol(config: Config) -> str:
@@ -117,8 +114,10 @@ def claim(config: Config, preset: str) -> str:
         f"frames{config.plan.env_frames}": config.env_frames != usual.get("env_frames"),
         f"free{config.free_nats:g}": config.free_nats != Config.free_nats,
         "no-symlog": not config.use_symlog,
+        "lr-by-size": config.lr_by_size != usual.get("lr_by_size", False),
         "no-two-hot": not config.use_two_hot,
-        f"ratio{config.plan.train_ratio:g}": config.train_ratio != usual.get("train_ratio"),
+        f"ratio{config.plan.train_ratio:g}": config.train_ratio not in (0, usual.get("train_ratio")),
+        "untrained": config.plan.train_ratio == 0,
     }
     return "-".join(["learns", *(word for word, is_changed in parts.items() if is_changed)])
 
@@ -138,7 +137,7 @@ def record_of_run(info: dict[str, Any], agent: Agent, config: Config, steps: int
     name = protocol(config)
     returned, last = training_curve(metrics, BINS.get(config.benchmark, 10_000))
     curves = {"training return": returned}
-    lines = [line for line in metrics if line["stage"] == "train"]
+    lines = [line for line in metrics if line["stage"] == STAGE]
     for key, unit in (("loss_dyn", "nats"), ("loss_reward", "nats"), ("return_scale", "return"), ("entropy", "nats")):
         curves[key.removeprefix("loss_").replace("_", " ")] = curve(lines, key, "update", unit, x="updates")
     curves = {label: points for label, points in curves.items() if points["x"]}
@@ -167,7 +166,7 @@ def crafter_score(metrics: Sequence[dict[str, Any]]) -> float:
 
     Source: Hafner 2021 (Crafter), which defines the score.
     """
-    episodes = [line for line in metrics if line["stage"] == "train episode"]
+    episodes = [line for line in metrics if line["stage"] == f"{STAGE} episode"]
     names = [name for name in episodes[0] if name.startswith("achievement ")]
     rates = [100 * float(np.mean([line[name] for line in episodes])) for name in names]
     return math.exp(float(np.mean(np.log1p(rates)))) - 1
@@ -180,7 +179,7 @@ def training_curve(metrics: Sequence[dict[str, Any]], width: int) -> tuple[dict[
     """
     bins: dict[int, list[float]] = {}
     for line in metrics:
-        if line["stage"] == "train episode":
+        if line["stage"] == f"{STAGE} episode":
             bins.setdefault(-(-int(line["env_frames"]) // width) * width, []).append(line["total"])
     edges = sorted(bins)
     values = [float(np.mean(bins[edge])) for edge in edges]
@@ -201,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             agent, steps, updates = load_agent(info, config, worlds, device)
             record = record_of_run(info, agent, config, steps, updates)
             draw_curves(record, folder / "curves.png")
-            pictures.show(agent, worlds, agent_policy(agent, 1, config.seed), config, folder)
+            pictures.film(agent, worlds, agent_policy(agent, 1, config.seed), config, folder)
     except WorldError as error:
         user_error(str(error))
     close(record, folder)

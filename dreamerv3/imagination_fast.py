@@ -41,7 +41,7 @@ class _Imagination:
     def __init__(self, rssm: RSSM, actor: Actor, dtype: torch.dtype) -> None:
         self.sizes, self.unimix, self.dtype, self.actor = rssm.sizes, rssm.unimix, dtype, actor
         sizes = self.sizes
-        self.norm = for_device(norm_silu, rssm.hidden.weight.device.type)
+        self.norm = for_device(norm_silu, rssm.hidden.weight.device.type, sizes.deter)
         self.width = sizes.deter // sizes.blocks
         hidden = rssm.hidden.weight.to(dtype)
         self.w_own = hidden[:, : self.width]

@@ -5,6 +5,8 @@ Shapes: [...] leading axes, N their product, g blocks, H x W x C an image, E tok
 Source: paper, Methods and "Implementation"; reference code: rssm.py, nets.py (2024).
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Mapping
 from typing import cast
@@ -188,12 +190,12 @@ class ImageEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         leading = image.shape[:-3]
-        kind = next(self.parameters()).dtype
-        x = (image.flatten(0, -4).to(kind) / 255 - 0.5).permute(0, 3, 1, 2)
+        dtype = next(self.parameters()).dtype
+        x = (image.flatten(0, -4).to(dtype) / 255 - 0.5).permute(0, 3, 1, 2)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = conv(x)
             if not self.is_strided:
-                x = F.max_pool2d(x, 2)  # before the norm
+                x = F.max_pool2d(x, 2)  # before the norm. Deviation D14: the Nature text has strided convolutions
             x = norm(x)
         return x.permute(0, 2, 3, 1).reshape(*leading, -1)
 
@@ -280,14 +282,14 @@ class Encoder(nn.Module):
 
     def vector(self, obs: Obs) -> Tensor:
         """All vector observations as one [..., n], squashed."""
-        kind, parts = next(self.vector_layers.parameters()).dtype, []
+        dtype, parts = next(self.vector_layers.parameters()).dtype, []
         for name in self.vectors:
             space, value = self.spaces[name], obs[name]
             if space.kind == "discrete":
-                one_hot = F.one_hot(value.long(), space.classes).to(kind)
+                one_hot = F.one_hot(value.long(), space.classes).to(dtype)
                 parts.append(self.squash(one_hot) if self.edition.squashes_one_hot else one_hot)
             else:
-                parts.append(self.squash(value.to(kind).reshape(*value.shape[: value.ndim - len(space.shape)], -1)))
+                parts.append(self.squash(value.to(dtype).reshape(*value.shape[: value.ndim - len(space.shape)], -1)))
         return torch.cat(parts, -1)
 
 

@@ -3,6 +3,8 @@
 Source: paper, "Optimizer"; Ziyin et al. 2020 (LaProp); Brock et al. 2021 (AGC); reference code: opt.py, jaxutils.py.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
 from typing import Any
 

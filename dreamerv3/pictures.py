@@ -39,10 +39,10 @@ ROWS = 6  # numbers shown of a vector world
 COLOURS = {"real": (60, 60, 60), "open loop": (214, 102, 30), "dream": (42, 111, 151)}
 
 
-def show(
+def film(
     agent: Agent, worlds: Worlds, act: Callable[[dict[str, Array], int], Array], config: Config, folder: Path
 ) -> None:
-    """Play one episode's beginning, then write video.webm and latents.png into `folder`."""
+    """Play one episode's beginning, then write video.webm, and its latents as latents.png, into `folder`."""
     obs, actions = _episode(worlds, act)
     states, imagined, dream = imaginations(agent, obs, actions, config.seed)
     draw_latents(states, folder / "latents.png")
@@ -51,8 +51,8 @@ def show(
         "dream": _decode(agent, State(torch.cat([states.h[:CONTEXT], dream.h]), _cat(states, dream))),
     }
     images = [name for name, space in worlds.spaces.items() if space.kind == "image"]
-    film = _image_film(obs[images[0]], decoded, images[0]) if images else _vector_film(agent, obs, decoded)
-    write_video(folder / "video.webm", film, FPS)
+    frames = _image_film(obs[images[0]], decoded, images[0]) if images else _vector_film(agent, obs, decoded)
+    write_video(folder / "video.webm", frames, FPS)
 
 
 def _cat(states: State, others: State) -> Tensor:

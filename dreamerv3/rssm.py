@@ -4,6 +4,8 @@ Shapes: B batch, T time, D deter h, S x K stoch z (one-hot), A action, E tokens,
 Source: paper, Eq. 3 and Methods ("Implementation", block GRU); reference code: rssm.py.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +31,7 @@ class State:
         """[h, flatten z], what reward, continue, actor and critic read."""
         return torch.cat([self.h, self.z.flatten(-2)], -1)
 
-    def detach(self) -> "State":
+    def detach(self) -> State:
         """The same numbers without gradient."""
         return State(self.h.detach(), self.z.detach())
 

@@ -5,14 +5,18 @@ the actions and of the tokens are made for all steps at once, blocks share one p
 gradient of each weight is one product over all steps. Products may be made in bfloat16; what is added to them, norms,
 gates, mixtures and the recurrent state keep the dtype of the weights.
 
+`step` is `RSSM.observe_step` in the names of `RSSM.core`, `step_backward` the same lines from the last to the first;
+d_x is the gradient of the loss to x.
+
 Shapes: T time, B batch, D deter, S x K stoch, U hidden, g blocks, o = D / g; everything here is time-major.
 """
 
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +25,102 @@ from torch.nn import functional as F
 from dreamerv3.distributions import draw, mixed_probs
 from dreamerv3.networks import NORM_EPS
 from dreamerv3.rssm import RSSM, State, squash_action
+
+
+class Weights(NamedTuple):
+    """The parameters in the loop, by their names in `RSSM`; of the posterior's matrix the columns that read h."""
+
+    in_deter: Tensor  # [U, D]
+    in_deter_bias: Tensor
+    in_deter_scale: Tensor
+    in_stoch: Tensor  # [U, S * K]
+    in_stoch_bias: Tensor
+    in_stoch_scale: Tensor
+    hidden: Tensor  # [g, o + 3U, o]
+    hidden_bias: Tensor
+    hidden_scale: Tensor
+    gates: Tensor  # [g, o, 3o]
+    gates_bias: Tensor
+    posterior: Tensor  # [U, D]
+    posterior_scale: Tensor
+    posterior_out: Tensor  # [S * K, U]
+    posterior_out_bias: Tensor
+
+
+class Prepared(NamedTuple):
+    """The weights as a step takes them: matrices in the dtype of products, the rest in that of the weights."""
+
+    in_deter: Tensor
+    in_deter_bias: Tensor
+    in_stoch: Tensor
+    in_stoch_bias: Tensor
+    in_scales: Tensor  # [2, U]: of the layers of h and of z
+    own: Tensor  # [g, o, o]: what a block reads of its own
+    shared: Tensor  # [3U, D]: what all blocks read
+    hidden_bias: Tensor
+    hidden_scale: Tensor
+    gates: Tensor
+    gates_bias: Tensor  # [g, 3o]
+    posterior: Tensor
+    posterior_scale: Tensor
+    posterior_out: Tensor
+    posterior_out_bias: Tensor
+
+
+class Trace(NamedTuple):
+    """What the steps leave for the backward pass, [T, B, ...] each; a step writes its own [B, ...]."""
+
+    h_in: Tensor  # [D], masked
+    z_in: Tensor  # [S * K], masked, in the dtype of products
+    pre_in: Tensor  # [2, U], before the norms of the layers of h and of z
+    inverse_in: Tensor  # [2, 1], 1 / rms of it
+    shared: Tensor  # [3U], in the dtype of products
+    pre_hidden: Tensor  # [D]
+    inverse_hidden: Tensor  # [1]
+    x: Tensor  # [D], in the dtype of products
+    candidate: Tensor  # [g, o], as r, q and u
+    r: Tensor
+    q: Tensor  # tanh(r candidate)
+    u: Tensor
+    pre_post: Tensor  # [U]
+    inverse_post: Tensor  # [1]
+    post: Tensor  # [U], in the dtype of products
+    probs: Tensor  # [S * K], mixed
+    h: Tensor  # the results
+    z: Tensor
+    logits: Tensor
+
+
+class Slopes(NamedTuple):
+    """What gradients are multiplied by on their way through the pointwise parts of a step, [T, B, ...] each."""
+
+    softmax: Tensor  # [S, K], (1 - unimix) softmax(logits)
+    plain: Tensor  # [S, K], softmax(logits)
+    gates: Tensor  # [g, 3, o], of h' by reset, candidate and update
+    pass_h: Tensor  # [D], of h' by h
+
+
+class Gradients(NamedTuple):
+    """Gradients of all steps, [T, B, ...] each, from which those of the weights are made."""
+
+    logits: Tensor
+    pre_post: Tensor
+    posterior_scale: Tensor
+    raw: Tensor  # [g, 3, o]
+    pre_hidden: Tensor
+    hidden_scale: Tensor
+    shared: Tensor
+    pre_in: Tensor
+    in_scales: Tensor
+
+
+class Setting(NamedTuple):
+    """Numbers of the scan; dtype: of products."""
+
+    blocks: int
+    classes: int
+    unimix: float
+    dtype: torch.dtype
 
 
 def observe(
@@ -46,30 +146,30 @@ def observe(
         token = F.linear(tokens.to(full).transpose(0, 1), from_token, layer.linear.bias).to(full)
     with torch.autocast(device, enabled=False):
         h, z, out = _Scan.apply(
+            Setting(sizes.blocks, sizes.classes, rssm.unimix, dtype),
             state.h.to(full),
             state.z.to(full).flatten(1),
             action,
             token,
             keep,
             uniform.transpose(0, 1).contiguous(),
-            rssm.in_deter.linear.weight,
-            rssm.in_deter.linear.bias,
-            rssm.in_deter.norm.scale,
-            rssm.in_stoch.linear.weight,
-            rssm.in_stoch.linear.bias,
-            rssm.in_stoch.norm.scale,
-            rssm.hidden.weight,
-            rssm.hidden.bias,
-            rssm.hidden_norm.scale,
-            rssm.gates.weight,
-            rssm.gates.bias,
-            from_h,
-            layer.norm.scale,
-            logits.weight,
-            logits.bias,
-            sizes.classes,
-            rssm.unimix,
-            dtype,
+            *Weights(
+                in_deter=rssm.in_deter.linear.weight,
+                in_deter_bias=rssm.in_deter.linear.bias,
+                in_deter_scale=rssm.in_deter.norm.scale,
+                in_stoch=rssm.in_stoch.linear.weight,
+                in_stoch_bias=rssm.in_stoch.linear.bias,
+                in_stoch_scale=rssm.in_stoch.norm.scale,
+                hidden=rssm.hidden.weight,
+                hidden_bias=rssm.hidden.bias,
+                hidden_scale=rssm.hidden_norm.scale,
+                gates=rssm.gates.weight,
+                gates_bias=rssm.gates.bias,
+                posterior=from_h,
+                posterior_scale=layer.norm.scale,
+                posterior_out=logits.weight,
+                posterior_out_bias=logits.bias,
+            ),
         )
     shape = (sizes.stoch, sizes.classes)
     return State(h.transpose(0, 1), z.transpose(0, 1).unflatten(-1, shape)), out.transpose(0, 1).unflatten(-1, shape)
@@ -109,9 +209,200 @@ def norm_silu_backward(grad: Tensor, x: Tensor, inverse: Tensor, scale: Tensor) 
 
 
 @functools.cache
-def for_device(function: Callable[..., Any], device: str) -> Callable[..., Any]:
-    """The function, fused into one kernel by torch.compile on a GPU; a CPU gains nothing from it."""
-    return torch.compile(function, dynamic=False) if device == "cuda" else function
+def for_device(function: types.FunctionType, device: str, width: int) -> Callable[..., Any]:
+    """The function, fused into one kernel by torch.compile on a GPU; a CPU gains nothing from it.
+
+    One for each `width` of the model: torch.compile gives up on a function that it has met in eight shapes, and takes
+    functions of one code for one function.
+    """
+    if device != "cuda":
+        return function
+    code = function.__code__.replace(co_name=f"{function.__name__}_{width}")
+    return torch.compile(types.FunctionType(code, function.__globals__), dynamic=False)
+
+
+def prepared(w: Weights, setting: Setting) -> Prepared:
+    """The weights laid out and cast, once per update."""
+    blocks, dtype = setting.blocks, setting.dtype
+    width = w.in_deter.shape[1] // blocks
+    hidden = w.hidden.to(dtype)
+    return Prepared(
+        in_deter=w.in_deter.to(dtype),
+        in_deter_bias=w.in_deter_bias,
+        in_stoch=w.in_stoch.to(dtype),
+        in_stoch_bias=w.in_stoch_bias,
+        in_scales=torch.stack([w.in_deter_scale, w.in_stoch_scale]),
+        own=hidden[:, :width],
+        shared=hidden[:, width:].transpose(0, 1).reshape(-1, blocks * width),
+        hidden_bias=w.hidden_bias,
+        hidden_scale=w.hidden_scale,
+        gates=w.gates.to(dtype),
+        gates_bias=w.gates_bias.view(blocks, 3 * width),
+        posterior=w.posterior.to(dtype),
+        posterior_scale=w.posterior_scale,
+        posterior_out=w.posterior_out.to(dtype),
+        posterior_out_bias=w.posterior_out_bias,
+    )
+
+
+def empty_trace(h: Tensor, z: Tensor, action: Tensor, token: Tensor, setting: Setting) -> Trace:
+    """Room for T steps from h [B, D] and z [B, S * K]; the layer of the actions [T, B, U] is in its place already."""
+    steps, batch, units = action.shape
+    deter, stoch, dtype = h.shape[1], z.shape[1], setting.dtype
+    by_block = (setting.blocks, deter // setting.blocks)
+
+    def room(*shape: int, dtype: torch.dtype = h.dtype) -> Tensor:
+        return action.new_empty(steps, batch, *shape, dtype=dtype)
+
+    trace = Trace(
+        h_in=room(deter),
+        z_in=room(stoch, dtype=dtype),
+        pre_in=room(2, units),
+        inverse_in=room(2, 1),
+        shared=room(3 * units, dtype=dtype),
+        pre_hidden=room(deter),
+        inverse_hidden=room(1),
+        x=room(deter, dtype=dtype),
+        candidate=room(*by_block),
+        r=room(*by_block),
+        q=room(*by_block),
+        u=room(*by_block),
+        pre_post=room(token.shape[2]),
+        inverse_post=room(1),
+        post=room(token.shape[2], dtype=dtype),
+        probs=room(stoch),
+        h=room(deter),
+        z=room(stoch),
+        logits=room(stoch),
+    )
+    trace.shared[..., 2 * units :] = action
+    return trace
+
+
+def step(
+    h: Tensor, z: Tensor, token: Tensor, keep: Tensor, uniform: Tensor, w: Prepared, s: Trace, setting: Setting
+) -> tuple[Tensor, Tensor]:
+    """The next h [B, D] and z [B, S * K]; everything on the way is written into `s`, the trace of this step.
+
+    token [B, U]: the part of the posterior's layer that is known before the loop; keep [B, 1]; uniform [B, S].
+    """
+    blocks, classes, unimix, dtype = setting
+    batch, deter, units = h.shape[0], h.shape[1], s.post.shape[1]
+    norm = for_device(norm_silu, h.device.type, deter)
+    torch.mul(h, keep, out=s.h_in)  # h = keep h
+    torch.mul(z, keep, out=s.z_in)  # z = keep z
+    low = s.h_in.to(dtype)
+    s.pre_in[:, 0] = add_product(w.in_deter_bias, low, w.in_deter.t())  # W h + b
+    s.pre_in[:, 1] = add_product(w.in_stoch_bias, s.z_in, w.in_stoch.t())  # W z + b
+    inputs, s.inverse_in[:] = norm(s.pre_in, w.in_scales)  # silu(norm(...)) of both
+    s.shared[:, : 2 * units] = inputs.flatten(1)  # shared = [in_deter, in_stoch, in_action]
+    own = torch.bmm(_per_block(low, blocks), w.own).transpose(0, 1).reshape(batch, deter)
+    torch.add(add_product(w.hidden_bias, s.shared, w.shared), own, out=s.pre_hidden)  # hidden([h_block, shared])
+    s.x[:], s.inverse_hidden[:] = norm(s.pre_hidden, w.hidden_scale)  # x = silu(norm(hidden))
+    raw = torch.bmm(_per_block(s.x, blocks), w.gates).transpose(0, 1) + w.gates_bias  # gates(x)
+    reset, candidate, update = raw.unflatten(-1, (3, -1)).unbind(-2)
+    s.candidate[:] = candidate
+    torch.sigmoid(reset, out=s.r)  # r = sigmoid(reset)
+    torch.tanh(s.r * candidate, out=s.q)  # q = tanh(r candidate)
+    torch.sigmoid(update - 1, out=s.u)  # u = sigmoid(update - 1)
+    torch.lerp(s.h_in, s.q.view(batch, deter), s.u.view(batch, deter), out=s.h)  # h' = u q + (1 - u) h
+    add_product(token, s.h, w.posterior.t(), out=s.pre_post)  # W [h', token] + b
+    s.post[:], s.inverse_post[:] = norm(s.pre_post, w.posterior_scale)  # post = silu(norm(...))
+    add_product(w.posterior_out_bias, s.post, w.posterior_out.t(), out=s.logits)  # logits = W post + b
+    probs = mixed_probs(s.logits.view(batch, -1, classes), unimix)  # p = (1 - unimix) softmax(logits) + unimix / K
+    s.probs[:] = probs.flatten(1)
+    s.z.zero_().view(batch, -1, classes).scatter_(-1, draw(probs, uniform)[..., None], 1)  # z' = onehot + p - sg(p)
+    return s.h, s.z
+
+
+def slopes_of(trace: Trace, setting: Setting) -> Slopes:
+    """The slopes of all steps at once."""
+    _, classes, unimix, _ = setting
+    r, q, u = trace.r, trace.q, trace.u
+    softmax = (trace.probs - unimix / classes).unflatten(-1, (-1, classes))
+    plain = softmax / (1 - unimix) if unimix < 1 else softmax
+    to_update = (q - trace.h_in.view_as(q)) * u * (1 - u)
+    to_product = u * (1 - q * q)  # of r candidate
+    to_reset, to_candidate = to_product * trace.candidate * r * (1 - r), to_product * r
+    gates = torch.stack([to_reset, to_candidate, to_update], -2)
+    return Slopes(softmax, plain, gates, (1 - u).view_as(trace.h))
+
+
+def step_backward(
+    d_h: Tensor,
+    d_z: Tensor,
+    d_logits: Tensor,
+    keep: Tensor,
+    w: Prepared,
+    s: Trace,
+    slope: Slopes,
+    d: Gradients,
+    setting: Setting,
+) -> tuple[Tensor, Tensor]:
+    """The gradients to h and z before a step from those to h', z' and logits after it; writes the step's into `d`."""
+    blocks, classes, _, dtype = setting
+    (batch, deter), full = d_h.shape, d_h.dtype
+    units = s.post.shape[1]
+    norm_backward = for_device(norm_silu_backward, d_h.device.type, deter)
+    d_z = d_z.view(batch, -1, classes)
+    from_z = slope.softmax * (d_z - (slope.plain * d_z).sum(-1, keepdim=True))  # z' = onehot + p - sg(p)
+    torch.add(d_logits, from_z.flatten(1), out=d.logits)
+    d_post = torch.mm(d.logits.to(dtype), w.posterior_out).to(full)  # logits = W post + b
+    d.pre_post[:], d.posterior_scale[:] = norm_backward(d_post, s.pre_post, s.inverse_post, w.posterior_scale)
+    d_h = add_product(d_h, d.pre_post, w.posterior)  # W [h', token] + b
+    torch.mul(slope.gates, d_h.view(batch, blocks, 1, -1), out=d.raw)  # h' = u q + (1 - u) h, its gates
+    d_x = torch.bmm(d.raw.flatten(2).transpose(0, 1).to(dtype), w.gates.transpose(1, 2))  # gates(x)
+    d_x = d_x.transpose(0, 1).to(full).reshape(batch, deter)
+    d.pre_hidden[:], d.hidden_scale[:] = norm_backward(d_x, s.pre_hidden, s.inverse_hidden, w.hidden_scale)
+    low = d.pre_hidden.to(dtype)
+    own = torch.bmm(_per_block(low, blocks), w.own.transpose(1, 2)).transpose(0, 1)  # hidden([h_block, shared])
+    torch.mm(low, w.shared.t(), out=d.shared)
+    d_inputs = d.shared[:, : 2 * units].view(batch, 2, units).to(full)  # shared = [in_deter, in_stoch, in_action]
+    d.pre_in[:], d.in_scales[:] = norm_backward(d_inputs, s.pre_in, s.inverse_in, w.in_scales)
+    d_h = d_h * slope.pass_h + own.reshape(batch, deter)  # h' = u q + (1 - u) h, its h; and hidden's
+    d_h = add_product(d_h, d.pre_in[:, 0], w.in_deter) * keep  # W h + b, h = keep h
+    d_z = torch.mm(d.pre_in[:, 1].to(dtype), w.in_stoch).to(full) * keep  # W z + b, z = keep z
+    return d_h, d_z
+
+
+def weight_gradients(trace: Trace, d: Gradients, setting: Setting) -> Weights:
+    """The gradient of every weight: one product, or one sum, over all steps."""
+    blocks, dtype, full = setting.blocks, setting.dtype, trace.h.dtype
+
+    def rows(x: Tensor) -> Tensor:
+        return x.flatten(0, 1)
+
+    def by_block(x: Tensor) -> Tensor:
+        return _per_block(rows(x).flatten(1), blocks).to(dtype)
+
+    def product(left: Tensor, right: Tensor) -> Tensor:
+        return torch.mm(left.t().to(dtype), right.to(dtype)).to(full)
+
+    pre_in, in_scales = rows(d.pre_in), rows(d.in_scales).sum(0)
+    own = torch.bmm(by_block(trace.h_in).transpose(1, 2), by_block(d.pre_hidden)).to(full)
+    shared = product(rows(trace.shared), rows(d.pre_hidden)).view(-1, blocks, own.shape[2]).transpose(0, 1)
+    return Weights(
+        in_deter=product(pre_in[:, 0], rows(trace.h_in)),
+        in_deter_bias=pre_in[:, 0].sum(0),
+        in_deter_scale=in_scales[0],
+        in_stoch=product(pre_in[:, 1], rows(trace.z_in)),
+        in_stoch_bias=pre_in[:, 1].sum(0),
+        in_stoch_scale=in_scales[1],
+        hidden=torch.cat([own, shared], 1),
+        hidden_bias=rows(d.pre_hidden).sum(0),
+        hidden_scale=rows(d.hidden_scale).sum(0),
+        gates=torch.bmm(by_block(trace.x).transpose(1, 2), by_block(d.raw)).to(full),
+        gates_bias=rows(d.raw).sum(0).flatten(),
+        posterior=product(rows(d.pre_post), rows(trace.h)),
+        posterior_scale=rows(d.posterior_scale).sum(0),
+        posterior_out=product(rows(d.logits), rows(trace.post)),
+        posterior_out_bias=rows(d.logits).sum(0),
+    )
+
+
+def _per_block(x: Tensor, blocks: int) -> Tensor:
+    """[N, g * n] -> [g, N, n]."""
+    return x.view(len(x), blocks, -1).transpose(0, 1)
 
 
 class _Scan(torch.autograd.Function):
@@ -120,173 +411,44 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        setting: Setting,
         h: Tensor,
         z: Tensor,
         action: Tensor,
         token: Tensor,
         keep: Tensor,
         uniform: Tensor,
-        w_deter: Tensor,
-        b_deter: Tensor,
-        s_deter: Tensor,
-        w_stoch: Tensor,
-        b_stoch: Tensor,
-        s_stoch: Tensor,
-        w_hidden: Tensor,
-        b_hidden: Tensor,
-        s_hidden: Tensor,
-        w_gates: Tensor,
-        b_gates: Tensor,
-        w_post: Tensor,
-        s_post: Tensor,
-        w_logits: Tensor,
-        b_logits: Tensor,
-        classes: int,
-        unimix: float,
-        dtype: torch.dtype,
+        *weights: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        norm = for_device(norm_silu, h.device.type)
-        w_deter, w_stoch, w_hidden, w_gates, w_post, w_logits = (
-            weight.to(dtype) for weight in (w_deter, w_stoch, w_hidden, w_gates, w_post, w_logits)
-        )
-        steps, batch, units = action.shape
-        blocks, deter = w_hidden.shape[0], h.shape[1]
-        width = deter // blocks
-        # [g, o + 3U, o] -> the part of each block's own inputs, and [3U, D] for the inputs that all blocks share.
-        w_own, w_shared = w_hidden[:, :width], w_hidden[:, width:].transpose(0, 1).reshape(-1, deter)
-        new = action.new_empty
-        hs, zs = new(steps, batch, deter), new(steps, batch, z.shape[1])
-        h_in, z_in = torch.empty_like(hs), torch.empty_like(zs, dtype=dtype)
-        shared = new(steps, batch, 3 * units, dtype=dtype)
-        pre_in, inverse_in = new(steps, batch, 2, units), new(steps, batch, 2, 1)
-        pre_hidden, inverse_hidden = new(steps, batch, deter), new(steps, batch, 1)
-        value = new(steps, batch, deter, dtype=dtype)
-        gates = new(steps, 3, batch, blocks, width)  # r, tanh(r c), u
-        candidates = new(steps, batch, blocks, width)
-        pre_post, inverse_post = torch.empty_like(token), new(steps, batch, 1)
-        post, logits = torch.empty_like(token, dtype=dtype), torch.empty_like(zs)
-        probs = torch.empty_like(zs)
-        scales = torch.stack([s_deter, s_stoch])
-        shared[:, :, 2 * units :] = action
-        for t in range(steps):
-            torch.mul(h, keep[t], out=h_in[t])
-            torch.mul(z, keep[t], out=z_in[t])
-            low = h_in[t].to(dtype)
-            pre_in[t, :, 0] = add_product(b_deter, low, w_deter.t())
-            pre_in[t, :, 1] = add_product(b_stoch, z_in[t], w_stoch.t())
-            activated, inverse_in[t] = norm(pre_in[t], scales)
-            shared[t, :, : 2 * units] = activated.flatten(1)
-            own = torch.bmm(low.view(batch, blocks, width).transpose(0, 1), w_own).transpose(0, 1)
-            common = add_product(b_hidden, shared[t], w_shared)
-            torch.add(common, own.reshape(batch, deter), out=pre_hidden[t])
-            value[t], inverse_hidden[t] = norm(pre_hidden[t], s_hidden)
-            raw = torch.bmm(value[t].view(batch, blocks, width).transpose(0, 1), w_gates).transpose(0, 1)
-            raw = raw + b_gates.view(blocks, 3 * width)
-            reset, candidate, update = raw.unflatten(-1, (3, width)).unbind(-2)
-            candidates[t] = candidate
-            r = torch.sigmoid(reset, out=gates[t, 0])
-            q = torch.tanh(r * candidate, out=gates[t, 1])
-            u = torch.sigmoid(update - 1, out=gates[t, 2])
-            h = torch.lerp(h_in[t], q.view(batch, deter), u.view(batch, deter), out=hs[t])
-            add_product(token[t], h, w_post.t(), out=pre_post[t])
-            post[t], inverse_post[t] = norm(pre_post[t], s_post)
-            add_product(b_logits, post[t], w_logits.t(), out=logits[t])
-            p = mixed_probs(logits[t].view(batch, -1, classes), unimix)
-            probs[t] = p.flatten(1)
-            z = zs[t].zero_()
-            z.view(batch, -1, classes).scatter_(-1, draw(p, uniform[t])[..., None], 1)
-        ctx.classes, ctx.unimix, ctx.dtype, ctx.shape = classes, unimix, dtype, (blocks, width, units)
-        ctx.save_for_backward(
-            keep, h_in, z_in, shared, pre_in, inverse_in, pre_hidden, inverse_hidden, value, gates, candidates,
-            pre_post, inverse_post, post, probs, hs, scales, s_hidden, s_post,
-            w_deter, w_stoch, w_own, w_shared, w_gates, w_post, w_logits,
-        )  # fmt: skip
-        return hs, zs, logits
+        w, trace = prepared(Weights(*weights), setting), empty_trace(h, z, action, token, setting)
+        for t, parts in enumerate(zip(*(part.unbind() for part in trace), strict=True)):
+            h, z = step(h, z, token[t], keep[t], uniform[t], w, Trace(*parts), setting)
+        ctx.setting = setting
+        ctx.save_for_backward(keep, *w, *trace)
+        return trace.h, trace.z, trace.logits
 
     @staticmethod
     def backward(ctx: Any, grad_h: Tensor, grad_z: Tensor, grad_logits: Tensor) -> tuple[Tensor | None, ...]:
-        (
-            keep, h_in, z_in, shared, pre_in, inverse_in, pre_hidden, inverse_hidden, value, gates, candidates,
-            pre_post, inverse_post, post, probs, hs, scales, s_hidden, s_post,
-            w_deter, w_stoch, w_own, w_shared, w_gates, w_post, w_logits,
-        ) = ctx.saved_tensors  # fmt: skip
-        norm_backward = for_device(norm_silu_backward, hs.device.type)
-        dtype, full, (blocks, width, units) = ctx.dtype, hs.dtype, ctx.shape
-        steps, batch, deter = hs.shape
-        r, q, u = gates.unbind(1)
-        softmax = (probs - ctx.unimix / ctx.classes).unflatten(-1, (-1, ctx.classes))  # (1 - unimix) softmax
-        plain = softmax / (1 - ctx.unimix) if ctx.unimix < 1 else softmax
-        # What multiplies the gradient of h' on the way to each gate, for all steps at once.
-        to_update = (q - h_in.view_as(q)) * u * (1 - u)
-        to_product = u * (1 - q * q)
-        to_reset, to_candidate = to_product * candidates * r * (1 - r), to_product * r
-        slopes = torch.stack([to_reset, to_candidate, to_update], -2)  # [T, B, g, 3, o]
-        pass_h = (1 - u).view(steps, batch, deter)
-        d_raw = torch.empty_like(slopes)
-        d_logits = torch.empty_like(grad_logits)
-        d_pre_post, d_scale_post = torch.empty_like(pre_post), torch.empty_like(pre_post)
-        d_hidden, d_scale_hidden = torch.empty_like(pre_hidden), torch.empty_like(pre_hidden)
-        d_pre_in, d_scale_in = torch.empty_like(pre_in), torch.empty_like(pre_in)
-        d_shared = torch.empty_like(shared)
-        own_t, shared_t, gates_t = w_own.transpose(1, 2), w_shared.t(), w_gates.transpose(1, 2)
-        d_h, d_z = torch.zeros_like(hs[0]), torch.zeros_like(probs[0])
-        for t in range(steps - 1, -1, -1):
-            d_z = (d_z + grad_z[t]).view(batch, -1, ctx.classes)
-            # Straight-through: the gradient of z is that of the mixed probabilities.
-            into = softmax[t] * (d_z - (plain[t] * d_z).sum(-1, keepdim=True))
-            torch.add(grad_logits[t], into.flatten(1), out=d_logits[t])
-            d_post = torch.mm(d_logits[t].to(dtype), w_logits).to(full)
-            d_pre_post[t], d_scale_post[t] = norm_backward(d_post, pre_post[t], inverse_post[t], s_post)
-            d_h = add_product(d_h + grad_h[t], d_pre_post[t], w_post)
-            torch.mul(slopes[t], d_h.view(batch, blocks, 1, width), out=d_raw[t])
-            d_value = torch.bmm(d_raw[t].flatten(2).transpose(0, 1).to(dtype), gates_t).transpose(0, 1).to(full)
-            d_value = d_value.reshape(batch, deter)
-            d_hidden[t], d_scale_hidden[t] = norm_backward(d_value, pre_hidden[t], inverse_hidden[t], s_hidden)
-            low = d_hidden[t].to(dtype)
-            d_own = torch.bmm(low.view(batch, blocks, width).transpose(0, 1), own_t).transpose(0, 1)
-            torch.mm(low, shared_t, out=d_shared[t])
-            d_in = d_shared[t, :, : 2 * units].view(batch, 2, units).to(full)
-            d_pre_in[t], d_scale_in[t] = norm_backward(d_in, pre_in[t], inverse_in[t], scales)
-            d_h = add_product(d_h * pass_h[t] + d_own.reshape(batch, deter), d_pre_in[t, :, 0], w_deter) * keep[t]
-            d_z = torch.mm(d_pre_in[t, :, 1].to(dtype), w_stoch).to(full) * keep[t]
-
-        def rows(x: Tensor) -> Tensor:
-            return x.flatten(0, 1)
-
-        def per_block(x: Tensor) -> Tensor:
-            return x.reshape(steps * batch, blocks, -1).transpose(0, 1).to(dtype)
-
-        def of_weight(left: Tensor, right: Tensor) -> Tensor:
-            return torch.mm(left.t().to(dtype), right.to(dtype)).to(full)
-
-        flat_in = rows(d_pre_in)
-        d_w_own = torch.bmm(per_block(h_in).transpose(1, 2), per_block(d_hidden)).to(full)
-        d_w_shared = of_weight(rows(shared), rows(d_hidden)).view(-1, blocks, width).transpose(0, 1)
-        d_w_gates = torch.bmm(per_block(value).transpose(1, 2), per_block(d_raw)).to(full)
-        d_scale_in = rows(d_scale_in).sum(0)
-        return (
-            None,
-            None,
-            d_shared[:, :, 2 * units :].to(full),
-            d_pre_post,
-            None,
-            None,
-            of_weight(flat_in[:, 0], rows(h_in)),
-            flat_in[:, 0].sum(0),
-            d_scale_in[0],
-            of_weight(flat_in[:, 1], rows(z_in)),
-            flat_in[:, 1].sum(0),
-            d_scale_in[1],
-            torch.cat([d_w_own, d_w_shared], 1),
-            rows(d_hidden).sum(0),
-            rows(d_scale_hidden).sum(0),
-            d_w_gates,
-            rows(d_raw).sum(0).flatten(),
-            of_weight(rows(d_pre_post), rows(hs)),
-            rows(d_scale_post).sum(0),
-            of_weight(rows(d_logits), rows(post)),
-            rows(d_logits).sum(0),
-            None,
-            None,
-            None,
+        setting, (keep, *saved) = ctx.setting, ctx.saved_tensors
+        w, trace = Prepared(*saved[: len(Prepared._fields)]), Trace(*saved[len(Prepared._fields) :])
+        slopes = slopes_of(trace, setting)
+        d = Gradients(
+            logits=torch.empty_like(trace.logits),
+            pre_post=torch.empty_like(trace.pre_post),
+            posterior_scale=torch.empty_like(trace.pre_post),
+            raw=torch.empty_like(slopes.gates),
+            pre_hidden=torch.empty_like(trace.pre_hidden),
+            hidden_scale=torch.empty_like(trace.pre_hidden),
+            shared=torch.empty_like(trace.shared),
+            pre_in=torch.empty_like(trace.pre_in),
+            in_scales=torch.empty_like(trace.pre_in),
         )
+        d_h, d_z = torch.zeros_like(trace.h[0]), torch.zeros_like(trace.z[0])
+        for t in range(len(keep) - 1, -1, -1):
+            at = (part[t] for part in trace), (part[t] for part in slopes), (part[t] for part in d)
+            s, slope, now = Trace(*at[0]), Slopes(*at[1]), Gradients(*at[2])
+            d_h, d_z = step_backward(
+                d_h + grad_h[t], d_z + grad_z[t], grad_logits[t], keep[t], w, s, slope, now, setting
+            )
+        d_action = d.shared[:, :, 2 * trace.post.shape[2] :].to(trace.h.dtype)
+        return None, None, None, d_action, d.pre_post, None, None, *weight_gradients(trace, d, setting)

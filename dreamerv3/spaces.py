@@ -1,5 +1,7 @@
 """What a world shows and takes, in the order of the world, and the sizes and edition of the networks for it."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal

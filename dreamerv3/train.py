@@ -1,5 +1,7 @@
 """Train DreamerV3: act, remember, and replay; every update trains the world model, the actor and the critic at once.
 
+`train_step` is the update, `train` the loop around it.
+
     python -m dreamerv3.train --preset cpu --seed 0
 
 The same command continues an interrupted run.
@@ -8,7 +10,9 @@ Source: paper, Methods and Algorithm 1; reference code: run/train.py, agent.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,27 +26,81 @@ from common.program import program
 from common.run import Run, run_folder, seed_everything, usable_device
 from common.seeding import derive_seed
 from common.stage import LOG_EVERY, Stage
-from dreamerv3.agent import Agent, Noise, new_agent, refuse
-from dreamerv3.config import PRESETS, TASKS, Config
-from dreamerv3.data import Picks, Ratio, Replay
+from dreamerv3.agent import STAGE, Agent, Noise, new_agent, refuse
+from dreamerv3.config import PRESETS, SIZES, TASKS, Config
 from dreamerv3.env import Worlds, make_world
 from dreamerv3.interface import WorldError
 from dreamerv3.learner import Learner
 from dreamerv3.optimizer import LaProp
+from dreamerv3.replay import Batch, Picks, Ratio, Replay
 from dreamerv3.rssm import State
+
+
+def learning_rate(config: Config) -> float:
+    """The config's, or with `lr_by_size` exp(-1.195 ln units - 0.529 ln ratio).
+
+    That gives 4.0e-5 at size 200m and ratio 32, 4.9e-5 at 12m and 512, and 2.6e-4 at 1m and 512. Without updates there
+    is no rule. Source: the authors' code of April 2024, where it is switched off.
+    """
+    if not config.lr_by_size or not config.plan.train_ratio:
+        return config.lr
+    units = SIZES[config.plan.size].units
+    return math.exp(-1.195 * math.log(units) - 0.529 * math.log(config.plan.train_ratio))
 
 
 def new_optimizer(agent: Agent, config: Config) -> LaProp:
     """One optimiser for all modules."""
     return LaProp(
         agent.trained_parameters(),
-        lr=config.lr,
+        lr=learning_rate(config),
         warmup=config.warmup,
         agc=config.agc,
         pmin=config.agc_floor,
         betas=(config.momentum, config.second_moment),
         eps=config.eps,
     )
+
+
+def loss_weights(config: Config) -> dict[str, float]:
+    """The weight of every loss; "rec" stands for the reconstruction of every observation."""
+    ones = dict.fromkeys(("rec", "reward", "cont", "actor", "critic"), 1.0)
+    return ones | {"dyn": config.dyn_scale, "rep": config.rep_scale, "replay_critic": config.replay_critic_scale}
+
+
+def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The scalar that is minimised: the sum of weight times mean. Raises ValueError if the names do not match."""
+    names = {name.split("/")[0] for name in losses}
+    if names != set(weights):
+        raise ValueError(f"losses {sorted(names)} do not match weights {sorted(weights)}")
+    return torch.stack([weights[name.split("/")[0]] * loss.mean() for name, loss in losses.items()]).sum()
+
+
+def train_step(
+    agent: Agent, optimizer: LaProp, batch: Batch, noise: Noise, config: Config, ranks: dist.Ranks
+) -> tuple[dict[str, Tensor], State]:
+    """One update in place. Returns its losses with numbers for the log, and the posterior states [B, T, ...].
+
+    Source: paper, Algorithm 1.
+    """
+    device = batch.reward.device.type
+    # Deviation D7: norms, mixtures and the recurrent state stay in float32.
+    dtype = compute_dtype(config.precision, batch.reward.device)
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        outcome = agent.losses(batch, noise, ranks)
+    total = weighted_sum(outcome.losses, loss_weights(config))
+    optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    dist.average_gradients(agent.trained_parameters())
+    optimizer.step()
+    agent.after_update()
+    losses = {f"loss_{name}": loss.detach().mean() for name, loss in outcome.losses.items()}
+    return {"loss": total.detach(), **losses, **outcome.metrics}, outcome.states
+
+
+def new_learner(agent: Agent, optimizer: LaProp, config: Config, ranks: dist.Ranks) -> Learner:
+    """`train_step` for a run; several processes run it without a graph."""
+    step = partial(train_step, agent, optimizer, config=config, ranks=ranks)
+    return Learner(step, ranks.device, captures=config.use_fast and ranks.world_size == 1)
 
 
 class Player:
@@ -110,8 +168,7 @@ class Trainer:
     ) -> None:
         self.config, self.ranks, self.agent = config, ranks, agent
         envs, plan = len(worlds.worlds), config.plan
-        rows = -(-plan.env_frames // (plan.action_repeat * plan.envs))
-        capacity = min(config.replay_capacity // ranks.world_size, rows * envs)
+        capacity = min(config.replay_capacity // ranks.world_size, plan.steps * envs)
         self.replay = Replay(
             stage.run.folder.resolve() / f"replay-{ranks.rank}",
             worlds.spaces,
@@ -119,11 +176,12 @@ class Trainer:
             agent.world.rssm.sizes,
             envs,
             capacity,
-            config.batch_length,
+            config.sequence_length,
+            identity=f"{stage.run.identity} rank {ranks.rank}",
             is_known=stage.first > 0,
         )
-        self.learner = Learner(agent, optimizer, config, ranks)
-        self.ratio = Ratio(plan.train_ratio / (config.batch_size * config.batch_length))
+        self.learner = new_learner(agent, optimizer, config, ranks)
+        self.ratio = Ratio(plan.train_ratio / (config.batch_size * config.sequence_length))
         self.first_windows = config.first_windows or agent.edition.first_windows
         self.updates = 0
         self.pending: Pending | None = None
@@ -136,7 +194,7 @@ class Trainer:
         for env in range(self.replay.envs):
             self.replay.admit()
             if self.replay.windows * size >= self.first_windows:
-                for _ in range(self.ratio(((self.replay.count - 1) * self.replay.envs + env + 1) * size)):
+                for _ in range(self.ratio(((self.replay.rows.count - 1) * self.replay.envs + env + 1) * size)):
                     self.update()
 
     def update(self) -> None:
@@ -160,7 +218,7 @@ class Trainer:
         config, ranks = self.config, self.ranks
         # Deviation D3: numbers by position instead of a long stream.
         generator = torch.Generator(ranks.device).manual_seed(derive_seed(config.seed, "update", self.updates))
-        noise = self.agent.draw_noise(config.batch_size, config.batch_length, generator)
+        noise = self.agent.draw_noise(config.batch_size, config.sequence_length, generator)
         mine, starts = dist.share(config.batch_size, ranks), dist.share(noise.prior.shape[1], ranks)
         return Noise(noise.posterior[mine], noise.prior[:, starts], noise.action[:, starts])
 
@@ -168,7 +226,7 @@ class Trainer:
 def save(stage: Stage, number: int, player: Player, trainer: Trainer) -> None:
     """A checkpoint after step `number`: tensors and counts; the rows themselves are in the replay's files."""
     ranks, config = trainer.ranks, trainer.config
-    trainer.replay.flush()
+    trainer.replay.rows.flush()
     dist.barrier()
     per_env = {
         "h": player.state.h,
@@ -186,7 +244,7 @@ def save(stage: Stage, number: int, player: Player, trainer: Trainer) -> None:
     stage.save(number, extra, state)
     dist.barrier()
     kept = [int(path.stem[5:]) for path in stage.folder.glob("step-*.safetensors")]
-    trainer.replay.saved(number + 1, kept)
+    trainer.replay.rows.saved(number + 1, kept)
 
 
 def restore(stage: Stage, player: Player, trainer: Trainer) -> None:
@@ -197,8 +255,8 @@ def restore(stage: Stage, player: Player, trainer: Trainer) -> None:
     trainer.metrics = {name: torch.tensor(value) for name, value in stage.state["metrics"].items()}
     player.state = State(extra["h"][player.mine], extra["z"][player.mine])
     envs = range(trainer.replay.envs)
-    last = (trainer.replay.count - 1) % trainer.replay.slots
-    player.action = torch.from_numpy(trainer.replay.arrays["action"][last].copy())
+    rows = trainer.replay.rows
+    player.action = torch.from_numpy(rows.arrays["action"][(rows.count - 1) % rows.slots].copy())
     if player.worlds.actions.is_discrete:
         player.action = player.action.long()
     if "picks" in extra:
@@ -216,9 +274,8 @@ def train(run: Run, config: Config, ranks: dist.Ranks, worlds: Worlds) -> None:
     for parameter in agent.parameters():
         dist.broadcast(parameter.data)
     optimizer = new_optimizer(agent, config)
-    total = -(-plan.env_frames // (plan.action_repeat * plan.envs))
     try:  # before anything else of the run is opened
-        stage = Stage(run, "train", total, config.checkpoint_seconds, ranks, {"agent": agent}, optimizer)
+        stage = Stage(run, STAGE, plan.steps, config.checkpoint_seconds, ranks, {"agent": agent}, optimizer)
     except ValueError as error:
         refuse(run.folder, error)
     player, trainer = Player(agent, worlds, config, ranks), Trainer(stage, agent, optimizer, worlds, config, ranks)
@@ -234,18 +291,18 @@ def train(run: Run, config: Config, ranks: dist.Ranks, worlds: Worlds) -> None:
         for episode in worlds.finished:
             shown["return"] = f"{episode.total:.1f}"
             run.log(
-                "train episode",
+                f"{STAGE} episode",
                 number + 1,
                 env_frames=env_frames,
                 total=episode.total,
                 length=episode.length,
                 **episode.info,
             )
-        if trainer.updates // LOG_EVERY > logged or (number + 1 == total and trainer.updates):
+        if trainer.updates // LOG_EVERY > logged or (number + 1 == plan.steps and trainer.updates):
             logged = trainer.updates // LOG_EVERY
             stage.log(number, {"env_frames": env_frames, "updates": trainer.updates, **trainer.metrics}, every=1)
             stage.bar.set_postfix({**shown, "loss": f"{float(trainer.metrics['loss']):.4g}"}, refresh=False)
-        if stage.due(number) or trainer.replay.must_save:
+        if stage.due(number) or trainer.replay.rows.must_save:
             save(stage, number, player, trainer)
 
 

@@ -4,6 +4,8 @@ Shapes: B batch, T time, D deter, S x K stoch, N bins.
 Source: paper, Eq. 3 to 5; reference code: agent.py.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamerv3 import rssm_fast
-from dreamerv3.data import Batch
-from dreamerv3.distributions import kl_balance, mixture, symexp_bins, two_hot_loss, two_hot_mean, wide
+from dreamerv3.distributions import (
+    bernoulli_loss,
+    kl_balance,
+    mixture,
+    symexp_bins,
+    two_hot_loss,
+    two_hot_mean,
+    wide,
+)
 from dreamerv3.networks import MLP, Decoder, Encoder
+from dreamerv3.replay import Batch
 from dreamerv3.rssm import RSSM, State
 from dreamerv3.spaces import ActionSpace, Edition, ObsSpaces, Sizes
 
@@ -113,8 +123,8 @@ class WorldModel(nn.Module):
 
     def start_state(self, batch: Batch) -> State:
         """The stored latents of the context row: h [B, D], z [B, S, K]."""
-        kind, classes = self.rssm.gates.weight.dtype, self.rssm.sizes.classes
-        return State(batch.start_h.to(kind), F.one_hot(batch.start_z.long(), classes).to(kind))
+        dtype, classes = self.rssm.gates.weight.dtype, self.rssm.sizes.classes
+        return State(batch.start_h.to(dtype), F.one_hot(batch.start_z.long(), classes).to(dtype))
 
     def observe(self, batch: Batch, uniform: Tensor) -> Observed:
         """Posterior states of a batch, uniform [B, T, S]."""
@@ -131,10 +141,11 @@ class WorldModel(nn.Module):
         states = observed.states
         feature = states.feature
         found = {f"rec/{k}": v for k, v in self.decoder.losses(self.decoder(states.h, states.z), batch.obs).items()}
+        # Deviation D14: the Nature text has a squared error in symlog space here, its code this.
         found["reward"] = self.reward.loss(self.reward(feature), batch.reward)
         logit = self.cont_logit(feature)
         going_on = (~batch.is_terminal).to(logit.dtype) * self.discount
-        found["cont"] = F.binary_cross_entropy_with_logits(logit, going_on, reduction="none")
+        found["cont"] = bernoulli_loss(logit, going_on)
         post = mixture(observed.logits, self.unimix)
         prior = mixture(self.rssm.prior_logits(states.h), self.unimix)
         found["dyn"], found["rep"] = kl_balance(post, prior, self.free_nats)

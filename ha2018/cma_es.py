@@ -4,6 +4,8 @@ Shapes: N population members, P parameters; solutions [N, P], returns [N].
 Source: paper, appendix A.4; reference code: train.py, es.py.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import cma

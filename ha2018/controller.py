@@ -4,6 +4,8 @@ Shapes: B batch; params [P] for one controller or [B, P] for one controller per 
 Source: paper, section 2.3 and appendix A.3; reference code: model.py of each task.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import torch

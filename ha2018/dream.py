@@ -4,6 +4,8 @@ Shapes: B rollouts side by side, Z latent size, H hidden size, N population memb
 Source: paper, section 4 and appendix; reference code: doomrnn.py, model.py.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,7 +29,7 @@ class FirstFrames:
     logvar: Tensor
 
     @staticmethod
-    def of(mu: Tensor, logvar: Tensor) -> "FirstFrames":
+    def of(mu: Tensor, logvar: Tensor) -> FirstFrames:
         """Truncated toward zero at four decimals, as the official bank stores them."""
         return FirstFrames((mu.float() * 10_000).trunc() / 10_000, (logvar.float() * 10_000).trunc() / 10_000)
 
@@ -126,10 +128,33 @@ def rollout_returns(
     """
     if len(seeds) != len(params):
         raise ValueError(f"{len(params)} controllers need as many seeds, got {len(seeds)}")
-    device = memory.bias.device
-    noise = Noise(seeds, rollouts, memory.z_size, device)
+    noise = Noise(seeds, rollouts, memory.z_size, memory.bias.device)
     dream = FastDream(memory, temperature, dtype) if dream is None else dream
     dream.begin(noise.start(bank), params.to(memory.bias).repeat_interleave(rollouts, dim=0))
+    return _lengths(dream, noise, max_steps).reshape(len(params), rollouts)
+
+
+@torch.no_grad()
+def open_loop_returns(
+    memory: MDNRNN,
+    bank: FirstFrames,
+    actions: Tensor,
+    seeds: Sequence[int],
+    temperature: float,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Dream returns [N] (steps) of given actions [N, T] that nothing changes, one seed a row, for at most T steps."""
+    if len(seeds) != len(actions):
+        raise ValueError(f"{len(actions)} rows of actions need as many seeds, got {len(seeds)}")
+    noise = Noise(seeds, 1, memory.z_size, memory.bias.device)
+    dream = FastDream(memory, temperature, dtype)
+    dream.begin(noise.start(bank), None)
+    return _lengths(dream, noise, actions.shape[1], actions.to(memory.bias))
+
+
+def _lengths(dream: FastDream, noise: Noise, max_steps: int, actions: Tensor | None = None) -> Tensor:
+    """How many steps each of the rollouts [N * R] that have begun in `dream` lasts, on the CPU."""
+    device = noise.device
     returns = torch.zeros(len(noise.rows), device=device)
     running = torch.arange(len(noise.rows), device=device)  # the rollout that each row of the batch belongs to
     alive = torch.ones(len(running), dtype=torch.bool, device=device)
@@ -142,10 +167,11 @@ def rollout_returns(
             uniform, normal = noise.chunk()
             rows = noise.rows[running]
         t = step % NOISE_CHUNK
-        done = dream.advance(uniform[t].index_select(0, rows), normal[t].index_select(0, rows))
+        action = None if actions is None else actions[running, step]
+        done = dream.advance(uniform[t].index_select(0, rows), normal[t].index_select(0, rows), action)
         returns.index_add_(0, running, alive.to(returns.dtype))
         alive = alive & ~done
-    return returns.reshape(len(params), rollouts).cpu()
+    return returns.cpu()
 
 
 def _compact(dream: FastDream, running: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:

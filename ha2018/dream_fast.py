@@ -8,10 +8,13 @@ products can be made in bfloat16: state, gates and sampling stay in float32.
 Shapes: B rollouts, Z latent size, H hidden size, K mixtures, I = Z + 2 inputs of M.
 """
 
+from __future__ import annotations
+
 import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ha2018.memory import MDNRNN
 
@@ -19,10 +22,11 @@ from ha2018.memory import MDNRNN
 class _Buffers:
     """Everything that a step of B dreams reads and writes, and on a GPU the graph that was recorded of it."""
 
-    def __init__(self, batch: int, dream: "FastDream", params: Tensor) -> None:
+    def __init__(self, batch: int, dream: FastDream, params: Tensor | None) -> None:
         new, size = dream.bias.new_empty, dream.hidden_size
         self.inputs = new(batch, dream.z_size + 2 + size)  # [z, a, restart, h], what the kernel multiplies
-        self.c, self.params = new(batch, size), new(params.shape)
+        self.c, self.params = new(batch, size), None if params is None else new(params.shape)
+        self.action = new(batch)
         self.gates, self.out = new(batch, 4 * size), new(batch, len(dream.output_b))
         self.uniform, self.normal = new(batch, dream.z_size), new(batch, dream.z_size)
         self.done = torch.empty(batch, dtype=torch.bool, device=dream.bias.device)
@@ -30,12 +34,10 @@ class _Buffers:
 
 
 class FastDream:
-    """B dreams that advance together, each with a controller of its own.
+    """B dreams that advance together, each with a controller of its own, or with actions that are given.
 
     It may be used again and again, for other controllers too: what it needs for a batch size is made once.
     """
-
-    granularity = 64  # batch sizes are multiples of this, which bounds the number of graphs
 
     def __init__(self, memory: MDNRNN, temperature: float, dtype: torch.dtype = torch.float32) -> None:
         """dtype bfloat16: the products are made in it; otherwise in that of the weights."""
@@ -45,31 +47,43 @@ class FastDream:
         self.bias = memory.bias.detach().clone()
         self.bias[2 * self.hidden_size : 3 * self.hidden_size] += 1  # the forget gate's constant
         self.output_w, self.output_b = _mixtures_first(memory)
+        # Batch sizes are multiples of this: on a GPU it bounds the number of graphs.
+        self.granularity = 64 if self.bias.is_cuda else 16
         if dtype == torch.bfloat16:
             self.kernel, self.output_w = self.kernel.to(dtype), self.output_w.to(dtype)
         self._of_size: dict[int, _Buffers] = {}
 
-    def begin(self, z: Tensor, params: Tensor) -> None:
-        """Start at `z` [B, Z] with the controllers `params` [B, P], c = h = 0 and the restart flag set."""
-        self.buffers = buffers = self._sized(params)
+    def begin(self, z: Tensor, params: Tensor | None) -> None:
+        """Start at `z` [B, Z] with the controllers `params` [B, P], c = h = 0 and the restart flag set.
+
+        Without params `advance` must be given the actions.
+        """
+        self.buffers = buffers = self._sized(len(z), params)
         buffers.inputs.zero_()
         buffers.inputs[:, : self.z_size] = z
         buffers.inputs[:, self.z_size + 1] = 1
         buffers.c.zero_()
-        buffers.params.copy_(params)
+        if params is not None and buffers.params is not None:
+            buffers.params.copy_(params)
 
     def select(self, rows: Tensor) -> None:
         """Keep the given rows [B'] only, in that order."""
         old = self.buffers
-        inputs, c, params = old.inputs[rows], old.c[rows], old.params[rows]
-        self.buffers = buffers = self._sized(params)
+        inputs, c, params = old.inputs[rows], old.c[rows], None if old.params is None else old.params[rows]
+        self.buffers = buffers = self._sized(len(rows), params)
         buffers.inputs.copy_(inputs)
         buffers.c.copy_(c)
-        buffers.params.copy_(params)
+        if params is not None and buffers.params is not None:
+            buffers.params.copy_(params)
 
-    def advance(self, uniform: Tensor, normal: Tensor) -> Tensor:
-        """Act and step with the random numbers uniform, normal [B, Z]. Returns done [B] bool, valid until the next."""
+    def advance(self, uniform: Tensor, normal: Tensor, action: Tensor | None = None) -> Tensor:
+        """Act and step with the random numbers uniform, normal [B, Z]. Returns done [B] bool, valid until the next.
+
+        `action` [B] is what is done where there are no controllers.
+        """
         buffers = self.buffers
+        if action is not None:
+            buffers.action.copy_(action)
         buffers.uniform.copy_(uniform)
         buffers.normal.copy_(normal)
         if buffers.inputs.is_cuda:
@@ -80,12 +94,13 @@ class FastDream:
             self._step()
         return buffers.done
 
-    def _sized(self, params: Tensor) -> _Buffers:
-        """The buffers for as many rows as params [B, P] has."""
-        batch = len(params)
-        if batch not in self._of_size or self._of_size[batch].params.shape != params.shape:
-            self._of_size[batch] = _Buffers(batch, self, params)
-        return self._of_size[batch]
+    def _sized(self, batch: int, params: Tensor | None) -> _Buffers:
+        """The buffers for `batch` rows with controllers of that size."""
+        known = self._of_size.get(batch)
+        shape = None if params is None else params.shape
+        if known is None or (None if known.params is None else known.params.shape) != shape:
+            known = self._of_size[batch] = _Buffers(batch, self, params)
+        return known
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         """Record one step. The warm-up steps that capturing needs must not count, so the state is put back."""
@@ -107,10 +122,11 @@ class FastDream:
     def _step(self) -> None:
         n, k, at = self.z_size, self.mixtures, self.buffers
         z, h, c = at.inputs[:, :n], at.inputs[:, n + 2 :], at.c
-        w_z, w_c, w_h = at.params.split([n, self.hidden_size, self.hidden_size], dim=1)
-        action = torch.linalg.vecdot(z, w_z) + torch.linalg.vecdot(c, w_c) + torch.linalg.vecdot(h, w_h)
-        torch.tanh(action, out=action)
-        at.inputs[:, n] = action
+        if at.params is not None:
+            w_z, w_c, w_h = at.params.split([n, self.hidden_size, self.hidden_size], dim=1)
+            action = torch.linalg.vecdot(z, w_z) + torch.linalg.vecdot(c, w_c) + torch.linalg.vecdot(h, w_h)
+            torch.tanh(action, out=at.action)
+        at.inputs[:, n] = at.action
 
         _affine(at.inputs, self.kernel, self.bias, out=at.gates)
         i, j, f, o = at.gates.chunk(4, dim=1)
@@ -118,7 +134,7 @@ class FastDream:
         torch.mul(torch.tanh(c), o.sigmoid_(), out=h)
 
         _affine(h, self.output_w, self.output_b, out=at.out)
-        rows = at.out[:, :-1].unflatten(1, (3 * k, n))  # [B, 3K, Z]
+        rows = at.out[:, : 3 * k * n].unflatten(1, (3 * k, n))  # [B, 3K, Z]
         logits, mean, logstd = rows.split(k, dim=1)
         weight = logits.sub_(logits.amax(1, keepdim=True)).mul_(1 / self.temperature).exp_()
         cumulative = weight.cumsum(1)
@@ -127,7 +143,7 @@ class FastDream:
         mean, logstd = mean.gather(1, index)[:, 0], logstd.gather(1, index)[:, 0]
         torch.addcmul(mean, logstd.exp_(), at.normal, value=math.sqrt(self.temperature), out=z)
         at.inputs[:, n + 1] = 0  # only the first step of an episode carries the restart flag
-        torch.gt(at.out[:, -1], 0, out=at.done)
+        torch.gt(at.out[:, 3 * k * n], 0, out=at.done)
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
@@ -139,8 +155,13 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
 
 
 def _mixtures_first(memory: MDNRNN) -> tuple[Tensor, Tensor]:
-    """Output weights with columns ordered (logit | mean | logstd, K, Z), restart last: [H, 3KZ + 1], [3KZ + 1]."""
+    """Output weights with columns ordered (logit | mean | logstd, K, Z), then the restart: [H, 3KZ + 1 + padding].
+
+    The padding of zeros makes them a multiple of 16, which products on a CPU like better than one column too many.
+    """
     z, k = memory.z_size, memory.mixtures
     order = torch.arange(z * 3 * k, device=memory.bias.device).reshape(z, 3 * k).t().reshape(-1) + 1
     order = torch.cat([order, order.new_zeros(1)])
-    return memory.output_w.detach()[:, order].contiguous(), memory.output_b.detach()[order].contiguous()
+    padding = (0, -len(order) % 16)
+    w, b = memory.output_w.detach()[:, order], memory.output_b.detach()[order]
+    return F.pad(w, padding).contiguous(), F.pad(b, padding)

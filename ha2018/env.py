@@ -1,24 +1,24 @@
-"""The real worlds and their frames: the official preprocessing, Doom Take Cover, and the official random policies.
+"""The real games and their frames: the official preprocessing, Doom Take Cover, and the official random policies.
 
 Shapes: frames [H, W, 3] uint8 RGB; observations [64, 64, 3] uint8; actions are scalars in [-1, 1] for Doom.
-Source: paper, section 4 and appendix; reference code: doomreal.py, carracing/env.py, extract.py.
+The engine is imported where a game is made: preprocessing needs none.
+Source: paper, section 4 and appendix; reference code: doomreal.py, carracing/env.py.
 """
+
+from __future__ import annotations
 
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import cv2
-import gymnasium
 import numpy as np
-import vizdoom
-import vizdoom.gymnasium_wrapper  # registers the Vizdoom* environments
 from PIL import Image
 
-from common.seeding import derive_seed
+from common.program import RunError
 
 OBS_SIZE = 64
 NOTHING, MOVE_RIGHT, MOVE_LEFT = 0, 1, 2  # actions of VizdoomTakeCover-v1, which counts its buttons from the last
@@ -64,51 +64,9 @@ def button(action: float) -> int:
     return MOVE_RIGHT if action > BUTTON_THRESHOLD else NOTHING
 
 
-def held_actions(seed: int, longest_hold: int = 10) -> Iterator[float]:
-    """The official collection policy of Doom: u ~ U(-1, 1), held for a random number of tics.
-
-    Yields one scalar action per tic from RandomState(seed). Hold times are drawn from 1 to `longest_hold` tics, and the
-    modulus of the frame number makes them irregular. Source: reference code, doomrnn/extract.py.
-    """
-    rng = np.random.RandomState(seed)
-    repeat, frame, action = rng.randint(1, longest_hold + 1), 0, 0.0
-    while True:
-        if frame % repeat == 0:
-            action = rng.rand() * 2 - 1
-            repeat = rng.randint(1, longest_hold + 1)
-        yield action
-        frame += 1
-
-
-def uniform_actions(seed: int) -> Iterator[float]:
-    """A fresh u ~ U(-1, 1) at every tic: left, nothing, right with one third each; the paper's "random policy"."""
-    rng = np.random.RandomState(seed)
-    while True:
-        yield rng.rand() * 2 - 1
-
-
-def no_actions(seed: int) -> Iterator[float]:
-    """Nothing at every tic; the seed is ignored."""
-    while True:
-        yield 0.0
-
-
-def random_car_controller(seed: int, params: int) -> tuple[float, np.ndarray]:
-    """The official collection policy of CarRacing: a fresh random controller for each episode.
-
-    Returns the spread ~ U(0, 0.01) and the parameters [params] = standard Cauchy * spread, from RandomState(seed).
-    V and M are random too, but so small that z is standard normal noise and h zero. Source: reference code, extract.py.
-    """
-    rng = np.random.RandomState(seed)
-    stdev = rng.rand() * 0.01
-    return stdev, rng.standard_cauchy(params) * stdev
-
-
-RANDOM_POLICIES: dict[str, Callable[[int], Iterator[float]]] = {
-    "uniform": uniform_actions,
-    "held": held_actions,
-    "none": no_actions,
-}
+def command(action: Any) -> Any:
+    """What a game is told for an action, a scalar or [A]: a button of Take Cover, or CarRacing's three numbers."""
+    return button(float(np.ravel(action)[0])) if np.size(action) == 1 else action
 
 
 class TakeCover:
@@ -120,6 +78,10 @@ class TakeCover:
     """
 
     def __init__(self, max_steps: int = 2100) -> None:
+        import gymnasium
+        import vizdoom.gymnasium_wrapper  # registers the Vizdoom* environments
+
+        self._faults = vizdoom.ViZDoomUnexpectedExitException, vizdoom.ViZDoomErrorException
         self._scratch = tempfile.TemporaryDirectory(prefix="take-cover-")
         self._rows = 100  # 400 of 480
         self._env = gymnasium.make(
@@ -166,12 +128,12 @@ class TakeCover:
         """A game process that dies is named instead of leaving a riddle of the engine's."""
         try:
             return call(*args, **kwargs)
-        except (vizdoom.ViZDoomUnexpectedExitException, vizdoom.ViZDoomErrorException) as error:
-            raise RuntimeError(f"the Take Cover game process died: {error}") from error
+        except self._faults as error:
+            raise RunError(f"the Take Cover game process died: {error}") from error
 
 
 class Game(Protocol):
-    """One episode of a real world at a time. A command is a button of Take Cover or an action [3] of CarRacing."""
+    """One episode of a real game at a time. A command is a button of Take Cover or an action [3] of CarRacing."""
 
     def reset(self, seed: int) -> None: ...
     def step(self, command: Any) -> tuple[float, bool]: ...
@@ -179,37 +141,10 @@ class Game(Protocol):
     def close(self) -> None: ...
 
 
-def varied_hold(seed: int, longest_hold: int) -> int:
-    """The longest hold of one episode, log-uniform from 1 to `longest_hold` tics. Deviation D15."""
-    share = np.random.default_rng(derive_seed(seed, "longest hold")).random()
-    return int((longest_hold + 1) ** share)
+def new_game(task: str, max_steps: int) -> Game:
+    """A game of the task, whose engine is imported now; its episodes end after `max_steps`. Must be closed."""
+    if task == "doom":
+        return TakeCover(max_steps)
+    from ha2018.racing import CarRacing
 
-
-def random_episode(
-    game: TakeCover, seed: int, longest_hold: int, vary_hold: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """One episode of the collection policy in the real game; with `vary_hold` its longest hold is its own.
-
-    Returns frames [T, 64, 64, 3] uint8 and actions [T] float32 in [-1, 1]: the observation before each action; the
-    terminal frame is not stored. The return of the episode is T.
-    """
-    frames, actions = [], []
-    hold = varied_hold(seed, longest_hold) if vary_hold else longest_hold
-    for action in _play(game, seed, held_actions(seed, hold)):
-        frames.append(game.observe())
-        actions.append(action)
-    return np.stack(frames), np.asarray(actions, np.float32)
-
-
-def random_return(game: TakeCover, policy: str, seed: int) -> float:
-    """The return of one episode of a random policy in the real game, in tics."""
-    return float(sum(1 for _ in _play(game, seed, RANDOM_POLICIES[policy](seed))))
-
-
-def _play(game: TakeCover, seed: int, actions: Iterator[float]) -> Iterator[float]:
-    """Yields each action before it is taken."""
-    game.reset(seed)
-    for action in actions:
-        yield action
-        if game.step(button(action))[1]:
-            return
+    return CarRacing(max_steps)

@@ -7,6 +7,8 @@ Writes record.json, curves.png and video.webm into the run folder.
 Source: paper, tables 1 and 2; reference code: model.py of each task.
 """
 
+from __future__ import annotations
+
 import argparse
 import time
 from collections.abc import Sequence
@@ -21,28 +23,28 @@ from common.curves import draw_curves
 from common.program import program
 from common.record import close, curve, of_run, sample, without_run
 from common.seeding import derive_seed
-from ha2018 import env, pictures, racing
-from ha2018.agent import Agent
-from ha2018.config import PRESETS, TASKS, Config
+from ha2018 import pictures, screen
+from ha2018.agent import Agent, WorldModel, load_agent, load_world_model
+from ha2018.config import CAPS, PRESETS, TASKS, Config
 from ha2018.dream import rollout_returns
-from ha2018.processes import Worlds
-from ha2018.rollout import Policy, open_worlds, real_returns
+from ha2018.processes import Games
+from ha2018.random_play import RANDOM_POLICIES, random_return
+from ha2018.rollout import open_games, real_returns
 
 TEST_SETTINGS = ("device", "test_episodes", "test_games", "workers")
+SWEEP_EPISODES = 16  # of each sweep, to choose the best
 PUBLISHED_STEPS = 64 * 16 * 1000  # of the environment per published generation of CarRacing
 
 
-def play(agent: Agent, seeds: Sequence[int], worlds: Worlds) -> list[float]:
+def play(agent: Agent, seeds: Sequence[int], games: Games) -> list[float]:
     """Returns of the agent in the real game, one episode a seed."""
-    policy = Policy(agent.vae, agent.memory, agent.controller, agent.params)
-    returns, _ = real_returns(policy, seeds, worlds, title="real game")
+    returns, _ = real_returns(agent, seeds, games, title="real game")
     return returns.tolist()
 
 
-def random_returns(policy: str, seeds: Sequence[int], worlds: Worlds, task: str) -> list[float]:
+def random_returns(policy: str, seeds: Sequence[int], games: Games, task: str) -> list[float]:
     """Returns of a random policy in the real game, one episode a seed."""
-    one = env.random_return if task == "doom" else racing.random_return
-    return list(worlds.each([partial(one, policy=policy, seed=seed) for seed in seeds]))
+    return list(games.each([partial(random_return, task=task, policy=policy, seed=seed) for seed in seeds]))
 
 
 def fresh_seeds(seed: int, episodes: int) -> list[int]:
@@ -50,18 +52,28 @@ def fresh_seeds(seed: int, episodes: int) -> list[int]:
     return [derive_seed(seed, "test", k) % 2**31 for k in range(episodes)]
 
 
-def dream_test(agent: Agent, config: Config) -> list[float]:
+def without_looking(agent: Agent, config: Config, seeds: Sequence[int], period: int) -> dict[str, np.ndarray]:
+    """The actions [E, T] of what needs no eyes in Take Cover: fixed policies, the best sweep, C with its eyes shut."""
+    policies = {
+        **screen.STEADY_POLICIES,
+        "uniform random": screen.FIXED_POLICIES["uniform"],
+        "best blind sweep": screen.SWEEP_POLICIES[period],
+    }
+    actions = {name: screen.table(policy, seeds, config.max_steps) for name, policy in policies.items()}
+    return actions | {"C blind": screen.blind_actions(agent, seeds, config.max_steps)}
+
+
+def dream_test(model: WorldModel, agent: Agent, config: Config) -> list[float]:
     """Returns of the agent over as many fresh episodes of the dream as the test in the game has."""
     seeds = fresh_seeds(config.seed, config.test_episodes)
     params = agent.params.expand(len(seeds), -1)
-    dream = agent.memory, agent.bank, params, seeds, 1, config.temperature, config.max_steps, agent.dtype
+    dream = model.memory, model.first_frames, params, seeds, 1, config.temperature, config.max_steps, model.dtype
     return rollout_returns(*dream)[:, 0].tolist()
 
 
 def protocol(config: Config) -> str:
     """The name of the test; the published ones are doom-100, at most 2100 tics, and carracing-100, at most 1000."""
-    cap = 2100 if config.task == "doom" else racing.MAX_STEPS
-    shorter = "" if config.max_steps == cap else f"-cap{config.max_steps}"
+    shorter = "" if config.max_steps == CAPS[config.task] else f"-cap{config.max_steps}"
     return f"{protocol_name(config)}-{config.test_episodes}{shorter}"
 
 
@@ -87,21 +99,31 @@ def unit(config: Config) -> str:
 
 def random_policies(task: str) -> list[str]:
     """The names of the random policies of a task."""
-    return [*(env.RANDOM_POLICIES if task == "doom" else racing.RANDOM_POLICIES)]
+    return [*RANDOM_POLICIES[task]]
 
 
-def record_of_run(info: dict[str, Any], agent: Agent, config: Config) -> dict[str, Any]:
+def record_of_run(info: dict[str, Any], model: WorldModel, agent: Agent, config: Config) -> dict[str, Any]:
     """The test of a finished run with its controls, as record.json."""
     seeds = fresh_seeds(config.seed, config.test_episodes)
     start = time.monotonic()
-    with open_worlds(config, min(config.test_games, len(seeds))) as worlds:
-        returns = play(agent, seeds, worlds)
+    with open_games(config, min(config.test_games, len(seeds))) as games:
+        returns = play(agent, seeds, games)
         controls = {
-            f"{name} random": sample(random_returns(name, seeds, worlds, config.task), protocol(config))
+            f"{name} random": sample(random_returns(name, seeds, games, config.task), protocol(config))
             for name in random_policies(config.task)
             if name != "none"
         }
-    dream = {"dream return": sample(dream_test(agent, config), "doom-dream")} if config.task == "doom" else {}
+        dream = {}
+        if config.task == "doom":
+            period = screen.best_sweep(config, games, min(SWEEP_EPISODES, len(seeds)))
+            actions = without_looking(agent, config, seeds, period)
+            for name, own in actions.items():
+                if name not in controls:
+                    controls[name] = sample(screen.game_returns(own, seeds, games), protocol(config))
+            found = {"return": dream_test(model, agent, config)}
+            found |= screen.dream_returns(actions, seeds, model, config.temperature)
+            dream = {f"dream {name}": sample(values, "doom-dream") for name, values in found.items()}
+            dream["period of the best blind sweep"] = sample([period], "doom-screen")
     info["stage_seconds"]["test"] = time.monotonic() - start
     info["wall_seconds"] += info["stage_seconds"]["test"]
     metrics = runs.read_metrics(info["folder"])
@@ -114,7 +136,7 @@ def record_of_run(info: dict[str, Any], agent: Agent, config: Config) -> dict[st
     }
     memory_updates = last["memory"]["step"] if "memory" in last else 0
     budget = {
-        "env_frames": agent.frames + sum(line.get("env_frames", 0) for line in metrics),
+        "env_frames": model.frames + sum(line.get("env_frames", 0) for line in metrics),
         "updates": last["vision"]["step"] + memory_updates,
         "vision_updates": last["vision"]["step"],
         "memory_updates": memory_updates,
@@ -164,11 +186,11 @@ def population_at_equal_steps(metrics: Sequence[dict[str, Any]]) -> dict[str, An
 
 
 def record_of_random(policy: str, config: Config) -> dict[str, Any]:
-    """A random policy in the real game, as record.json: the calibration of the world against the published numbers."""
+    """A random policy in the real game, as record.json: the calibration of the game against the published numbers."""
     start = time.monotonic()
     seeds = fresh_seeds(config.seed, config.test_episodes)
-    with open_worlds(config, min(config.test_games, len(seeds))) as worlds:
-        returns = random_returns(policy, seeds, worlds, config.task)
+    with open_games(config, min(config.test_games, len(seeds))) as games:
+        returns = random_returns(policy, seeds, games, config.task)
     kept = [value for value in returns if value > config.min_frames]
     return without_run("ha2018", "calibration", config, start) | {
         "claim": f"random-{policy}",
@@ -186,7 +208,7 @@ def _curve(metrics: Sequence[dict[str, Any]], stage: str, name: str, x_unit: str
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    names = sorted({*env.RANDOM_POLICIES, *racing.RANDOM_POLICIES})
+    names = sorted({name for policies in RANDOM_POLICIES.values() for name in policies})
     parser.add_argument("--random", choices=names, help="test this random policy instead of a run")
 
 
@@ -208,16 +230,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = runs.run_folder("ha2018", config, options)
         if (folder / "config.json").exists():
             user_error(f"{folder} holds a training run; choose another folder for a random policy with --run")
+        try:  # before minutes are spent on the test
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            user_error(f"{folder} cannot be a folder for the record: {error.strerror}")
         record = record_of_random(options.random, config)
-        folder.mkdir(parents=True, exist_ok=True)
     else:
         info, config = runs.run_under_test("ha2018", Config, config, options, TEST_SETTINGS)
         folder = info["folder"]
-        agent = Agent(folder, config, runs.usable_device(config.device))
+        model = load_world_model(folder, config, runs.usable_device(config.device))
+        agent = load_agent(folder, model, config)
         runs.seed_everything(config.seed, config.device)
-        record = record_of_run(info, agent, config)
+        record = record_of_run(info, model, agent, config)
         draw_curves(record, folder / "curves.png")
-        pictures.film(agent, config, fresh_seeds(config.seed, 1)[0], folder / "video.webm")
+        pictures.film(model, agent, config, fresh_seeds(config.seed, 1)[0], folder / "video.webm")
     close(record, folder)
 
 

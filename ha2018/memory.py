@@ -1,10 +1,15 @@
 """M: the MDN-RNN of the paper, its losses, and sampling from it with a temperature.
 
+This is the form to read. Training calculates `sequence_losses` and its gradients in the order that a processor likes
+(memory_fast.py), dreams of a whole population step as in dream_fast.py; tests hold both to what stands here.
+
 Shapes: B batch, T time, Z latent size, A action size, H hidden size, K mixtures; latents [B, T, Z].
 Every latent dimension has a mixture of its own, with its own weights. The output vector holds, after the restart logit
 (Doom only), Z rows of K logits, K means and K log standard deviations.
 Source: paper, appendix A.2; reference code: rnn/rnn.py (CarRacing), doomrnn.py (Doom).
 """
+
+from __future__ import annotations
 
 import math
 from dataclasses import dataclass
@@ -141,6 +146,25 @@ def restart_loss(restart_logit: Tensor, restart: Tensor, weight: float) -> Tenso
     restart = restart.to(restart_logit.dtype)
     bce = F.binary_cross_entropy_with_logits(restart_logit, restart, reduction="none")
     return (bce * (1 + restart * (weight - 1))).mean()
+
+
+def sequence_losses(
+    memory: MDNRNN, z: Tensor, action: Tensor, restart: Tensor, state: State, restart_weight: float
+) -> tuple[dict[str, Tensor], State]:
+    """The losses of M on T + 1 recorded frames, i.e. T steps, from `state`: the next latent, and for Doom the restart.
+
+    z [B, T + 1, Z], action [B, T + 1, A], restart [B, T + 1]: 1 on the first frame of an episode. M is trained on the
+    sum of both. The target across the border of two episodes is the first frame of the next one and is not masked, as
+    in the official code; the last frame is only ever a target.
+    Returns "z_nll" and "restart" (where M predicts it) in nats, and the state after the last step.
+    Source: paper, appendix A.2; reference code: rnn.py, doomrnn.py.
+    """
+    h, state = memory.unroll_teacher_forced(z[:, :-1], action[:, :-1], restart[:, :-1], state)
+    prediction = memory.predict(h)
+    losses = {"z_nll": mdn_nll(prediction, z[:, 1:])}
+    if prediction.restart_logit is not None:
+        losses["restart"] = restart_loss(prediction.restart_logit, restart[:, 1:], restart_weight)
+    return losses, state
 
 
 def sample_next_z(prediction: Prediction, temperature: float, uniform: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,7 @@
 """What a person sees of a run: the real game, what V keeps of it, and the dream, side by side."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import cv2
@@ -8,13 +10,11 @@ import torch
 
 from common.video import label, side_by_side, write_video
 from ha2018 import data
-from ha2018.agent import Agent
+from ha2018.agent import Agent, WorldModel
 from ha2018.config import Config
 from ha2018.dream import dream_episode
-from ha2018.env import Game, TakeCover
-from ha2018.racing import CarRacing
-from ha2018.rollout import command
-from ha2018.vision import sample_z
+from ha2018.env import new_game
+from ha2018.rollout import real_episode
 
 FILM_SECONDS = 12
 FILM_EVERY = 2  # steps per frame of the film
@@ -22,47 +22,25 @@ STEPS_PER_SECOND = {"doom": 35, "car": 50}
 PANEL = 112
 
 
-def film(agent: Agent, config: Config, seed: int, path: Path) -> None:
+def film(model: WorldModel, agent: Agent, config: Config, seed: int, path: Path) -> None:
     """The same controller in the real game, in the game as V sees it, and in the dream, for at most 12 seconds."""
     per_second = STEPS_PER_SECOND[config.task]
     steps = min(config.max_steps, FILM_SECONDS * per_second)
-    game: Game = TakeCover(config.max_steps) if config.task == "doom" else CarRacing(config.max_steps)
+    game = new_game(config.task, config.max_steps)
     try:
-        seen, reconstructed = _real_episode(agent, game, seed, steps)
+        seen, met, _ = real_episode(agent, game, seed, steps)
     finally:
         game.close()
     # Deviation D13: the official dream of CarRacing, for pictures alone, ends after 1200 steps.
-    z, _ = dream_episode(agent.memory, agent.bank, agent.controller, agent.params, seed, config.temperature, steps)
+    dream = model.memory, model.first_frames, agent.controller, agent.params, seed, config.temperature, steps
+    z, _ = dream_episode(*dream)
     with torch.no_grad():
-        dreamt = data.to_frames(agent.vae.decode(z[:-1:FILM_EVERY]))
+        kept, dreamt = (data.to_frames(model.vae.decode(z[::FILM_EVERY])) for z in (met, z[:-1]))
     panels = [
         _panel(frames, title, ended=len(frames) < -(-steps // FILM_EVERY))
-        for frames, title in ((seen, "real game"), (reconstructed, "what V keeps"), (dreamt, "dream of M"))
+        for frames, title in ((seen[::FILM_EVERY], "real game"), (kept, "what V keeps"), (dreamt, "dream of M"))
     ]
     write_video(path, side_by_side(panels), per_second / FILM_EVERY)
-
-
-@torch.no_grad()
-def _real_episode(agent: Agent, game: Game, seed: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every FILM_EVERY-th frame of an episode, and its reconstruction from the sampled z."""
-    game.reset(seed)
-    state, restart = agent.memory.initial_state(1), torch.ones(1, device=agent.device)
-    generator = torch.Generator().manual_seed(seed)
-    seen, zs, done = [], [], False
-    for t in range(steps):
-        obs = game.observe()
-        mu, logvar = agent.vae.encode(data.to_images(obs[None], agent.device))
-        z = sample_z(mu, logvar, torch.randn(mu.shape, generator=generator).to(agent.device))
-        if t % FILM_EVERY == 0:
-            seen.append(obs)
-            zs.append(z)
-        action = agent.controller.action(agent.params, z, state)
-        state = agent.memory.step(z, action, restart, state)
-        restart = torch.zeros_like(restart)
-        _, done = game.step(command(action[0].cpu().numpy()))
-        if done:
-            break
-    return np.stack(seen), data.to_frames(agent.vae.decode(torch.cat(zs)))
 
 
 def _panel(frames: np.ndarray, title: str, ended: bool) -> np.ndarray:

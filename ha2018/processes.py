@@ -1,7 +1,10 @@
-"""Real games side by side: processes hold some of them each.
+"""Real games side by side: processes hold some of them each. Free of torch, which they need not import.
 
-Commands and observations travel through one pipe per process. A process that dies is noticed and named.
+Commands and observations travel through one pipe per process. A process that dies is noticed and named, and what it
+had started goes with it.
 """
+
+from __future__ import annotations
 
 import os
 import signal
@@ -17,6 +20,7 @@ from typing import Any, NoReturn
 import cv2
 import numpy as np
 
+from common.program import RunError
 from ha2018.env import Game
 
 
@@ -27,7 +31,7 @@ class Asked:
     answers: list[Any]
 
 
-class Worlds:
+class Games:
     """`count` games in `parallel` processes, which start with the first request. Use as a context."""
 
     def __init__(self, make: Callable[[], Game], count: int, parallel: int) -> None:
@@ -38,7 +42,7 @@ class Worlds:
         self._pipes: list[Connection] = []
         self._awaited: dict[Connection, deque[tuple[Asked, list[int]]]] = {}  # per process, oldest first
 
-    def __enter__(self) -> "Worlds":
+    def __enter__(self) -> Games:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -48,8 +52,7 @@ class Worlds:
             try:
                 process.wait(5)
             except subprocess.TimeoutExpired:  # in the middle of a long job
-                process.kill()
-                process.wait()
+                _kill(process)
         self._pipes, self._processes, self._awaited = [], [], {}
 
     def reset(self, seeds: Sequence[tuple[int, int]]) -> list[np.ndarray]:
@@ -60,11 +63,11 @@ class Worlds:
         """One step in game `index` with `command` for each (index, command): (observation, reward, done), in order."""
         return self.stepped(self.ask_step(commands))
 
-    def ask_step(self, commands: Sequence[tuple[int, Any]]) -> "Asked":
+    def ask_step(self, commands: Sequence[tuple[int, Any]]) -> Asked:
         """Begin what `step` does and do not wait; `stepped` has the answers."""
         return self._ask([(index, _move, command) for index, command in commands])
 
-    def stepped(self, asked: "Asked") -> list[tuple[np.ndarray, float, bool]]:
+    def stepped(self, asked: Asked) -> list[tuple[np.ndarray, float, bool]]:
         """The answers to an `ask_step`; others may have been asked since."""
         return self._answers(asked)
 
@@ -93,7 +96,7 @@ class Worlds:
                     send(pipe)
             yield answers.pop(number)
 
-    def _ask(self, requests: Sequence[tuple[int, Callable[[Game, Any], Any], Any]]) -> "Asked":
+    def _ask(self, requests: Sequence[tuple[int, Callable[[Game, Any], Any], Any]]) -> Asked:
         """Ask each process once for all of its games."""
         self._open()
         mine: list[list[int]] = [[] for _ in self._pipes]
@@ -107,7 +110,7 @@ class Worlds:
                 self._awaited[pipe].append((asked, positions))
         return asked
 
-    def _answers(self, asked: "Asked") -> list[Any]:
+    def _answers(self, asked: Asked) -> list[Any]:
         """The answers in the order of the requests. A process answers in turn, so earlier ones may come first."""
         for pipe, awaited in self._awaited.items():
             while any(other is asked for other, _ in awaited):
@@ -125,7 +128,9 @@ class Worlds:
             ours, theirs = Pipe()
             code = f"from ha2018.processes import serve; serve({theirs.fileno()})"
             words, environment = [sys.executable, "-c", code], os.environ | {"PYTHONPATH": path}
-            process = subprocess.Popen(words, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                words, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, process_group=0
+            )
             theirs.close()
             self._pipes.append(ours)
             self._awaited[ours] = deque()
@@ -140,20 +145,34 @@ class Worlds:
 
     def _receive(self, pipe: Connection) -> list[Any]:
         try:
-            answer: list[Any] = pipe.recv()
+            answer: list[Any] | RunError = pipe.recv()
         except (EOFError, OSError):
             self._name_the_dead(pipe)
+        if isinstance(answer, RunError):
+            raise answer
         return answer
 
     def _name_the_dead(self, pipe: Connection) -> NoReturn:
         number = self._pipes.index(pipe)
-        process = self._processes[number]
-        raise RuntimeError(f"game process {number} of {self.parallel} died with exit code {process.wait()}")
+        code = self._processes[number].wait()
+        _kill(self._processes[number])
+        raise RunError(f"game process {number} of {self.parallel} died with exit code {code}")
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End the process and the game engines that it has started, which outlive it otherwise."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def serve(descriptor: int) -> None:
-    """The life of a process: [(game, function, argument), …] comes through the pipe, the list of answers goes."""
+    """The life of a process: [(game, function, argument), …] comes through the pipe, the list of answers goes.
+
+    A game that fails is an answer too, the last one.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end of the pipe is the end
+    os.set_inheritable(descriptor, False)  # an engine that held it would keep the pipe open after our death
     cv2.setNumThreads(1)
     pipe = Connection(descriptor)
     make, count = pipe.recv()
@@ -161,7 +180,12 @@ def serve(descriptor: int) -> None:
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # nobody is there any more
         while True:
             message = pipe.recv()
-            pipe.send([act(games[index], argument) for index, act, argument in message])
+            try:
+                answers = [act(games[index], argument) for index, act, argument in message]
+            except RunError as error:
+                pipe.send(error)
+                break
+            pipe.send(answers)
     for game in games:
         game.close()
 

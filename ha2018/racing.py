@@ -1,6 +1,6 @@
 """CarRacing: gymnasium's own physics, and a painter that draws each frame at the size in which it is looked at.
 
-gymnasium paints every polygon of the world on 1000 x 800 pixels and shrinks them to 96 x 96. Here only the polygons in
+gymnasium paints every polygon of the track on 1000 x 800 pixels and shrinks them to 96 x 96. Here only the polygons in
 view are painted, four times finer than they are shown, and averaged; the bar below is gymnasium's own.
 
 Shapes: frames [96, 96, 3] uint8 RGB, whose rows 0 to 83 are the scene; actions [3]: steering in [-1, 1], gas and brake
@@ -8,9 +8,11 @@ in [0, 1]; polygons [N, vertices, 2] in metres.
 Source: reference code, carracing/env.py; gymnasium, CarRacing-v3.
 """
 
+from __future__ import annotations
+
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -32,12 +34,9 @@ from gymnasium.envs.box2d.car_dynamics import (
 )
 from gymnasium.envs.box2d.car_racing import GRASS_DIM, PLAYFIELD, SCALE, STATE_H, STATE_W, WINDOW_H, WINDOW_W, ZOOM
 
-from common.seeding import derive_seed
-from ha2018.env import preprocess, random_car_controller
+from ha2018.env import preprocess
 
 MAX_STEPS = 1000
-ACTIONS = 3
-Z_SIZE, HIDDEN_SIZE = 32, 256  # of the untrained V and M behind the collection policy
 SCENE_ROWS = 84  # of 96; the bar with the indicators is below
 FINE = 4  # painted pixels per pixel of a frame, each way
 SHIFT = 6  # fractional bits of painted coordinates
@@ -78,7 +77,7 @@ class CarRacing:
 
     def reset(self, seed: int) -> None:
         """Start the episode `seed` on its own track. It may go on after its end, as it does in the data collection."""
-        self.physics = Physics(lap_complete_percent=1.0)  # a world of its own, as if no other had been before
+        self.physics = Physics(lap_complete_percent=1.0)  # physics of its own, as if no other episode had been before
         self.physics.reset(seed=seed)
         self._painter: Painter | None = None
         self.steps = 0
@@ -90,7 +89,7 @@ class CarRacing:
         return float(reward), bool(terminated) or self.steps >= self.max_steps
 
     @property
-    def painter(self) -> "Painter":
+    def painter(self) -> Painter:
         """The painter of this episode's track; an episode that nobody looks at has none."""
         if self._painter is None:
             self._painter = Painter(self.physics)
@@ -107,67 +106,6 @@ class CarRacing:
 
     def close(self) -> None:
         """Nothing is held open; all games are closed alike."""
-
-
-def collection_actions(seed: int) -> Iterator[np.ndarray]:
-    """The official collection policy: a random controller on latents that are noise, with its gas near one half.
-
-    Yields actions [3]. Source: reference code, carracing/extract.py.
-    """
-    # Deviation D11: V and M of that policy are random too, but their parameters are divided by 10,000: what they answer
-    # is standard normal noise for z and zero for h, and that is what stands here.
-    _, params = random_car_controller(seed, ACTIONS * (Z_SIZE + HIDDEN_SIZE + 1))
-    bias, weight = params[:ACTIONS], params[ACTIONS:].reshape(-1, ACTIONS)[:Z_SIZE]
-    rng = np.random.RandomState(derive_seed(seed, "noise") % 2**32)
-    while True:
-        steering, gas, brake = np.tanh(rng.standard_normal(Z_SIZE) @ weight + bias)
-        yield np.array([steering, (gas + 1) / 2, np.clip(brake, 0, 1)], np.float32)
-
-
-def uniform_actions(seed: int) -> Iterator[np.ndarray]:
-    """A fresh action from the whole range at every step: steering in [-1, 1], gas and brake in [0, 1]."""
-    rng = np.random.RandomState(seed)
-    while True:
-        yield rng.uniform([-1, 0, 0], [1, 1, 1]).astype(np.float32)
-
-
-def no_actions(seed: int) -> Iterator[np.ndarray]:
-    """Hands off the wheel at every step; the seed is ignored."""
-    while True:
-        yield np.zeros(ACTIONS, np.float32)
-
-
-RANDOM_POLICIES: dict[str, Callable[[int], Iterator[np.ndarray]]] = {
-    "uniform": uniform_actions,
-    "collection": collection_actions,
-    "none": no_actions,
-}
-
-
-def random_episode(game: CarRacing, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """One episode of the collection policy: always `max_steps` frames, for its end is ignored.
-
-    Returns frames [T, 64, 64, 3] uint8 and actions [T, 3] float32, rounded to float16: the observation before each.
-    """
-    frames, actions = [], []
-    game.reset(seed)
-    for _, action in zip(range(game.max_steps), collection_actions(seed), strict=False):
-        frames.append(game.observe())
-        actions.append(action)
-        game.step(action)
-    return np.stack(frames), np.stack(actions).astype(np.float16).astype(np.float32)
-
-
-def random_return(game: CarRacing, policy: str, seed: int) -> float:
-    """The return of one episode of a random policy."""
-    game.reset(seed)
-    total = 0.0
-    for action in RANDOM_POLICIES[policy](seed):
-        reward, done = game.step(action)
-        total += reward
-        if done:
-            break
-    return total
 
 
 class Painter:

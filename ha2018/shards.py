@@ -1,9 +1,13 @@
-"""A few episodes of random play as the bytes of one shard file. Free of torch, which game processes need not import.
+"""A few episodes of random play as one shard file. Free of torch, which game processes need not import.
 
 Shapes: T time, A action size; frames [T, 64, 64, 3] uint8.
 """
 
+from __future__ import annotations
+
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -37,6 +41,30 @@ def play_shard(game: Any, play: Play, min_frames: int, seed: int, png_level: int
         "length": np.array(lengths, np.int64),
     }
     return safetensors.numpy.save(tensors)
+
+
+def lengths_of(path: Path) -> list[int]:
+    """The lengths of the episodes in a shard, in frames, without reading the rest. Raises ValueError for no shard."""
+    return _tensor(path, "length", np.int64).tolist()
+
+
+def frame_positions(path: Path) -> np.ndarray:
+    """Where in the file each frame begins, and the last one ends: [frames + 1] int64."""
+    return _tensor(path, "offset", np.int64) + _place(path, "png")[0]
+
+
+def _tensor(path: Path, name: str, dtype: Any) -> np.ndarray:
+    begin, end = _place(path, name)
+    return np.fromfile(path, dtype, (end - begin) // np.dtype(dtype).itemsize, offset=begin)
+
+
+def _place(path: Path, name: str) -> tuple[int, int]:
+    """First byte of a tensor in a safetensors file and the one behind its last."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size) if size < 10_000 else b"")
+    begin, end = header[name]["data_offsets"]
+    return 8 + size + begin, 8 + size + end
 
 
 def _encode_png(frame: np.ndarray, level: int) -> np.ndarray:

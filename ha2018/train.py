@@ -4,17 +4,17 @@ C evolves inside the dream of M for Doom and in the real environment for CarRaci
 
     python -m ha2018.train --preset cpu --seed 0
 
-The same command continues an interrupted run. `--stage` ends after one of the stages. `--world-from RUN` takes the
-frames, V and M of another run, so that many controllers share one world.
+The same command continues an interrupted run. `--stage` ends after one of the stages. `--model-from RUN` takes V and M
+of another run, so that many controllers share one world model.
 Source: paper, sections 3 and 4; reference code: extract.py, vae_train.py, rnn_train.py, train.py of each task.
 """
 
+from __future__ import annotations
+
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -23,22 +23,23 @@ from torch import Tensor
 
 from common import dist
 from common.config import parse, user_error
-from common.files import atomic_write
+from common.files import write_checked
 from common.precision import compute_dtype
 from common.program import program
 from common.run import Run, run_folder, seed_everything, usable_device
 from common.seeding import derive_seed
 from common.stage import Stage
-from ha2018 import data, env, racing, world
-from ha2018.agent import new_memory
+from ha2018 import data, encoding, random_play, world_model
+from ha2018.agent import CONTROLLER, new_memory, new_vae
 from ha2018.cma_es import Evolution, as_received_from_workers, as_sent_to_workers, cost, rollout_seeds
 from ha2018.config import PRESETS, TASKS, Config
-from ha2018.data import Batch, Frames, Latents
+from ha2018.data import Frames
 from ha2018.dream import FirstFrames, rollout_returns
 from ha2018.dream_fast import FastDream
-from ha2018.memory import MDNRNN, State
-from ha2018.memory_fast import losses, unroll_teacher_forced
-from ha2018.rollout import environment_returns, open_worlds
+from ha2018.encoding import Batch, Latents
+from ha2018.memory import MDNRNN, State, sequence_losses
+from ha2018.memory_fast import FastLosses
+from ha2018.rollout import environment_returns, open_games
 from ha2018.vision import VAE, kl_loss, reconstruction_loss
 
 # params [N, P], seeds [N] -> returns [N, R] and the environment steps they took
@@ -62,40 +63,48 @@ def vision_step(
     return {name: loss.detach() for name, loss in parts.items()}
 
 
-def memory_losses(
-    memory: MDNRNN, batch: Batch, state: State, restart_weight: float
-) -> tuple[Tensor, dict[str, Tensor], State]:
-    """Losses of M on T frames, i.e. T - 1 steps, from `state`: the next latent and whether an episode begins there.
-
-    The target across the border of two episodes is the first frame of the next one and is not masked, as in the
-    official code. Returns their sum, both by name, and the state after the last step, without gradient.
-    """
-    h, state = unroll_teacher_forced(memory, batch.z[:, :-1], batch.action[:, :-1], batch.restart[:, :-1], state)
-    target, restart = batch.z[:, 1:].transpose(0, 1), batch.restart[:, 1:].t()  # time-major like h
-    total, parts = losses(memory, h.flatten(0, 1), target.flatten(0, 1), restart.flatten(), restart_weight)
-    return total, parts, state
-
-
 def memory_step(
-    memory: MDNRNN, optimizer: torch.optim.Optimizer, batch: Batch, state: State, config: Config
+    memory: MDNRNN, fast: FastLosses, optimizer: torch.optim.Optimizer, batch: Batch, state: State, config: Config
 ) -> tuple[dict[str, Tensor], State]:
-    """One update of M. Returns the losses before it and the carried state."""
-    total, parts, state = memory_losses(memory, batch, state, config.restart_weight)
-    optimizer.zero_grad(set_to_none=True)
-    total.backward()
+    """One update of M on `memory.sequence_losses`, which `fast` (of this M) calculates with its gradients.
+
+    Returns the losses before the update and the carried state.
+    """
+    losses, state = fast.losses_and_gradients(batch.z, batch.action, batch.restart, state, config.restart_weight)
     dist.average_gradients(memory.parameters())
     torch.nn.utils.clip_grad_value_(memory.parameters(), config.gradient_clip)
     optimizer.step()
-    return parts, state
+    return losses, state
 
 
-def train_vision(run: Run, config: Config, ranks: dist.Ranks, frames: Frames, holdout: Frames) -> VAE:
+def collect(run: Run, config: Config, ranks: dist.Ranks) -> None:
+    """Random play, unless its frames are encoded already. One line and exit code 2 if it is too little to train on."""
+    if dist.is_main(ranks) and not encoding.is_encoded(run.folder):
+        if config.task == "doom":
+            play = partial(random_play.doom_episode, longest_hold=config.longest_hold, vary_hold=config.vary_hold)
+        else:
+            play = partial(random_play.car_episode, steps=config.max_steps)
+        with open_games(config, config.workers, config.collected_steps) as games:
+            data.collect(run, games, play, config)
+    dist.barrier()
+    frames = encoding.count_frames(run, config.episodes)
+    try:  # before hours of V are spent on them
+        data.vision_updates(config, frames)
+        encoding.memory_updates(config, frames)
+    except ValueError as error:
+        user_error(str(error))
+
+
+def train_vision(run: Run, config: Config, ranks: dist.Ranks) -> VAE:
     """V on all frames, without rewards."""
-    vae = VAE(config.z_size, compute_dtype(config.precision, ranks.device)).to(ranks.device)
+    vae = new_vae(config, ranks.device)
     # Deviation D16, for M too: TensorFlow's Adam adds its epsilon before the correction of the second moment.
     optimizer = torch.optim.Adam(vae.parameters(), lr=config.vision_lr, fused=True)
-    total = min(config.vision_epochs * (len(frames) // config.vision_batch), config.vision_updates or sys.maxsize)
+    total = data.vision_updates(config, encoding.count_frames(run, config.episodes))
     stage = Stage(run, "vision", total, config.checkpoint_seconds, ranks, {"V": vae}, optimizer)
+    if stage.first == total:
+        return vae.eval()
+    frames = Frames(run, config.episodes)
     mine = dist.share(config.vision_batch, ranks)
     batches = data.vision_batches(frames, config.vision_batch, config.seed, stage.first)
     for update in stage.updates():
@@ -104,23 +113,41 @@ def train_vision(run: Run, config: Config, ranks: dist.Ranks, frames: Frames, ho
         stage.log(update, vision_step(vae, optimizer, images, noise, config))
         if stage.due(update):
             if update + 1 == total:
+                holdout = Frames(run, config.holdout_episodes, skip=config.episodes)
                 run.log("vision holdout", total, **vision_holdout(vae, holdout, config, ranks))
             stage.save(update)
     return vae.eval()
 
 
-def train_memory(run: Run, config: Config, ranks: dist.Ranks, latents: Latents, holdout: Latents) -> MDNRNN:
+def encode_all(run: Run, config: Config, ranks: dist.Ranks, vae: VAE) -> FirstFrames:
+    """The latents of all episodes on disk, and those of the first frames, in which dreams begin."""
+    if dist.is_main(ranks) and not encoding.is_encoded(run.folder):
+        for role, episodes, skip in (
+            ("train", config.episodes, 0),
+            ("holdout", config.holdout_episodes, config.episodes),
+        ):
+            if not encoding.has_latents(run.folder, role, episodes):
+                encoding.encode(run, vae, Frames(run, episodes, skip), role, ranks.device)
+        encoding.save_first_frames(run, encoding.load_latents(run, "train", config.episodes), config.first_frames)
+    dist.barrier()
+    return encoding.load_first_frames(run.folder, run.identity, ranks.device)[0]
+
+
+def train_memory(run: Run, config: Config, ranks: dist.Ranks) -> MDNRNN:
     """M on the latents of all episodes, without rewards."""
-    memory = new_memory(config).to(ranks.device)
+    memory = new_memory(config, ranks.device)
+    # Deviation D14: its products too are in bfloat16 where the preset allows it and the device has it.
+    fast = FastLosses(memory, compute_dtype(config.precision, ranks.device))
     optimizer = torch.optim.Adam(memory.parameters(), lr=config.memory_lr, fused=True)
-    batch_size, length = config.memory_batch, config.memory_length
-    per_epoch = data.memory_batches_per_epoch(len(latents.mu), batch_size, length)
-    total = config.memory_epochs * per_epoch
-    total = total if config.memory_updates is None else min(total, config.memory_updates)
+    total = encoding.memory_updates(config, encoding.count_frames(run, config.episodes))
     stage = Stage(run, "memory", total, config.checkpoint_seconds, ranks, {"M": memory}, optimizer)
     if total == 0:
         stage.save(-1)  # the control of an M as it was initialised
+    if stage.first == total:
         return memory.eval()
+    latents = encoding.load_latents(run, "train", config.episodes)
+    batch_size, length = config.memory_batch, config.memory_length
+    per_epoch = encoding.memory_batches_per_epoch(len(latents.mu), batch_size, length)
     mine = dist.share(batch_size, ranks)
     for update in stage.updates():
         epoch, k = divmod(update, per_epoch)
@@ -129,12 +156,13 @@ def train_memory(run: Run, config: Config, ranks: dist.Ranks, latents: Latents, 
         elif update == stage.first:
             state = State(stage.extra["c"][mine], stage.extra["h"][mine])
         if k == 0 or update == stage.first:
-            stream = data.MemoryEpoch(latents, batch_size, length, config.seed, epoch, ranks.device)
+            stream = encoding.MemoryEpoch(latents, batch_size, length, config.seed, epoch, ranks.device)
         optimizer.param_groups[0]["lr"] = memory_lr(update, config)
-        parts, state = memory_step(memory, optimizer, stream.batch(k, mine), state, config)
-        stage.log(update, parts)
+        losses, state = memory_step(memory, fast, optimizer, stream.batch(k, mine), state, config)
+        stage.log(update, losses)
         if stage.due(update):
             if update + 1 == total:
+                holdout = encoding.load_latents(run, "holdout", config.holdout_episodes)
                 run.log("memory holdout", total, **memory_holdout(memory, holdout, config, ranks))
             carried = {name: dist.gather_rows(getattr(state, name), batch_size, ranks) for name in ("c", "h")}
             stage.save(update, extra=carried)
@@ -146,7 +174,24 @@ def memory_lr(update: int, config: Config) -> float:
     return (config.memory_lr - config.memory_lr_end) * config.memory_lr_decay**update + config.memory_lr_end
 
 
-def train_controller(run: Run, config: Config, ranks: dist.Ranks, rollouts: Rollouts) -> np.ndarray:
+def train_controller(
+    run: Run, config: Config, ranks: dist.Ranks, vae: VAE, memory: MDNRNN, first_frames: FirstFrames
+) -> None:
+    """C inside the dream of M for Doom and in the real game for CarRacing; leaves its parameters in the run folder."""
+    if config.task == "doom":
+        fast = FastDream(memory, config.temperature, compute_dtype(config.precision, ranks.device))
+        dream = partial(dream_returns, memory=memory, bank=first_frames, config=config, ranks=ranks, fast=fast)
+        params = evolve(run, config, ranks, dream)
+    else:
+        with open_games(config, config.games) as games:
+            real = partial(environment_returns, vae=vae, memory=memory, games=games, config=config, ranks=ranks)
+            params = evolve(run, config, ranks, real)
+    if dist.is_main(ranks):
+        tensors = safetensors.torch.save({"params": torch.from_numpy(params)})
+        write_checked(run.folder / CONTROLLER, tensors, f"{run.identity} controller")
+
+
+def evolve(run: Run, config: Config, ranks: dist.Ranks, rollouts: Rollouts) -> np.ndarray:
     """CMA-ES on the mean return of the `rollouts`, every rank rolling out its part of the population.
 
     Returns the parameters [P] of the CMA mean with the best trial.
@@ -238,9 +283,11 @@ def vision_holdout(vae: VAE, frames: Frames, config: Config, ranks: dist.Ranks) 
 @torch.no_grad()
 def memory_holdout(memory: MDNRNN, latents: Latents, config: Config, ranks: dist.Ranks) -> dict[str, float]:
     """The losses of M over the held-out episodes, read as one stream."""
-    stream = data.MemoryEpoch(latents, 1, len(latents.mu), config.seed, 0, ranks.device)
-    _, parts, _ = memory_losses(memory, stream.batch(0), memory.initial_state(1), config.restart_weight)
-    return {name: float(loss) for name, loss in parts.items()}
+    stream = encoding.MemoryEpoch(latents, 1, len(latents.mu), config.seed, 0, ranks.device)
+    whole = stream.batch(0)
+    start = memory.initial_state(1)
+    losses, _ = sequence_losses(memory, whole.z, whole.action, whole.restart, start, config.restart_weight)
+    return {name: float(loss) for name, loss in losses.items()}
 
 
 def _noise(rows: int, config: Config, ranks: dist.Ranks, purpose: str, number: int) -> torch.Tensor:
@@ -249,73 +296,25 @@ def _noise(rows: int, config: Config, ranks: dist.Ranks, purpose: str, number: i
     return torch.randn(rows, config.z_size, generator=generator, device=ranks.device)
 
 
-def first_frames(latents: Latents, config: Config, device: torch.device) -> FirstFrames:
-    """The bank of dream beginnings: the first frames of the first episodes."""
-    rows = latents.first[: config.first_frames]
-    return FirstFrames.of(latents.mu[rows].to(device), latents.logvar[rows].to(device))
-
-
 def train(run: Run, config: Config, ranks: dist.Ranks, last: str) -> None:
-    """All stages up to `last`, each from where it stopped."""
-    folder = run.folder.resolve()
-    if dist.is_main(ranks):
-        with run.timed("collect"):
-            needed = config.episodes + config.holdout_episodes
-            play: Any = racing.random_episode
-            if config.task == "doom":
-                play = partial(env.random_episode, longest_hold=config.longest_hold, vary_hold=config.vary_hold)
-            with open_worlds(config, config.workers, config.collected_steps) as worlds:
-                data.collect(
-                    run, folder / "frames", worlds, play, needed, config.min_frames, config.seed, config.png_level
-                )
-    dist.barrier()
+    """The method: all stages up to `last`, each from where it stopped."""
+    collect(run, config, ranks)
     if last == "collect":
         return
-    frames = Frames(folder / "frames", config.episodes)
-    holdout = Frames(folder / "frames", config.holdout_episodes, skip=config.episodes)
-    try:  # before hours of V are spent on them
-        data.memory_batches_per_epoch(len(frames), config.memory_batch, config.memory_length)
-        data.vision_batches_per_epoch(len(frames), config.vision_batch)
-    except ValueError as error:
-        user_error(str(error))
-    vae = train_vision(run, config, ranks, frames, holdout)
+    vae = train_vision(run, config, ranks)
     if last == "vision":
         return
-    encoded = {"latents": frames, "latents_holdout": holdout}
-    if dist.is_main(ranks):
-        with run.timed("encode"):
-            for name, part in encoded.items():
-                data.encode(run, vae, part, folder / f"{name}.safetensors", ranks.device)
-    dist.barrier()
-    latents, latents_holdout = (
-        data.load_latents(part, folder / f"{name}.safetensors") for name, part in encoded.items()
-    )
-    memory = train_memory(run, config, ranks, latents, latents_holdout)
+    first_frames = encode_all(run, config, ranks, vae)
+    memory = train_memory(run, config, ranks)
     if last == "memory":
         return
-    bank = first_frames(latents, config, ranks.device)
-    if config.task == "doom":
-        fast = FastDream(memory, config.temperature, compute_dtype(config.precision, ranks.device))
-        dream = partial(dream_returns, memory=memory, bank=bank, config=config, ranks=ranks, fast=fast)
-        params = train_controller(run, config, ranks, dream)
-    else:
-        with open_worlds(config, config.games) as worlds:
-            real = partial(environment_returns, vae=vae, memory=memory, worlds=worlds, config=config, ranks=ranks)
-            params = train_controller(run, config, ranks, real)
-    if dist.is_main(ranks):
-        tensors = {
-            "params": torch.from_numpy(params),
-            "bank_mu": bank.mu.cpu(),
-            "bank_logvar": bank.logvar.cpu(),
-            "frames": torch.tensor(len(frames)),
-        }
-        atomic_write(folder / "controller.safetensors", safetensors.torch.save(tensors))
+    train_controller(run, config, ranks, vae, memory, first_frames)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", choices=STAGES, default=STAGES[-1], help="end after this stage (default: the last)")
     parser.add_argument(
-        "--world-from", type=Path, metavar="FOLDER", help="take V, and M if of these settings, from a run"
+        "--model-from", type=Path, metavar="FOLDER", help="take V, and M if of these settings, from a run"
     )
 
 
@@ -329,12 +328,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name in ("vision_batch", "memory_batch"):
             if getattr(config, name) % ranks.world_size:  # the mean of the ranks' gradients must be that of the batch
                 user_error(f"{name} {getattr(config, name)} does not divide over {ranks.world_size} processes")
-        if options.world_from is not None:
-            world.check(options.world_from, config)
+        if options.model_from is not None and dist.is_main(ranks):
+            world_model.check(options.model_from, config)
         run = Run.open("ha2018", config, options.preset, run_folder("ha2018", config, options))
-        if options.world_from is not None and dist.is_main(ranks):
-            world.adopt(run, options.world_from, config)
+        if options.model_from is not None and dist.is_main(ranks):
+            world_model.adopt(run, options.model_from, config)
         dist.barrier()
+        run.identity = Run.load("ha2018", run.folder)["meta"]["identity"]  # the other ranks have not made the folder
         seed_everything(config.seed, config.device)
         train(run, config, ranks, options.stage)
         if dist.is_main(ranks):

@@ -4,6 +4,8 @@ Shapes: B batch, Z latent size; images [B, 3, 64, 64] in [0, 1]. All convolution
 Source: paper, appendix A.1; reference code: vae/vae.py.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -4,6 +4,8 @@ Three numbers can. The spread of the features over images, the number of directi
 predictor's error beside that of a constant for each place: from 1 up, nothing of an image is predicted.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F

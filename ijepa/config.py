@@ -1,5 +1,7 @@
 """All settings of I-JEPA. Defaults are the paper's ViT-H/14 on ImageNet-1K; TASKS holds what differs elsewhere."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 from common.config import Preset, setting
 from common.precision import PRECISIONS
 from ijepa import games
-from ijepa.jepa import TARGETS
+from ijepa.ablations import TARGETS
 from ijepa.masks import STRATEGIES
 from ijepa.vit import SIZES
 
@@ -28,6 +30,8 @@ class Config:
     augment: bool = setting(True, "random resized crops; otherwise whole images")
     crop_scale: tuple[float, ...] = setting((0.3, 1.0), "share of an image that a crop shows", low=0.01, high=1)
     flip: bool = setting(False, "mirror half of the crops")
+    pixel_mean: tuple[float, ...] | None = setting(None, "of each channel, in [0, 1] (none: ImageNet's)", low=0, high=1)
+    pixel_std: tuple[float, ...] | None = setting(None, "of each channel (none: ImageNet's)", low=1e-6, high=1)
 
     # Networks (appendix A.1)
     encoder: str = setting("huge", "size of the vision transformer", choices=tuple(SIZES))
@@ -44,7 +48,7 @@ class Config:
     context_scale: tuple[float, ...] = setting((0.85, 1.0), "share of the patches in a context block", low=0.01, high=1)
     min_keep: int = setting(10, "a mask must have more patches than this", low=0)
     allow_overlap: bool = setting(False, "let the context see the targets")
-    # Tables 7 and 11: the choices other than ema are ablations.
+    # The choices other than ema are ablations: pixels are table 7, the encoder itself is ours.
     target: str = setting(
         "ema", "ema: moving average; online: encoder itself; attached: that with gradient; pixels", choices=TARGETS
     )
@@ -52,12 +56,12 @@ class Config:
     # Training (appendix A.1; where the released configs differ from the text, they win)
     # Deviation D2: released configs and code instead of the text.
     epochs: int = setting(300, "passes over all images", low=1)
-    updates: int | None = setting(None, "so many updates instead of whole epochs, schedules fitted to them", low=1)
-    batch: int = setting(2048, "images per update, over all processes", low=1)
-    micro_batch: int = setting(128, "images whose masks share one length: the share of a GPU in the paper", low=1)
-    lr_start: float = setting(2e-4, "learning rate at the beginning of the warm-up", low=0)
+    updates: int | None = setting(None, "so many updates instead of whole epochs; 0: untrained, a control", low=0)
+    batch_size: int = setting(2048, "images per update, over all processes", low=1)
+    micro_batch_size: int = setting(128, "images whose masks share one length: the share of a GPU in the paper", low=1)
     lr: float = setting(1e-3, "learning rate after the warm-up", low=0)
-    lr_end: float = setting(1e-6, "learning rate at the end", low=0)
+    lr_start: float | None = setting(None, "at the beginning of the warm-up (none: the paper's share, lr / 5)", low=0)
+    lr_end: float | None = setting(None, "at the end (none: the paper's share, lr / 1000)", low=0)
     warmup_share: float = setting(40 / 300, "share of the updates that are warm-up", low=0, high=1)
     weight_decay: float = setting(0.04, "weight decay at the beginning", low=0)
     weight_decay_end: float = setting(0.4, "weight decay at the end", low=0)
@@ -72,14 +76,14 @@ class Config:
 
     # What is generated
     images: int = setting(30_000, "task shapes: images drawn for training, half as many for the probes", low=100)
-    frames: int = setting(100_000, "games: agent steps of random play for the encoder, by eight players", low=64)
-    probe_frames: int = setting(50_000, "games: agent steps of random play for the probes, by eight players", low=64)
+    env_steps: int = setting(100_000, "games: agent steps of random play for the encoder, by eight players", low=64)
+    probe_env_steps: int = setting(50_000, "games: agent steps of random play for the probes, by eight players", low=64)
 
     # Probes (appendix A.2; AtariARI)
     probe_epochs: int = setting(100, "longest training of a probe on a game's memory", low=1)
     linear_optimizer: str = setting("lars", "of a linear probe on labels", choices=("lars", "sgd"))
     linear_epochs: int = setting(50, "training of a linear probe on labels", low=1)
-    linear_batch: int = setting(16_384, "images per update of a linear probe on labels", low=1)
+    linear_batch_size: int = setting(16_384, "images per update of a linear probe on labels", low=1)
 
     # Housekeeping
     # A checkpoint of ViT-H is 10 GB: at one a minute, writing would take as long as training.
@@ -93,28 +97,30 @@ class Config:
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(f"{name}: {low} must not exceed {high}")
-        if self.batch % self.micro_batch:
-            raise ValueError(f"batch {self.batch} is no multiple of micro_batch {self.micro_batch}")
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}")
+        if (self.pixel_mean is None) != (self.pixel_std is None) or len(self.pixel_mean or ()) != len(
+            self.pixel_std or ()
+        ):
+            raise ValueError("pixel_mean and pixel_std go together, one number for each channel")
 
     @property
     def is_trained(self) -> bool:
         """Whether there are updates at all: none on an official checkpoint, unless a number of them is asked for."""
-        return self.updates is not None or not self.init_from
+        return not self.init_from if self.updates is None else self.updates > 0
 
     @property
     def micro_batches(self) -> int:
         """Micro-batches of an update, over all processes."""
-        return self.batch // self.micro_batch
+        return self.batch_size // self.micro_batch_size
 
 
 def _at_batch(batch: int) -> dict[str, Any]:
-    """A smaller batch and the paper's learning rates times the square root of its share.
+    """A smaller batch and the paper's learning rate times the square root of its share.
 
-    At the paper's rates, the features of a game collapse to a few directions within some hundred small batches.
+    At the paper's rate, the features of a game collapse to a few directions within some hundred small batches.
     """
-    share = (batch / 2048) ** 0.5
-    rates = {name: float(f"{share * rate:.3g}") for name, rate in (("lr_start", 2e-4), ("lr", 1e-3), ("lr_end", 1e-6))}
-    return {"batch": batch, "micro_batch": batch, **rates}
+    return {"batch_size": batch, "micro_batch_size": batch, "lr": float(f"{(batch / 2048) ** 0.5 * 1e-3:.3g}")}
 
 
 # What a small network writes in a moment.
@@ -143,7 +149,7 @@ _SHAPES: Mapping[str, Any] = {
     "epochs": 10,
     **_at_batch(128),
     "linear_optimizer": "sgd",
-    "linear_batch": 256,
+    "linear_batch_size": 256,
     **_OFTEN,
 }
 TASKS: dict[str, Mapping[str, Any]] = {"imagenet": {}, "shapes": _SHAPES} | dict.fromkeys(games.GAMES, _GAME)
@@ -169,15 +175,13 @@ PRESETS = {
         "AtariARI with its full play and a small encoder: probes on I-JEPA beat those on a random network; on drawn "
         "shapes, short runs that compare masks and targets",
         {"task": "pong", **_SMALL, "updates": 8_000},
-        # Twenty minutes a run, since an ablation is several. Drawn shapes bear half the paper's rates.
+        # Twenty minutes a run, since an ablation is several. Drawn shapes bear half the paper's rate.
         {
             "shapes": {
                 "encoder": "pico",
                 "predictor_width": 48,
                 "updates": 10_000,
-                "lr_start": 1e-4,
                 "lr": 5e-4,
-                "lr_end": 5e-7,
                 "images": 12_000,
                 "linear_epochs": 20,
             }
@@ -189,8 +193,8 @@ PRESETS = {
             "task": "pong",
             **_SMALL,
             "updates": 700,
-            "frames": 12_000,
-            "probe_frames": 12_000,
+            "env_steps": 12_000,
+            "probe_env_steps": 12_000,
             "probe_epochs": 60,
         },
     ),
@@ -201,12 +205,12 @@ PRESETS = {
             "predictor_width": 64,
             "predictor_depth": 1,
             "updates": 24,
-            "batch": 16,
-            "micro_batch": 8,
+            "batch_size": 16,
+            "micro_batch_size": 8,
             "workers": 1,
             "images": 200,
-            "frames": 640,
-            "probe_frames": 960,
+            "env_steps": 640,
+            "probe_env_steps": 960,
             "probe_epochs": 2,
             "linear_epochs": 2,
             "checkpoint_seconds": 0.0,

@@ -2,12 +2,16 @@
 
 Sources: class folders as ImageNet has them, arrays in .npz, drawn shapes, frames of games. An image is [H, W, C] uint8;
 C is 3 (RGB) or 1 (grey). Shapes: m images of a micro-batch, E context and M target masks.
-Source: paper, appendix A.1; reference code: src/transforms.py, src/datasets/imagenet1k.py.
+Source: paper, appendix A.1; reference code: src/datasets/imagenet1k.py.
 """
 
-import math
+from __future__ import annotations
+
+import os
+import struct
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +26,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from common import dist
 from common.config import user_error
+from common.program import RunError
 from common.seeding import derive_seed
-from ijepa import env
 from ijepa.config import Config
+from ijepa.crops import augmented, resize
 from ijepa.games import GAMES
 from ijepa.masks import MaskConfig, Masks, sample_masks
+from ijepa.play import Play, load
+from ijepa.processes import begin_worker
 from ijepa.shapes import Shapes
 from ijepa.statistics import IMAGENET, Statistics
 
@@ -68,16 +75,16 @@ class ImageFolder:
     """<folder>/<class>/<file>, classes in alphabetical order, or those of another folder."""
 
     channels = 3
-    statistics = IMAGENET[3]
     factors: tuple[str, ...] = ("class",)
 
-    def __init__(self, folder: Path, classes: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, classes: Sequence[str] = (), statistics: Statistics = IMAGENET[3]) -> None:
         """Labels are places in `classes`, or without them among the folder's own.
 
         Raises ValueError if there is no image below the folder, or one of a class that is not among them.
         """
         names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-        files = {name: [p for p in sorted((folder / name).iterdir()) if p.suffix.lower() in SUFFIXES] for name in names}
+        files = {name: images_of(folder / name) for name in names}
+        self.statistics = statistics
         self.classes = tuple(classes) or tuple(name for name in names if files[name])
         number = {name: k for k, name in enumerate(self.classes)}
         unknown = [name for name in names if files[name] and name not in number]
@@ -105,6 +112,12 @@ class ImageFolder:
         return image[..., ::-1]
 
 
+def images_of(folder: Path) -> list[Path]:
+    """Files, and links to files, with the name of an image, sorted; no pipes, whose reading would never end."""
+    with os.scandir(folder) as entries:
+        return sorted(Path(e.path) for e in entries if Path(e.name).suffix.lower() in SUFFIXES and e.is_file())
+
+
 def is_whole(content: bytes) -> bool:
     """Whether a file is not empty and, being a JPEG or PNG, has its end: decoders silently fill up what is cut off."""
     if content.startswith(JPEG):
@@ -118,8 +131,8 @@ class Arrays:
 
     factors: tuple[str, ...] = ("class",)
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
-        """Raises ValueError for other arrays."""
+    def __init__(self, images: np.ndarray, labels: np.ndarray, statistics: Statistics | None = None) -> None:
+        """statistics: to normalise by, ImageNet's if there are none. Raises ValueError for other arrays."""
         if images.ndim == 3:
             images = images[..., None]
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in IMAGENET or len(images) == 0:
@@ -127,7 +140,7 @@ class Arrays:
         if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(f"data: labels must be [{len(images)}] whole numbers, not {list(labels.shape)}")
         self.images, self.labels, self.channels = images, labels.astype(np.int64)[:, None], images.shape[3]
-        self.statistics = IMAGENET[self.channels]
+        self.statistics = statistics or IMAGENET[self.channels]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -141,7 +154,7 @@ class Frames:
 
     channels = 1
 
-    def __init__(self, plays: Sequence[env.Play], statistics: Statistics) -> None:
+    def __init__(self, plays: Sequence[Play], statistics: Statistics) -> None:
         self.statistics = statistics
         self.plays = [play.frames for play in plays]
         self.ends = np.cumsum([len(frames) for frames in self.plays])
@@ -155,12 +168,17 @@ class Frames:
         return padded(frame)[..., None]
 
 
+def pretraining_play(folder: Path, config: Config) -> list[Play]:
+    """The play that the encoder learnt from. Raises ValueError if it is damaged."""
+    return load(folder, config.task, "pretrain", config.env_steps, config.seed)
+
+
 def padded(frame: np.ndarray) -> np.ndarray:
     """frame [H, W] with black rows below, to a whole number of 16 rows."""
     return np.pad(frame, ((0, -len(frame) % 16), (0, 0)))
 
 
-def frame_statistics(plays: Sequence[env.Play], config: Config) -> Statistics:
+def frame_statistics(plays: Sequence[Play], config: Config) -> Statistics:
     """The mean frame of a game, and one standard deviation of what differs from it.
 
     Deviation D9: with one mean for all pixels, almost all that differs between patches would be where they are: a
@@ -192,11 +210,13 @@ def channels(splits: Splits | None) -> int:
 def load_splits(config: Config) -> Splits | None:
     """The images of the tasks `imagenet` and `shapes`, None for games. Raises ValueError if there are none."""
     if config.task in GAMES:
+        if config.pixel_mean is not None:
+            raise ValueError("pixel_mean: a game is normalised by its mean frame")
         return None
     if config.task == "shapes":
         side = config.size[0]
         pretrain, train, test = (
-            Shapes(side, count, derive_seed(config.seed, "shapes", name))
+            Shapes(side, count, derive_seed(config.seed, "shapes", name), statistics_of(config, 3))
             for name, count in (
                 ("pretrain", config.images),
                 ("train", config.images // 2),
@@ -204,79 +224,58 @@ def load_splits(config: Config) -> Splits | None:
             )
         )
         return Splits(pretrain, train, test)
+    try:
+        return _given_images(config)
+    except OSError as error:
+        raise ValueError(f"data: {error.filename or config.data}: {error.strerror or error}") from error
+
+
+def _given_images(config: Config) -> Splits:
+    """The images of a folder or an .npz file. Raises ValueError or OSError if there are none."""
     path = Path(config.data)
     if not config.data:
         raise ValueError("task imagenet needs data: a folder with train/ and val/ class folders, or an .npz file")
     if path.suffix != ".npz":
-        train_folder = ImageFolder(path / "train")
-        return Splits(train_folder, train_folder, ImageFolder(path / "val", train_folder.classes))
+        statistics = statistics_of(config, 3)
+        train_folder = ImageFolder(path / "train", statistics=statistics)
+        return Splits(train_folder, train_folder, ImageFolder(path / "val", train_folder.classes, statistics))
+    arrays = _read_arrays(path, ("images", "labels", "test_images", "test_labels"))
+    train, test = Arrays(arrays["images"], arrays["labels"]), Arrays(arrays["test_images"], arrays["test_labels"])
+    if train.channels != test.channels:
+        raise ValueError(f"data: images have {train.channels} channels, test_images {test.channels}")
+    train.statistics = test.statistics = statistics_of(config, train.channels)
+    return Splits(train, train, test)
+
+
+def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Arrays of an .npz file. Raises ValueError in one line for whatever else the file may be."""
+    if not path.is_file():  # nor a pipe, whose reading would never end
+        raise ValueError(f"data: {path} is no readable .npz file (there is no such file)")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in ("images", "labels", "test_images", "test_labels")}
-    except (OSError, zipfile.BadZipFile, ValueError) as error:
-        raise ValueError(f"data: {path} is no readable .npz file ({error})") from error
-    except KeyError as error:
-        raise ValueError(f"data: {path} lacks an array ({error.args[0]})") from error
-    train_arrays = Arrays(found["images"], found["labels"])
-    return Splits(train_arrays, train_arrays, Arrays(found["test_images"], found["test_labels"]))
+        content = np.load(path, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            raise ValueError("it is one array, without names")
+        with content as file:
+            missing = [name for name in names if name not in file.files]
+            if missing:
+                raise ValueError(f"it lacks an array, {missing[0]}")
+            return {name: file[name] for name in names}
+    # A damaged archive ends in whatever its reader happens to meet.
+    except (OSError, EOFError, ValueError, NotImplementedError, struct.error, zlib.error, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"data: {path} is no readable .npz file ({reason})") from error
 
 
-# --- from an image to what the encoder sees ---------------------------------------------------------------------------
+def statistics_of(config: Config, channels: int) -> Statistics:
+    """What images of so many channels are normalised by: the config's numbers, or ImageNet's.
 
-
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """image [H, W, C] -> [height, width, C]; areas are averaged when shrinking.
-
-    Deviation D3: OpenCV's area average and bilinear enlargement instead of Pillow's filtered bilinear.
+    Raises ValueError if the config has numbers for another number of channels.
     """
-    if image.shape[:2] == (height, width):
-        return image
-    is_shrinking = height <= image.shape[0] and width <= image.shape[1]
-    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if is_shrinking else cv2.INTER_LINEAR)
-    return resized.reshape(height, width, image.shape[2])
-
-
-def random_crop(height: int, width: int, scale: tuple[float, ...], rng: np.random.Generator) -> tuple[int, ...]:
-    """Top, left, height and width of a random crop with an area share in `scale` and a ratio of 3/4 to 4/3.
-
-    Ten tries, then the largest allowed crop in the middle. Consumes `rng`.
-    Source: the RandomResizedCrop that the authors use, with its default ratio, drawn uniformly in its logarithm.
-    """
-    low, high = 3 / 4, 4 / 3
-    for _ in range(10):
-        area = height * width * rng.uniform(scale[0], scale[1])
-        ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-    w, h = min(width, round(height * high)), min(height, round(width / low))
-    return (height - h) // 2, (width - w) // 2, h, w
-
-
-def augmented(image: np.ndarray, config: Config, rng: np.random.Generator) -> np.ndarray:
-    """What the training sees of an image: [height, width, C] uint8. Consumes `rng`."""
-    if config.augment:
-        top, left, h, w = random_crop(image.shape[0], image.shape[1], config.crop_scale, rng)
-        image = image[top : top + h, left : left + w]
-    image = resize(image, config.size[0], config.size[1])
-    return image[:, ::-1] if config.flip and rng.random() < 0.5 else image
-
-
-def centred(image: np.ndarray, config: Config) -> np.ndarray:
-    """What the probes see of an image: with crops on, the shorter side resized to 8/7 of the size, then the centre."""
-    if not config.augment:
-        return resize(image, config.size[0], config.size[1])
-    factor = max(config.size[0] / image.shape[0], config.size[1] / image.shape[1]) * 256 / 224
-    height, width = config.size
-    image = resize(image, max(height, round(factor * image.shape[0])), max(width, round(factor * image.shape[1])))
-    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
-    return image[top : top + height, left : left + width]
-
-
-def to_input(images: Tensor, statistics: Statistics, device: torch.device) -> Tensor:
-    """images [m, H, W, C] uint8 -> [m, C, H, W] float32, normalised, on `device`."""
-    mean, std = (torch.from_numpy(part).float().to(device) for part in (statistics.mean, statistics.std))
-    return ((images.to(device, non_blocking=True) / 255 - mean) / std).permute(0, 3, 1, 2)
+    if config.pixel_mean is None or config.pixel_std is None:
+        return IMAGENET[channels]
+    if len(config.pixel_mean) != channels:
+        raise ValueError(f"pixel_mean: {len(config.pixel_mean)} numbers for images of {channels} channels")
+    return Statistics(np.array(config.pixel_mean), np.array(config.pixel_std))
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
@@ -293,8 +292,8 @@ class Batch:
 
 def check_batch(images: Images, config: Config) -> None:
     """Raises ValueError if there are updates to make and an epoch has not one whole batch."""
-    if config.is_trained and len(images) < config.batch:
-        raise ValueError(f"a batch of {config.batch} images needs more than the {len(images)} there are")
+    if config.is_trained and len(images) < config.batch_size:
+        raise ValueError(f"a batch of {config.batch_size} images needs more than the {len(images)} there are")
 
 
 class MicroBatches(Dataset[tuple[np.ndarray, ...]]):
@@ -307,13 +306,15 @@ class MicroBatches(Dataset[tuple[np.ndarray, ...]]):
     def __init__(self, images: Images, config: Config, mask_config: MaskConfig) -> None:
         self.images, self.config, self.mask_config = images, config, mask_config
         check_batch(images, config)
-        self.per_epoch = len(images) // config.batch
+        self.per_epoch = len(images) // config.batch_size
         self._epoch, self._order = -1, np.zeros(0, np.int64)
 
     @property
     def updates(self) -> int:
         """Of the whole training."""
-        return (self.config.updates or self.config.epochs * self.per_epoch) if self.config.is_trained else 0
+        if not self.config.is_trained:
+            return 0
+        return self.config.epochs * self.per_epoch if self.config.updates is None else self.config.updates
 
     def __getitem__(self, k: int) -> tuple[np.ndarray, ...]:
         config = self.config
@@ -322,15 +323,15 @@ class MicroBatches(Dataset[tuple[np.ndarray, ...]]):
         if epoch != self._epoch:
             rng = np.random.default_rng(derive_seed(config.seed, "epoch", epoch))
             self._epoch, self._order = epoch, rng.permutation(len(self.images))
-        start = within * config.batch + part * config.micro_batch
+        start = within * config.batch_size + part * config.micro_batch_size
         rng = np.random.default_rng(derive_seed(config.seed, "crops", k))
         faults: list[str] = []
         images = [
             augmented(self._readable(int(index), faults), config, rng)
-            for index in self._order[start : start + config.micro_batch]
+            for index in self._order[start : start + config.micro_batch_size]
         ]
         generator = torch.Generator().manual_seed(derive_seed(config.seed, "masks", k))
-        masks = sample_masks(self.mask_config, config.micro_batch, update, generator)
+        masks = sample_masks(self.mask_config, config.micro_batch_size, update, generator)
         # Plain arrays: tensors would each take a file descriptor on their way out of the worker.
         context, target = (torch.stack(group).numpy() for group in (masks.context, masks.target))
         return np.stack(images), context, target, np.array(faults)
@@ -358,18 +359,19 @@ def micro_batches(data: MicroBatches, ranks: dist.Ranks, first_update: int) -> I
         num_workers=workers,
         prefetch_factor=READ_AHEAD if workers else None,
         collate_fn=_as_it_is,
-        worker_init_fn=single_threaded,
+        worker_init_fn=begin_worker,
         # The base seed of the workers; unused, but without this one the global generator would be consumed.
         generator=torch.Generator().manual_seed(0),
     )
     batches = iter(loader)
     for _ in range(first_update, data.updates):
-        yield [_batch(*next(batches)) for _ in range(mine.start, mine.stop)]
-
-
-def single_threaded(_: int) -> None:
-    """For a worker process: OpenCV's threads would only be in the way of the other workers."""
-    cv2.setNumThreads(0)
+        try:
+            parts = [next(batches) for _ in range(mine.start, mine.stop)]
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise RunError(f"a process that reads images died ({error}); the same command goes on") from error
+        yield [_batch(*part) for part in parts]
 
 
 def _as_it_is(item: Any) -> Any:
@@ -405,9 +407,9 @@ class Faults:
     def share(self) -> None:
         """Count what the other ranks have met too; all ranks call this together."""
         if td.is_initialized():
-            found: list[list[str]] = [[]] * td.get_world_size()
-            td.all_gather_object(found, self._untold)
-            self.names.update(*found)
+            told: list[list[str]] = [[]] * td.get_world_size()
+            td.all_gather_object(told, self._untold)
+            self.names.update(*told)
         self._untold = []
         self._check()
 

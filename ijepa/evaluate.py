@@ -9,6 +9,8 @@ Writes record.json, curves.png and pictures into the run folder.
 Source: paper, appendix A.2; Anand et al. 2019 (AtariARI).
 """
 
+from __future__ import annotations
+
 import argparse
 import math
 import time
@@ -26,8 +28,8 @@ from common.config import parse, user_error
 from common.program import program
 from common.record import close, curve, of_run, sample, without_run
 from common.seeding import derive_seed
-from ijepa import data, env, games, label_probe, official, pictures, ram_probe
-from ijepa.build import STAGE, build, trained
+from ijepa import data, games, label_probe, official, pictures, play, ram_probe
+from ijepa.build import STAGE, load_model, new_model
 from ijepa.config import PRESETS, TASKS, Config
 from ijepa.data import Splits
 from ijepa.features import encode, pooled_layers
@@ -42,15 +44,26 @@ TEST_SETTINGS = ("device", "workers", "data")
 # of one shape that looks like the others.
 SCORED = ("class", "number")
 RESAMPLES = 2000
+# AtariARI probes features as they are; ours are standardised first (Deviation D7), which is another protocol.
+RAW = "atariari-f1"
 GROUPS = 100
 
 
 def claim(config: Config) -> str:
-    """The word that tells apart the records of one task: the kind of probe, and the masks and targets of ablations."""
+    """The word that tells apart the records of one task: the kind of probe, and the masks and targets of ablations.
+
+    Behind it, where nothing was trained here, whose weights they are.
+    """
     word = "probe-f1" if config.task in GAMES else "probe-accuracy"
     masking = "" if config.masking == "multi-block" else f"-{config.masking}"
     target = "" if config.target == "ema" else f"-{config.target}"
-    return word + masking + target
+    weights = "" if config.is_trained else "-official" if config.init_from else "-untrained"
+    return word + masking + target + weights
+
+
+def protocol(config: Config) -> str:
+    """The name of the test."""
+    return f"{RAW}-standardised" if config.task in GAMES else f"{config.task}-linear"
 
 
 # --- the memory of games ----------------------------------------------------------------------------------------------
@@ -59,13 +72,12 @@ def claim(config: Config) -> str:
 class GameTest:
     """One game's probes: the same splits, draws and first weights for every encoder."""
 
-    protocol = "atariari-f1"
-
     def __init__(self, folder: Path, config: Config) -> None:
         """Plays the game first where that has not been done. Raises ValueError if it was played too little."""
         self.config, self.folder = config, folder
-        env.collect(folder, config.task, "probe", config.probe_frames, config.seed, config.workers)
-        self.plays = env.load(folder, "probe")
+        settings = folder, config.task, "probe", config.probe_env_steps, config.seed
+        play.collect(*settings, config.workers)
+        self.plays = play.load(*settings)
         self.data = ram_probe.split(self.plays, games.variables(config.task))
 
     def majority(self) -> np.ndarray:
@@ -75,7 +87,7 @@ class GameTest:
     def random_cnn(self) -> Tensor:
         """Features [T, 256] of all frames by AtariARI's convolutional network with its first weights."""
         cnn = NatureCNN(torch.Generator().manual_seed(derive_seed(self.config.seed, "random-cnn")))
-        parts = [part for play in self.plays for part in np.array_split(play.frames, -(-len(play.frames) // 256))]
+        parts = [part for one in self.plays for part in np.array_split(one.frames, -(-len(one.frames) // 256))]
         features = []
         with torch.no_grad(), runs.progress_bar(len(parts), "random-cnn", unit="batch") as bar:
             for part in parts:
@@ -85,10 +97,10 @@ class GameTest:
 
     def encoder(self, encoder: VisionTransformer, device: torch.device, name: str) -> Tensor:
         """Features [T, 4*D] of all frames: the last four blocks, averaged over patches, concatenated."""
-        statistics = data.frame_statistics(env.load(self.folder, "pretrain"), self.config)
+        statistics = data.frame_statistics(data.pretraining_play(self.folder, self.config), self.config)
         frames = data.Frames(self.plays, statistics)
-        found, _ = encode(partial(pooled_layers, encoder), frames, self.config, device, name)
-        return found.flatten(1)
+        features, _ = encode(partial(pooled_layers, encoder), frames, self.config, device, name)
+        return features.flatten(1)
 
     def standardised(self, features: Tensor) -> Tensor:
         """features [T, D] with mean 0 and standard deviation 1 over the training frames.
@@ -102,25 +114,25 @@ class GameTest:
     def probe(self, features: Tensor, name: str) -> np.ndarray:
         """Tables of hits of linear probes on features [T, D] of all frames."""
         with runs.progress_bar(self.config.probe_epochs, f"probe {name}", unit="epoch") as bar:
-            found = ram_probe.train_probes(
+            predictions = ram_probe.train_probes(
                 lambda part: features[torch.from_numpy(part.rows)],
                 self.data,
                 self.config.probe_epochs,
                 self.config.seed,
                 bar.update,
             )
-        return ram_probe.counts(found)
+        return ram_probe.counts(predictions)
 
-    def sample(self, tables: np.ndarray) -> dict[str, Any]:
-        """The score in percent; its values are the influences of the test episodes."""
-        return sample(100 * ram_probe.influences(tables, self.data.variables), self.protocol)
+    def sample(self, tables: np.ndarray, name: str) -> dict[str, Any]:
+        """The score in percent under the protocol `name`; its values are the influences of the test episodes."""
+        return sample(100 * ram_probe.influences(tables, self.data.variables), name)
 
-    def details(self, tables: np.ndarray) -> dict[str, dict[str, Any]]:
+    def details(self, tables: np.ndarray, name: str) -> dict[str, dict[str, Any]]:
         """F1 in percent of every category and variable."""
         f1 = ram_probe.weighted_f1(tables.sum(0))
         named = ram_probe.category_means(f1, self.data.variables)
         named |= {variable.name: f1[k] for k, variable in enumerate(self.data.variables)}
-        return {name: sample([100 * float(value)], "atariari-f1-part") for name, value in named.items()}
+        return {part: sample([100 * float(value)], f"{name}-part") for part, value in named.items()}
 
 
 def game_record(
@@ -130,7 +142,7 @@ def game_record(
     test = GameTest(folder / "play", config)
     features, controls = {"I-JEPA": test.encoder(model.target_encoder, device, "I-JEPA")}, {}
     if has_controls:
-        untrained = build(config, 1).target_encoder.to(device).eval()
+        untrained = new_model(config, 1).target_encoder.to(device).eval()
         features["untrained encoder"] = test.encoder(untrained, device, "untrained")
         features["random-cnn, standardised"] = test.random_cnn()
         controls["random-cnn"] = test.probe(features["random-cnn, standardised"], "random-cnn")
@@ -139,15 +151,18 @@ def game_record(
         controls["majority"] = test.majority()
     ours = controls.pop("I-JEPA")
     low, high = ram_probe.bootstrap(ours, test.data.variables, RESAMPLES, config.seed)
-    interval = {"interval low": sample([100 * low], "atariari-f1-part")}
-    interval |= {"interval high": sample([100 * high], "atariari-f1-part")}
+    name = protocol(config)
+    interval = {"interval low": sample([100 * low], f"{name}-part")}
+    interval |= {"interval high": sample([100 * high], f"{name}-part")}
     return {
-        **test.sample(ours),
+        **test.sample(ours, name),
         "metric": "F1",
         "unit": "%",
         "policy": "target encoder, last four blocks averaged over patches",
-        "controls": {name: test.sample(tables) for name, tables in controls.items()},
-        "measurements": interval | test.details(ours),
+        "controls": {
+            k: test.sample(tables, RAW if k in ("random-cnn", "majority") else name) for k, tables in controls.items()
+        },
+        "measurements": interval | test.details(ours, name),
     }
 
 
@@ -158,13 +173,13 @@ def record_of_controls(config: Config, folder: Path) -> dict[str, Any]:
     cnn = test.probe(test.random_cnn(), "random-cnn")
     return without_run("ijepa", "calibration", config, start) | {
         "claim": "control-random-cnn",
-        **test.sample(cnn),
+        **test.sample(cnn, RAW),
         "metric": "F1",
         "unit": "%",
         "policy": "random-cnn",
-        "budget": {"env_frames": env.REPEAT * config.probe_frames, "updates": 0},
-        "controls": {"majority": test.sample(test.majority())},
-        "measurements": test.details(cnn),
+        "budget": {"env_frames": games.REPEAT * config.probe_env_steps, "updates": 0},
+        "controls": {"majority": test.sample(test.majority(), RAW)},
+        "measurements": test.details(cnn, RAW),
     }
 
 
@@ -175,19 +190,19 @@ def label_record(
     config: Config, splits: Splits, model: JEPA, device: torch.device, has_controls: bool = True
 ) -> dict[str, Any]:
     """Probes of a finished run on labels and their controls; the mean over the factors SCORED, others beside it."""
-    protocol = f"{config.task}-linear"
+    name_of_test = protocol(config)
     encoders: dict[str, Callable[[Tensor], Tensor]] = {"I-JEPA": partial(pooled_layers, model.target_encoder)}
     if has_controls:
-        untrained = build(config, data.channels(splits)).target_encoder.to(device).eval()
+        untrained = new_model(config, data.channels(splits)).target_encoder.to(device).eval()
         encoders |= {"untrained encoder": partial(pooled_layers, untrained), "pixels": _thumbnails}
-    found = {name: _label_probes(part, splits, config, device, name) for name, part in encoders.items()}
-    ours, words = found.pop("I-JEPA")
+    probed = {name: _label_probes(part, splits, config, device, name) for name, part in encoders.items()}
+    ours, words = probed.pop("I-JEPA")
     return {
-        **sample(_grouped(ours["best"]), protocol),
+        **sample(_grouped(ours["best"]), name_of_test),
         "metric": "top-1 accuracy",
         "unit": "%",
         "policy": words,
-        "controls": {name: sample(_grouped(hits["best"]), protocol) for name, (hits, _) in found.items()},
+        "controls": {name: sample(_grouped(hits["best"]), name_of_test) for name, (hits, _) in probed.items()},
         "measurements": {
             name: sample(_grouped(right), f"{config.task}-probe-part") for name, right in ours.items() if name != "best"
         },
@@ -206,8 +221,8 @@ def _label_probes(
     train_labels, test_labels = (
         torch.from_numpy(part.labels[rows]) for part, rows in ((splits.train, train_rows), (splits.test, test_rows))
     )
-    recipe = Recipe(config.linear_optimizer, config.linear_epochs, config.linear_batch, device)
-    found: dict[str, list[np.ndarray]] = {}
+    recipe = Recipe(config.linear_optimizer, config.linear_epochs, config.linear_batch_size, device)
+    hits: dict[str, list[np.ndarray]] = {}
     words = []
     for k, factor in enumerate(splits.train.factors):
         if factor not in SCORED and name != "I-JEPA":
@@ -219,10 +234,10 @@ def _label_probes(
         if name == "I-JEPA":
             parts["nearest neighbours"] = label_probe.nearest_neighbours(*x, device)
             parts["1 % of the labels"] = label_probe.low_shot(*x, config.seed)
-            found[f"factor {factor}"] = [parts["best"]]
+            hits[f"factor {factor}"] = [parts["best"]]
         for kind, right in parts.items() if factor in SCORED else ():
-            found.setdefault(kind, []).append(right)
-    return {kind: 100 * np.mean(right, axis=0) for kind, right in found.items()}, "; ".join(words)
+            hits.setdefault(kind, []).append(right)
+    return {kind: 100 * np.mean(right, axis=0) for kind, right in hits.items()}, "; ".join(words)
 
 
 def _thumbnails(images: Tensor) -> Tensor:
@@ -250,9 +265,9 @@ def record_of_run(
     """The test of a finished run, with its controls or without, as record.json."""
     start = time.monotonic()
     if splits is None:
-        found = game_record(config, info["folder"], model, device, has_controls)
+        tested = game_record(config, info["folder"], model, device, has_controls)
     else:
-        found = label_record(config, splits, model, device, has_controls)
+        tested = label_record(config, splits, model, device, has_controls)
     info["stage_seconds"]["test"] = time.monotonic() - start
     info["wall_seconds"] += info["stage_seconds"]["test"]
     metrics = [line for line in runs.read_metrics(info["folder"]) if line["stage"] == STAGE]
@@ -263,13 +278,13 @@ def record_of_run(
         "effective rank": ("rank", "directions"),
     }
     curves = {title: curve(metrics, key, "update", unit) for title, (key, unit) in names.items()}
-    frames = env.REPEAT * (config.frames + config.probe_frames) if splits is None else 0
+    frames = games.REPEAT * (config.env_steps + config.probe_env_steps) if splits is None else 0
     return (
         of_run(info)
-        | found
+        | tested
         | {
             "claim": claim(config),
-            "budget": {"env_frames": frames, "updates": updates, "images": updates * config.batch},
+            "budget": {"env_frames": frames, "updates": updates, "images": updates * config.batch_size},
             "curves": {title: points for title, points in curves.items() if points["x"]},
             "parameters": {
                 "encoder": sum(p.numel() for p in model.encoder.parameters()),
@@ -306,6 +321,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.controls:
             if config.task not in GAMES:
                 user_error(f"--controls is for games, not for task {config.task}")
+            play.check_emulator()
             options.preset = "control-random-cnn"
             folder = runs.run_folder("ijepa", config, options)
             if (folder / "config.json").exists():
@@ -316,14 +332,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             folder = info["folder"]
             device = runs.usable_device(config.device)
             splits = data.load_splits(config)
-            model, updates = trained(folder, config, data.channels(splits), device)
+            model, updates = load_model(folder, config, data.channels(splits), device, info["meta"]["identity"])
             if options.export is not None:
-                images = config.frames if splits is None else len(splits.pretrain)
-                export(options.export, folder, model, updates * config.batch // images)
+                images = config.env_steps if splits is None else len(splits.pretrain)
+                export(options.export, folder, model, updates * config.batch_size // images)
                 return
             runs.seed_everything(config.seed, config.device)
             record = record_of_run(info, config, splits, model, updates, device, not options.without_controls)
-            pictures.draw(record, config, folder, splits, model, device)
+            pictures.draw_pictures(record, config, folder, splits, model, device)
     except ValueError as error:
         user_error(str(error))
     close(record, folder)

@@ -3,6 +3,8 @@
 Shapes: T images, L layers, D width. Source: paper, appendix A.2.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 from common.precision import compute_dtype
 from common.run import progress_bar
 from ijepa.config import Config
-from ijepa.data import DamagedImageError, Faults, Images, centred, single_threaded, to_input
+from ijepa.crops import centred, to_input
+from ijepa.data import DamagedImageError, Faults, Images
+from ijepa.processes import begin_worker
 from ijepa.vit import VisionTransformer
 
 LAYERS = 4
@@ -22,8 +26,12 @@ BATCH = 128
 
 
 def pooled_layers(encoder: VisionTransformer, images: Tensor) -> Tensor:
-    """images [B, C, H, W] normalised -> [B, L, D]: the last four blocks after the final norm, averaged over patches."""
-    return torch.stack([tokens.mean(1) for tokens in encoder.layers(images, LAYERS)], 1)
+    """images [B, C, H, W] normalised -> [B, L, D]: the last four blocks after the final norm, averaged over patches.
+
+    All blocks of an encoder that has fewer.
+    """
+    layers = encoder.layers(images, min(LAYERS, len(encoder.blocks)))
+    return torch.stack([tokens.mean(1) for tokens in layers], 1)
 
 
 class _Centred(Dataset[Any]):
@@ -36,15 +44,15 @@ class _Centred(Dataset[Any]):
         return -(-len(self.images) // BATCH)
 
     def __getitem__(self, k: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        found, rows, faults = [], [], []
+        images, rows, faults = [], [], []
         for row in range(k * BATCH, min(len(self.images), (k + 1) * BATCH)):
             try:
-                found.append(centred(self.images.read(row), self.config))
+                images.append(centred(self.images.read(row), self.config))
                 rows.append(row)
             except DamagedImageError as error:
                 faults.append(str(error))
         shape = (0, *self.config.size, self.images.channels)
-        return np.stack(found) if found else np.zeros(shape, np.uint8), np.array(rows, np.int64), faults
+        return np.stack(images) if images else np.zeros(shape, np.uint8), np.array(rows, np.int64), faults
 
 
 @torch.no_grad()
@@ -57,11 +65,11 @@ def encode(
     """
     data = _Centred(images, config)
     loader = DataLoader(
-        data, batch_size=None, num_workers=config.workers, collate_fn=_as_it_is, worker_init_fn=single_threaded
+        data, batch_size=None, num_workers=config.workers, collate_fn=_as_it_is, worker_init_fn=begin_worker
     )
     has_bfloat16 = device.type == "cuda" and compute_dtype(config.precision, device) == torch.bfloat16
     # Filled as they come, since those of ImageNet are too large to lie in memory twice: 26 GB of ViT-H.
-    found, kept, faults = torch.zeros(0), [np.zeros(0, np.int64)], Faults(len(images))
+    features, kept, faults = torch.zeros(0), [np.zeros(0, np.int64)], Faults(len(images))
     count = 0
     with progress_bar(len(data), name, unit="batch") as bar:
         for batch, rows, names in loader:
@@ -71,12 +79,12 @@ def encode(
                 with torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16):
                     part = encode_batch(inputs)
                 if count == 0:
-                    found = torch.empty(len(images), *part.shape[1:])
-                found[count : count + len(rows)] = part
+                    features = torch.empty(len(images), *part.shape[1:])
+                features[count : count + len(rows)] = part
                 kept.append(rows)
                 count += len(rows)
             bar.update()
-    return found[:count], np.concatenate(kept)
+    return features[:count], np.concatenate(kept)
 
 
 def _as_it_is(item: Any) -> Any:

@@ -5,12 +5,17 @@ The published tables were printed with the annotation of October 2019 (commit 9a
 bytes and names of seven games, and with the names their categories.
 """
 
+from __future__ import annotations
+
 import csv
 from dataclasses import dataclass
 from pathlib import Path
 
 # Editions of the annotation: that of the published tables, and the last commit of the released code.
 PUBLISHED, TODAY = "2019", "2021"
+
+HEIGHT, WIDTH = 210, 160  # of a frame
+REPEAT = 4  # raw frames an action is held
 
 # Our name and that of the emulator's game file.
 GAMES = {

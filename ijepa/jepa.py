@@ -4,6 +4,8 @@ Shapes: B images, N patches, D width, E context masks, M target masks, Kc and Kt
 Source: paper, section 3 and appendix A.1; reference code: src/train.py, src/utils/schedulers.py.
 """
 
+from __future__ import annotations
+
 import copy
 import math
 from collections.abc import Iterable
@@ -19,7 +21,6 @@ from ijepa.predictor import Predictor, initialise_predictor, repeat_chunks
 from ijepa.vit import VisionTransformer, gather_tokens, initialise
 
 TARGET_EPS = 1e-5
-TARGETS = ("ema", "online", "attached", "pixels")
 
 
 class JEPA(nn.Module):
@@ -58,11 +59,6 @@ def targets(target_encoder: VisionTransformer, images: Tensor) -> Tensor:
     The tokens have passed two layer norms: the encoder's own with its gain and bias, and one without.
     """
     return normalise(target_encoder(images))
-
-
-def pixel_targets(images: Tensor, patch: int) -> Tensor:
-    """The alternative of table 7: pixels of each patch, normalised. [B, C, H, W] -> [B, N, C*P*P], no gradient."""
-    return normalise(F.pixel_unshuffle(images, patch).flatten(2).transpose(1, 2))
 
 
 def predict(model: JEPA, images: Tensor, masks: Masks) -> Tensor:

@@ -4,6 +4,8 @@ Shapes: T images, L layers, D width, K classes. Features [T, L, D] of the last f
 Source: paper, appendix A.1 (ImageNet-1K linear) and A.2 (transfer).
 """
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,8 +113,8 @@ def train_probe(features: Tensor, labels: Tensor, rows: Tensor, choice: Choice, 
 def correct(probe: nn.Module, features: Tensor, labels: Tensor, rows: Tensor) -> np.ndarray:
     """1 where the most likely class is the label, else 0, of the `rows` [n] of features [T, D']: [n] float64."""
     device = next(probe.parameters()).device
-    found = torch.cat([probe(features[part].to(device)).argmax(1).cpu() for part in rows.split(CHUNK)])
-    return (found == labels[rows]).double().numpy()
+    classes = torch.cat([probe(features[part].to(device)).argmax(1).cpu() for part in rows.split(CHUNK)])
+    return (classes == labels[rows]).double().numpy()
 
 
 def linear_probe(
@@ -126,7 +128,7 @@ def linear_probe(
     every, tested = torch.arange(len(train)), torch.arange(len(test))
     chooses = every % HELD_OUT == 0
     scores: dict[Choice, float] = {}
-    found: dict[str, tuple[np.ndarray, str]] = {}
+    hits: dict[str, tuple[np.ndarray, str]] = {}
     for layers, name in ((1, "last"), (train.shape[1], "last four")):
         x = inputs(train, layers)
         sweep = [Choice(layers, *rest) for rest in product((False, True), REFERENCE_LR[recipe.optimizer], WEIGHT_DECAY)]
@@ -135,10 +137,10 @@ def linear_probe(
             scores[choice] = float(correct(probe, x, train_labels, every[chooses]).mean())
         best = max(sweep, key=lambda choice: scores[choice])
         probe = train_probe(x, train_labels, every, best, recipe, seed)
-        found[name] = correct(probe, inputs(test, layers), test_labels, tested), str(best)
+        hits[name] = correct(probe, inputs(test, layers), test_labels, tested), str(best)
     layers = max(scores, key=lambda choice: scores[choice]).layers
-    found["best"] = found["last" if layers == 1 else "last four"]
-    return found
+    hits["best"] = hits["last" if layers == 1 else "last four"]
+    return hits
 
 
 def nearest_neighbours(
@@ -177,5 +179,5 @@ def low_shot(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Ten
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 500 steps are the protocol
         model.fit(((x - mean) / std).numpy(), labels[rows])
-    found = model.predict(((inputs(test, 1) - mean) / std).numpy())
-    return np.asarray(found == test_labels.numpy(), np.float64)
+    classes = model.predict(((inputs(test, 1) - mean) / std).numpy())
+    return np.asarray(classes == test_labels.numpy(), np.float64)

@@ -5,6 +5,8 @@ masks [B, Kc] and one of target masks [B, Kt]; all images share Kc and Kt.
 Source: paper, section 3 and table 6; reference code: src/masks/multiblock.py.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,7 +42,7 @@ class Masks:
     context: list[Tensor]
     target: list[Tensor]
 
-    def to(self, device: torch.device) -> "Masks":
+    def to(self, device: torch.device) -> Masks:
         """The same on a device."""
         return Masks(*([mask.to(device, non_blocking=True) for mask in group] for group in (self.context, self.target)))
 
@@ -65,7 +67,7 @@ def block_shapes(config: MaskConfig, counter: int) -> tuple[tuple[int, int], tup
     return target, block_shape(config, config.context_scale, (1.0, 1.0), u_context)
 
 
-def check(config: MaskConfig) -> None:
+def check_masks(config: MaskConfig) -> None:
     """Raises ValueError if some block would have too few patches to be accepted, which no further try can change.
 
     Deviation D1: the official sampler loops for ever then.
@@ -92,12 +94,19 @@ def sample_masks(config: MaskConfig, batch: int, counter: int, generator: torch.
 
     Raises ValueError if the grid is too small for the blocks.
     """
-    if config.strategy != "multi-block":
-        return _simple_masks(config, batch, generator)
-    target_shape, context_shape = block_shapes(config, counter)
-    return place_blocks(
-        config, batch, target_shape, context_shape, lambda high: int(torch.randint(high, (1,), generator=generator))
-    )
+    if config.strategy == "multi-block":
+        return multi_block_masks(config, batch, counter, generator)
+    alternative = {"block": block_masks, "random": random_masks, "rasterized": rasterized_masks}[config.strategy]
+    return alternative(config, batch, generator)
+
+
+# --- the paper's masks ------------------------------------------------------------------------------------------------
+
+
+def multi_block_masks(config: MaskConfig, batch: int, counter: int, generator: torch.Generator) -> Masks:
+    """M target blocks, and E context blocks less what the targets cover. Source: paper, section 3."""
+    shapes = block_shapes(config, counter)
+    return place_blocks(config, batch, *shapes, lambda high: int(torch.randint(high, (1,), generator=generator)))
 
 
 def place_blocks(
@@ -155,32 +164,55 @@ def _cut(masks: list[list[Tensor]]) -> list[Tensor]:
     return [torch.stack([indices[:shortest] for indices in mask]) for mask in masks]
 
 
-def _simple_masks(config: MaskConfig, batch: int, generator: torch.Generator) -> Masks:
-    """The alternatives of table 6; context and targets share no patch.
+# --- the alternatives of table 6 --------------------------------------------------------------------------------------
+# Deviation D6: the official code of these three is not public; sizes as in the text. Context and targets are disjoint.
 
-    block: the target is one block of 0.6 of the patches. random: 0.6 of the patches anywhere. rasterized: the context
-    is one quadrant, the other three are the targets (cut to one length on odd grids).
-    Deviation D6: the official code of these three is not public; sizes as in the text.
-    """
-    rows, columns = config.rows, config.columns
+
+def block_masks(config: MaskConfig, batch: int, generator: torch.Generator) -> Masks:
+    """The target is one block of 0.6 of the patches, the context all others."""
+    height, width = block_shape(config, (HIDDEN_SHARE, HIDDEN_SHARE), (1.0, 1.0), 0.0)
     images = []
     for _ in range(batch):
-        order = torch.randperm(rows * columns, generator=generator)
-        quadrant = torch.arange(rows)[:, None] * 2 // rows * 2 + torch.arange(columns)[None] * 2 // columns
-        part = torch.zeros(rows, columns, dtype=torch.int64)  # 0 is context, 1, 2, 3 are targets
-        if config.strategy == "rasterized":
-            names = torch.zeros(4, dtype=torch.int64)
-            names[torch.randperm(4, generator=generator)] = torch.arange(4)
-            part = names[quadrant]
-        elif config.strategy == "random":
-            part.view(-1)[order[: int(HIDDEN_SHARE * rows * columns)]] = 1
-        else:
-            shape = block_shape(config, (HIDDEN_SHARE, HIDDEN_SHARE), (1.0, 1.0), 0.0)
-            top, left = (
-                int(torch.randint(full - size + 1, (1,), generator=generator))
-                for full, size in zip((rows, columns), shape, strict=True)
-            )
-            part[top : top + shape[0], left : left + shape[1]] = 1
-        images.append([(part.flatten() == k).nonzero()[:, 0] for k in range(int(part.max()) + 1)])
-    context, *targets = ([image[k] for image in images] for k in range(len(images[0])))
+        _order(config, generator)
+        top = int(torch.randint(config.rows - height + 1, (1,), generator=generator))
+        left = int(torch.randint(config.columns - width + 1, (1,), generator=generator))
+        part = torch.zeros(config.rows, config.columns, dtype=torch.int64)
+        part[top : top + height, left : left + width] = 1
+        images.append(part)
+    return _divided(images)
+
+
+def random_masks(config: MaskConfig, batch: int, generator: torch.Generator) -> Masks:
+    """The target is 0.6 of the patches, anywhere, the context all others."""
+    count = int(HIDDEN_SHARE * config.rows * config.columns)
+    images = []
+    for _ in range(batch):
+        part = torch.zeros(config.rows * config.columns, dtype=torch.int64)
+        part[_order(config, generator)[:count]] = 1
+        images.append(part)
+    return _divided(images)
+
+
+def rasterized_masks(config: MaskConfig, batch: int, generator: torch.Generator) -> Masks:
+    """The context is one quadrant, the other three are the targets, cut to one length on odd grids."""
+    rows, columns = torch.arange(config.rows)[:, None], torch.arange(config.columns)[None]
+    quadrant = rows * 2 // config.rows * 2 + columns * 2 // config.columns
+    images = []
+    for _ in range(batch):
+        _order(config, generator)
+        part_of = torch.zeros(4, dtype=torch.int64)
+        part_of[torch.randperm(4, generator=generator)] = torch.arange(4)
+        images.append(part_of[quadrant])
+    return _divided(images)
+
+
+def _order(config: MaskConfig, generator: torch.Generator) -> Tensor:
+    """All patches in random order. Drawn by all three, which keeps the masks of a seed what they have always been."""
+    return torch.randperm(config.rows * config.columns, generator=generator)
+
+
+def _divided(images: list[Tensor]) -> Masks:
+    """Masks from the part that each patch of each image belongs to: 0 is the context, 1, 2, ... are targets."""
+    count = 1 + max(int(part.max()) for part in images)
+    context, *targets = ([(part.flatten() == k).nonzero()[:, 0] for part in images] for k in range(count))
     return Masks(_cut([context]), _cut(targets))

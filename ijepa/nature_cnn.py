@@ -3,6 +3,8 @@
 Source: Anand et al. 2019; reference code: atariari/methods/encoders.py (NatureCNN for 210 x 160).
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor, nn
 

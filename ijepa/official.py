@@ -4,8 +4,13 @@ Every key is listed by name, nothing is guessed and nothing is left over. Source
 reference code: src/train.py, where the keys carry the prefix of DistributedDataParallel.
 """
 
+from __future__ import annotations
+
+import math
 import os
 import pickle
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ijepa.jepa import JEPA
+from ijepa.vit import resized_table
 
 PREFIX = "module."
 LAYERS = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
@@ -50,19 +56,28 @@ def _pair(layer: str) -> Iterator[str]:
 def load(path: Path, model: JEPA) -> dict[str, Any]:
     """Copies an official file into the model, after checking every name and size. Returns its epoch and loss.
 
+    Position tables of another resolution are resized to the model's grid.
+
     Raises ValueError in one line for a file that is none, or is one of another size.
     """
     try:
+        # torch reads a weight with a flipped bit as it is; the archive around it has checksums.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"init_from: {path} is damaged: the checksum of {damaged} differs")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError:
-        raise ValueError(f"init_from: there is no file {path}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError as error:
+        reason = "there is no file" if isinstance(error, FileNotFoundError) else f"{error.strerror}:"
+        raise ValueError(f"init_from: {reason} {path}") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"init_from: {path} is no checkpoint ({' '.join(str(error).split())[:120]})") from None
     parts = content if isinstance(content, dict) else {}
     missing = [part for part in PARTS if not isinstance(parts.get(part), Mapping)]
     if missing:
         raise ValueError(f"init_from: {path} has no {', '.join(missing)}")
     states = {part: _state(path, part, content[part], keys) for part, keys in _keys(model).items()}
+    _resize_tables(states, model)
     for part, keys in _keys(model).items():
         module = getattr(model, part)
         faults = [
@@ -104,10 +119,19 @@ def _keys(model: JEPA) -> dict[str, list[str]]:
     }
 
 
+def _resize_tables(states: dict[str, dict[str, Tensor]], model: JEPA) -> None:
+    """Position tables of square grids, for the grid of the model; others are left for the comparison of sizes."""
+    for part, key in (("encoder", "pos_embed"), ("predictor", "predictor_pos_embed"), ("target_encoder", "pos_embed")):
+        table, (rows, columns) = states[part][key], model.encoder.grid
+        is_square = table.ndim == 3 and math.isqrt(table.shape[1]) ** 2 == table.shape[1]
+        if is_square and table.shape[1] != rows * columns:
+            states[part][key] = resized_table(table.float(), rows, columns)
+
+
 def _state(path: Path, part: str, given: Mapping[str, Tensor], keys: list[str]) -> dict[str, Tensor]:
     """The tensors of a part under our names."""
     missing = [key for key in keys if not isinstance(given.get(PREFIX + key), Tensor)]
-    unknown = sorted(set(given) - {PREFIX + key for key in keys})
+    unknown = sorted(map(str, set(given) - {PREFIX + key for key in keys}))
     for word, names in (("lacks", missing), ("has the unknown", unknown)):
         if names:
             raise ValueError(

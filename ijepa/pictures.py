@@ -1,5 +1,7 @@
 """What a person sees of a run: curves, masks, what the predictor expects, neighbours, features as colours."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,15 @@ from torch.nn import functional as F
 from common.curves import draw_curves
 from common.seeding import derive_seed
 from common.video import label, side_by_side, write_video
-from ijepa import data, env
+from ijepa import data
 from ijepa.build import mask_config
 from ijepa.config import Config
-from ijepa.data import Images, Splits, centred, to_input
+from ijepa.crops import centred, to_input
+from ijepa.data import Images, Splits
 from ijepa.features import pooled_layers
 from ijepa.jepa import JEPA, predict, targets
-from ijepa.masks import Masks, sample_masks
+from ijepa.masks import sample_masks
+from ijepa.play import load
 
 BANK = 160  # images that patches and neighbours are taken from
 SHOWN = 6  # rows of a picture
@@ -29,7 +33,7 @@ PANEL = 224  # height in pixels
 GREY = 105
 
 
-def draw(
+def draw_pictures(
     record: Mapping[str, Any], config: Config, folder: Path, splits: Splits | None, model: JEPA, device: torch.device
 ) -> None:
     """All pictures and the film of a run, into its folder."""
@@ -46,14 +50,15 @@ def draw(
         if config.target != "pixels":
             panels = expectations(pixels, inputs, tokens, model, config)
             _save_rows([list(row) for row in panels[:SHOWN]], folder / "masks.png")
-            write_video(folder / "video.webm", _film(panels), 1 / SECONDS)
+            film(panels, folder / "video.webm")
 
 
 def _images(config: Config, folder: Path, splits: Splits | None) -> Images:
     if splits is not None:
         return splits.test
-    statistics = data.frame_statistics(env.load(folder / "play", "pretrain"), config)
-    return data.Frames(env.load(folder / "play", "probe"), statistics)
+    statistics = data.frame_statistics(data.pretraining_play(folder / "play", config), config)
+    plays = load(folder / "play", config.task, "probe", config.probe_env_steps, config.seed)
+    return data.Frames(plays, statistics)
 
 
 def expectations(
@@ -66,18 +71,18 @@ def expectations(
     """
     count = min(len(pixels) // 2, 16)
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "pictured masks"))
-    found: Masks = sample_masks(mask_config(config, model.encoder.grid), count, 0, generator).to(inputs.device)
-    predicted = predict(model, inputs[:count], found).unflatten(0, (len(found.target), len(found.context), count))
+    masks = sample_masks(mask_config(config, model.encoder.grid), count, 0, generator).to(inputs.device)
+    predicted = predict(model, inputs[:count], masks).unflatten(0, (len(masks.target), len(masks.context), count))
     bank = tokens[count:].flatten(0, 1)
     patches = _patches(pixels[count:], config.patch).reshape(-1, *_patches(pixels[:1], config.patch).shape[2:])
     panels = []
     for k in range(count):
         whole = _patches(pixels[k : k + 1], config.patch)[0]
         context = np.full_like(whole, GREY)
-        for mask in found.context:
+        for mask in masks.context:
             context[mask[k].cpu()] = whole[mask[k].cpu()]
         expected = context.copy()
-        for m, mask in enumerate(found.target):
+        for m, mask in enumerate(masks.target):
             nearest = torch.cdist(predicted[m, 0, k], bank).argmin(1).cpu()
             expected[mask[k].cpu()] = patches[nearest]
         rows, columns = model.encoder.grid
@@ -115,14 +120,14 @@ def draw_colours(pixels: np.ndarray, tokens: Tensor, grid: tuple[int, int], path
     _save_rows([[_rgb(image), part] for image, part in zip(pixels[:SHOWN], enlarged, strict=True)], path)
 
 
-def _film(panels: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+def film(panels: Sequence[Sequence[np.ndarray]], path: Path) -> None:
     """Image, context and expectation side by side, one image after the other."""
     titles = ("image", "context", "expected")
     columns = []
     for k, title in enumerate(titles):
         frames = [_panel(row[k]) for row in panels]
         columns.append(np.stack([label(frame, title) for frame in frames]))
-    return side_by_side(columns)
+    write_video(path, side_by_side(columns), 1 / SECONDS)
 
 
 def _panel(image: np.ndarray) -> np.ndarray:

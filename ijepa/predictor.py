@@ -5,6 +5,8 @@ width. Parameter names are those of the official checkpoints.
 Source: paper, section 3 ("Prediction") and appendix A.1; reference code: src/models/vision_transformer.py.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor, nn
 

@@ -4,6 +4,8 @@ Shapes: T frames, D features, V variables (bytes of memory), 256 classes (the va
 Source: Anand et al. 2019; reference code: atariari/benchmark/{episodes,probe,utils,categorization}.py.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from common.seeding import derive_seed
-from ijepa.env import Play
 from ijepa.games import Variable
+from ijepa.play import Play
 
 BATCH = 64  # frames per update, and the length that an episode must exceed
 CLASSES = 256
@@ -188,8 +190,8 @@ def train_probes(
         for positions in torch.from_numpy(data.train.batches(rng)[0]):
             probes.step(inputs["train"][positions], labels["train"][positions][:, active], active)
         positions = torch.from_numpy(data.validation.batches(rng)[0]).flatten()
-        found = probes.logits(inputs["validation"][positions], active).argmax(-1)
-        accuracies = (found == labels["validation"][positions][:, active]).double().mean(0)
+        predicted = probes.logits(inputs["validation"][positions], active).argmax(-1)
+        accuracies = (predicted == labels["validation"][positions][:, active]).double().mean(0)
         for v, accuracy in zip(active, accuracies.tolist(), strict=True):
             plateaus[v].update(accuracy)
             probes.optimizer.param_groups[v]["lr"] = plateaus[v].lr
@@ -218,12 +220,12 @@ def counts(predictions: Predictions) -> np.ndarray:
     """[E, V, 3, 256]: per test episode, variable and byte: hits, predicted, true."""
     episodes = int(predictions.episode.max()) + 1
     variables = predictions.truth.shape[1]
-    found = np.zeros((3, episodes, variables, CLASSES))
+    tables = np.zeros((3, episodes, variables, CLASSES))
     place = predictions.episode[:, None], np.arange(variables)[None]
-    np.add.at(found[1], (*place, predictions.predicted), 1)
-    np.add.at(found[2], (*place, predictions.truth), 1)
-    np.add.at(found[0], (*place, predictions.truth), predictions.predicted == predictions.truth)
-    return found.transpose(1, 2, 0, 3)
+    np.add.at(tables[1], (*place, predictions.predicted), 1)
+    np.add.at(tables[2], (*place, predictions.truth), 1)
+    np.add.at(tables[0], (*place, predictions.truth), predictions.predicted == predictions.truth)
+    return tables.transpose(1, 2, 0, 3)
 
 
 def weighted_f1(tables: np.ndarray) -> np.ndarray:

@@ -3,10 +3,12 @@
 An image is a function of the seed and its number; nothing is stored.
 """
 
+from __future__ import annotations
+
 import cv2
 import numpy as np
 
-from ijepa.statistics import IMAGENET
+from ijepa.statistics import IMAGENET, Statistics
 
 COLOURS = np.array([(214, 62, 60), (238, 170, 44), (80, 176, 84), (64, 140, 214), (150, 88, 190), (236, 236, 236)])
 CLASSES = 5  # circle, triangle, square, star, cross
@@ -23,10 +25,11 @@ class Shapes:
     """
 
     channels = 3
-    statistics = IMAGENET[3]
     factors: tuple[str, ...] = ("class", "number", "colour", "distance")
 
-    def __init__(self, side: int, count: int, seed: int) -> None:
+    def __init__(self, side: int, count: int, seed: int, statistics: Statistics = IMAGENET[3]) -> None:
+        """`side` in pixels; `count` images; `statistics`: to normalise by."""
+        self.statistics = statistics
         self.side, self.count, self.seed = side, count, seed
         self.labels = np.stack([self._labels(self._rng(k)) for k in range(count)])
 

@@ -1,5 +1,7 @@
 """What images are normalised by before an encoder sees them."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np

@@ -3,10 +3,13 @@
     python -m ijepa.train --preset cpu --seed 0
 
 The same command continues an interrupted run. Games are played first; their frames stay in the run folder.
+`micro_step` is the method, `train_step` one update with it, `train_encoder` the loop.
 Source: paper, section 3; reference code: src/train.py.
 """
 
-from collections.abc import Callable, Sequence
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,40 +20,36 @@ from common.precision import compute_dtype
 from common.program import program
 from common.run import Run, run_folder, seed_everything, usable_device
 from common.stage import LOG_EVERY, Stage
-from ijepa import collapse, data, env, masks
-from ijepa.build import STAGE, build, mask_config, schedule
+from ijepa import collapse, data, play
+from ijepa.ablations import Step, step_towards
+from ijepa.build import STAGE, mask_config, new_model, new_schedule
 from ijepa.config import PRESETS, TASKS, Config
-from ijepa.data import Faults, Images, MicroBatches, Splits, micro_batches, to_input
+from ijepa.crops import to_input
+from ijepa.data import Faults, Images, MicroBatches, Splits, micro_batches
 from ijepa.jepa import (
     JEPA,
     Schedule,
     distance,
     new_optimizer,
-    normalise,
-    pixel_targets,
     predict,
     select,
     set_schedule,
     targets,
     update_target,
 )
-from ijepa.masks import Masks
+from ijepa.masks import Masks, check_masks
 
 
-def full_targets(model: JEPA, images: Tensor, kind: str) -> Tensor:
-    """What could be predicted of images [m, C, H, W]: tokens [m, N, D], normalised. Kinds as in `Config.target`."""
-    if kind == "ema":
-        return targets(model.target_encoder, images)
-    if kind == "online":
-        return targets(model.encoder, images)
-    return pixel_targets(images, model.encoder.patch) if kind == "pixels" else normalise(model.encoder(images))
+def micro_step(model: JEPA, images: Tensor, context: list[Tensor], target: list[Tensor]) -> list[Tensor]:
+    """The loss of one micro-batch, with gradient, and the tokens [m, N, D] that its targets were taken from.
 
-
-def micro_step(model: JEPA, images: Tensor, context: list[Tensor], target: list[Tensor], kind: str) -> list[Tensor]:
-    """The loss of one micro-batch, with gradient, and the tokens [m, N, D] that its targets were taken from."""
-    found = Masks(context, target)
-    tokens = full_targets(model, images, kind)
-    return [distance(predict(model, images, found), select(tokens, found)), tokens]
+    images [m, C, H, W], E context masks [m, Kc], M target masks [m, Kt]: lists, which torch.compile takes as they are.
+    Source: paper, section 3.
+    """
+    masks = Masks(context, target)
+    tokens = targets(model.target_encoder, images)  # of the whole image, no gradient
+    prediction = predict(model, images, masks)  # from the context alone, of each target block
+    return [distance(prediction, select(tokens, masks)), tokens]
 
 
 def train_step(
@@ -59,29 +58,28 @@ def train_step(
     batches: Sequence[tuple[Tensor, Masks]],
     schedule: Schedule,
     update: int,
-    kind: str = "ema",
     *,
     dtype: torch.dtype = torch.float32,
     is_watched: bool = False,
-    step: Callable[..., list[Tensor]] = micro_step,
+    step: Step = micro_step,
 ) -> dict[str, Tensor]:
     """One update on this rank's micro-batches, each images [m, C, H, W] normalised and its masks.
 
     The gradient is the mean over micro-batches and ranks. Returns the loss before the update, and with `is_watched`
     the numbers of `collapse.watch` on the first micro-batch. dtype: what the matrix products multiply, float32 (or that
-    of the weights) or bfloat16. `step` may be a compiled `micro_step`.
+    of the weights) or bfloat16. `step` may be a compiled `micro_step`, or one of `ablations.step_towards`.
     """
     set_schedule(optimizer, schedule.lr_at(update), schedule.weight_decay_at(update))
     optimizer.zero_grad(set_to_none=True)
     losses, watched = [], {}
-    for k, (images, found) in enumerate(batches):
+    for k, (images, masks) in enumerate(batches):
         # Deviation D4: no gradient scaler; bfloat16 has the exponents of float32.
         with torch.autocast(images.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            loss, tokens = step(model, images, found.context, found.target, kind)
+            loss, tokens = step(model, images, masks.context, masks.target)
         (loss / len(batches)).backward()
         losses.append(loss.detach())
         if is_watched and k == 0:
-            watched = collapse.watch(tokens.detach(), found.target, losses[0])
+            watched = collapse.watch(tokens.detach(), masks.target, losses[0])
     dist.average_gradients(model.parameters())
     optimizer.step()
     update_target(model.target_encoder, model.encoder, schedule.momentum_at(update))
@@ -93,20 +91,21 @@ def train_encoder(run: Run, config: Config, ranks: dist.Ranks, model: JEPA, imag
     model.to(ranks.device)
     batches = MicroBatches(images, config, mask_config(config, model.encoder.grid))
     total = batches.updates
-    rates = schedule(config, total)
+    rates = new_schedule(config, total)
     optimizer = new_optimizer(model)
     modules = {"encoder": model.encoder, "predictor": model.predictor, "target_encoder": model.target_encoder}
     stage = Stage(run, STAGE, total, config.checkpoint_seconds, ranks, modules, optimizer)
     faults = Faults(len(images), stage.state.get("faults", ()))
     dtype = compute_dtype(config.precision, ranks.device)
-    # Lengths of masks change from update to update: one graph for all of them.
-    step = torch.compile(micro_step, dynamic=True) if ranks.device.type == "cuda" else micro_step
+    step = micro_step if config.target == "ema" else step_towards(config.target)
+    if ranks.device.type == "cuda":
+        step = torch.compile(step, dynamic=True)  # lengths of masks change from update to update: one graph for all
     stream = micro_batches(batches, ranks, stage.first)
-    for update, found in zip(stage.updates(), stream, strict=True):
-        for batch in found:
-            faults.note(batch.faults)
+    for update, parts in zip(stage.updates(), stream, strict=True):
+        for part in parts:
+            faults.note(part.faults)
         inputs = [
-            (to_input(batch.images, images.statistics, ranks.device), batch.masks.to(ranks.device)) for batch in found
+            (to_input(part.images, images.statistics, ranks.device), part.masks.to(ranks.device)) for part in parts
         ]
         is_watched = update % LOG_EVERY == 0 or update + 1 == total
         losses = train_step(
@@ -115,7 +114,6 @@ def train_encoder(run: Run, config: Config, ranks: dist.Ranks, model: JEPA, imag
             inputs,
             rates,
             update,
-            config.target,
             dtype=dtype,
             is_watched=is_watched,
             step=step,
@@ -137,10 +135,10 @@ def pretraining_images(run: Run, config: Config, ranks: dist.Ranks, splits: Spli
     folder = run.folder.resolve() / "play"
     if dist.is_main(ranks):
         with run.timed("collect"):
-            for purpose, steps in (("pretrain", config.frames), ("probe", config.probe_frames)):
-                env.collect(folder, config.task, purpose, steps, config.seed, config.workers)
+            for purpose, steps in (("pretrain", config.env_steps), ("probe", config.probe_env_steps)):
+                play.collect(folder, config.task, purpose, steps, config.seed, config.workers)
     dist.barrier()
-    plays = env.load(folder, "pretrain")
+    plays = data.pretraining_play(folder, config)
     return data.Frames(plays, data.frame_statistics(plays, config))
 
 
@@ -151,16 +149,20 @@ def check(config: Config, ranks: dist.Ranks) -> tuple[JEPA, Splits | None]:
     """
     if config.micro_batches % ranks.world_size:
         raise ValueError(
-            f"batch: {config.micro_batches} micro-batches of {config.micro_batch} images do not divide over "
+            f"batch_size: {config.micro_batches} micro-batches of {config.micro_batch_size} images do not divide over "
             f"{ranks.world_size} processes"
         )
     splits = data.load_splits(config)
     if splits is not None:
         data.check_batch(splits.pretrain, config)
-    elif config.frames // env.PLAYERS < 1 or (config.is_trained and config.frames < config.batch):
-        raise ValueError(f"a batch of {config.batch} images needs more than the {config.frames} frames to be played")
-    model = build(config, data.channels(splits), config.init_from)
-    masks.check(mask_config(config, model.encoder.grid))
+    else:
+        play.check_emulator()
+        if config.env_steps // play.PLAYERS < 1 or (config.is_trained and config.env_steps < config.batch_size):
+            raise ValueError(
+                f"a batch of {config.batch_size} images needs more than the {config.env_steps} frames to be played"
+            )
+    model = new_model(config, data.channels(splits), config.init_from)
+    check_masks(mask_config(config, model.encoder.grid))
     return model, splits
 
 

@@ -5,6 +5,9 @@ Token index = row * S + column. Parameter names are those of the official checkp
 Source: paper, section 3 and appendix A.1; reference code: src/models/vision_transformer.py.
 """
 
+from __future__ import annotations
+
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +54,19 @@ def position_table(width: int, rows: int, columns: int) -> np.ndarray:
     row, column = np.divmod(np.arange(rows * columns), columns)
     angles = [position[:, None] * w for position in (column, row)]
     return np.concatenate([f(angle) for angle in angles for f in (np.sin, np.cos)], axis=1)
+
+
+def resized_table(table: Tensor, rows: int, columns: int) -> Tensor:
+    """A position table [1, G*G, D] of a square grid for another one, bicubic: [1, rows*columns, D]. Deviation D12.
+
+    The places of a network's own grid are kept, its patches becoming smaller or larger: a table calculated for the new
+    grid would hold places that the network has never met. Raises ValueError if the table is of no square grid.
+    """
+    side = math.isqrt(table.shape[1])
+    if side**2 != table.shape[1]:
+        raise ValueError(f"a position table of {table.shape[1]} places is of no square grid")
+    grid = table.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    return F.interpolate(grid, (rows, columns), mode="bicubic").flatten(2).transpose(1, 2)
 
 
 def patch_grid(height: int, width: int, patch: int) -> tuple[int, int]:
@@ -173,13 +189,18 @@ class VisionTransformer(nn.Module):
         return self.norm(x)
 
     def layers(self, images: Tensor, count: int) -> list[Tensor]:
-        """Outputs of the last `count` blocks on full images, each [B, N, D] after the final norm."""
-        x, found = self.embed(images), []
+        """Outputs of the last `count` blocks on full images, each [B, N, D] after the final norm.
+
+        Raises ValueError if there are not so many.
+        """
+        if not 1 <= count <= len(self.blocks):
+            raise ValueError(f"the last {count} blocks of an encoder of {len(self.blocks)}")
+        x, outputs = self.embed(images), []
         for k, block in enumerate(self.blocks):
             x = block(x)
             if k >= len(self.blocks) - count:
-                found.append(self.norm(x))
-        return found
+                outputs.append(self.norm(x))
+        return outputs
 
 
 @torch.no_grad()

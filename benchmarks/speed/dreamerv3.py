@@ -20,11 +20,11 @@ from common.run import Run
 from common.stage import Stage
 from dreamerv3.agent import Agent, new_agent
 from dreamerv3.config import Config
-from dreamerv3.data import Batch
 from dreamerv3.env import Worlds, make_world
 from dreamerv3.learner import Learner
+from dreamerv3.replay import Batch
 from dreamerv3.spaces import ActionSpace, ObsSpace
-from dreamerv3.train import Player, Trainer, new_optimizer
+from dreamerv3.train import Player, Trainer, new_learner, new_optimizer
 
 SMALL = Config(size="1m", edition="nature")
 SOURCE = "another project's table for one GB200, bfloat16: the authors' JAX code 22.0 ms"
@@ -73,7 +73,7 @@ def measure_beside(checkouts: Mapping[str, Path], device: torch.device) -> list[
     shipped = str(compute_dtype(SMALL.precision, torch.device("cpu"))).removeprefix("torch.")
     agents = {name: _agent(replace(SMALL, precision=name), False) for name in dict.fromkeys(("float32", shipped))}
     memory = {name: peak_memory_of(small_updates, name) for name in agents}
-    shape = {"batch": SMALL.batch_size, "length": SMALL.batch_length}
+    shape = {"batch": SMALL.batch_size, "length": SMALL.sequence_length}
     found = []
     with ExitStack() as stack:
         peers = [
@@ -106,7 +106,7 @@ def _drawn(agent: Agent) -> Callable[[], float]:
     generator = torch.Generator().manual_seed(0)
 
     def update() -> None:
-        learner.update(batch, agent.draw_noise(config.batch_size, config.batch_length, generator))
+        learner.update(batch, agent.draw_noise(config.batch_size, config.sequence_length, generator))
 
     return partial(seconds_of, update)
 
@@ -122,7 +122,9 @@ def _update(size: str, device: torch.device, *, is_image: bool, use_fast: bool) 
     torch.manual_seed(0)
     agent = _agent(Config(size=size, use_fast=use_fast), is_image).to(device)
     batch = _batch(agent, is_image, device)
-    noise = agent.draw_noise(agent.config.batch_size, agent.config.batch_length, torch.Generator(device).manual_seed(0))
+    noise = agent.draw_noise(
+        agent.config.batch_size, agent.config.sequence_length, torch.Generator(device).manual_seed(0)
+    )
     learner = _learner(agent, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -142,7 +144,7 @@ def _update_in_a_run(device: torch.device) -> dict[str, Any]:
         optimizer = new_optimizer(agent, config)
         stage = Stage(run, "train", 1, config.checkpoint_seconds, ranks, {"agent": agent}, optimizer)
         player, trainer = Player(agent, worlds, config, ranks), Trainer(stage, agent, optimizer, worlds, config, ranks)
-        for number in range(2 * config.batch_length):
+        for number in range(2 * config.sequence_length):
             trainer.replay.add(player.step(number))
             for _ in range(trainer.replay.envs):
                 trainer.replay.admit()
@@ -151,12 +153,12 @@ def _update_in_a_run(device: torch.device) -> dict[str, Any]:
 
 
 def _learner(agent: Agent, device: torch.device) -> Learner:
-    return Learner(agent, new_optimizer(agent, agent.config), agent.config, dist.setup(str(device)))
+    return new_learner(agent, new_optimizer(agent, agent.config), agent.config, dist.setup(str(device)))
 
 
 def _batch(agent: Agent, is_image: bool, device: torch.device) -> Batch:
     """Random steps."""
-    sizes, shape = agent.world.rssm.sizes, (agent.config.batch_size, agent.config.batch_length)
+    sizes, shape = agent.world.rssm.sizes, (agent.config.batch_size, agent.config.sequence_length)
     flags = torch.zeros(shape, dtype=torch.bool, device=device)
     obs = {name: torch.randn(*shape, *space.shape, device=device) for name, space in agent.world.encoder.spaces.items()}
     if is_image:

@@ -17,13 +17,15 @@ from benchmarks.speed.timing import figure, matmul_rate, timed
 from common.precision import compute_dtype
 from ha2018.config import Config
 from ha2018.controller import doom_action
-from ha2018.data import Batch
 from ha2018.dream import Dream, FirstFrames, rollout_returns
 from ha2018.dream_fast import FastDream
-from ha2018.env import TakeCover, random_episode
-from ha2018.memory import MDNRNN
-from ha2018.processes import Worlds
+from ha2018.encoding import Batch
+from ha2018.env import TakeCover
+from ha2018.memory import MDNRNN, mdn_nll, restart_loss
+from ha2018.memory_fast import FastLosses
+from ha2018.processes import Games
 from ha2018.racing import CarRacing
+from ha2018.random_play import doom_episode
 from ha2018.train import memory_step, vision_step
 from ha2018.vision import VAE
 
@@ -96,7 +98,7 @@ def measure(device: torch.device) -> list[dict[str, Any]]:
             ratio=round(exact_rate * flops / 1e9 / gflops, 3),
         ),
     ]
-    found += [_vision(config, device), _memory(config, device), _game(), *_racing()]
+    found += [_vision(config, device), *_memory(config, device), _game(), *_racing()]
     return found
 
 
@@ -161,35 +163,66 @@ def _vision(config: Config, device: torch.device) -> dict[str, Any]:
     return figure("V update, 100 frames", "ms", timing)
 
 
-def _memory(config: Config, device: torch.device) -> dict[str, Any]:
-    memory = _endless_memory(config).to(device)
-    optimizer = torch.optim.Adam(memory.parameters(), lr=config.memory_lr, fused=True)
+def _memory(config: Config, device: torch.device) -> list[dict[str, Any]]:
+    """An update of M in float32, where the device has it in bfloat16 too, and with torch's own LSTM and autograd."""
     shape = (config.memory_batch, config.memory_length)
     z, action = torch.randn(*shape, config.z_size, device=device), torch.rand(*shape, 1, device=device)
     batch = Batch(z, action, (torch.rand(shape, device=device) < 1 / 308).float())
-    state = memory.initial_state(config.memory_batch)
-    timing = timed(lambda: memory_step(memory, optimizer, batch, state, config), device, repeats=3)
-    return figure(
-        "M update, 100 x 500 frames",
-        "ms",
-        timing,
-        published=590.0,
-        published_source="about 0.59 s per step on a P100 (doomrnn/trainlog/gpu_jobs.log.txt)",
-    )
+    peer = timed(_torch_lstm_update(config, batch), device, repeats=3)
+    found = []
+    for dtype in dict.fromkeys((torch.float32, compute_dtype("auto", device))):
+        memory = _endless_memory(config).to(device)
+        optimizer = torch.optim.Adam(memory.parameters(), lr=config.memory_lr, fused=True)
+        fast, state = FastLosses(memory, dtype), memory.initial_state(config.memory_batch)
+        timing = timed(partial(memory_step, memory, fast, optimizer, batch, state, config), device, repeats=3)
+        found.append(
+            figure(
+                f"M update, 100 x 500 frames, products in {str(dtype).removeprefix('torch.')}",
+                "ms",
+                timing,
+                peer=f"torch.nn.LSTM and autograd, float32: {1000 * peer.median:,.0f} ms",
+                ratio=round(peer.median / timing.median, 2),
+                published=590.0,
+                published_source="about 0.59 s per step on a P100 (doomrnn/trainlog/gpu_jobs.log.txt)",
+            )
+        )
+    return found
+
+
+def _torch_lstm_update(config: Config, batch: Batch) -> Callable[[], None]:
+    """The same update as a user of torch would write it; its LSTM is spared the dropping of states at restarts."""
+    device = batch.z.device
+    memory = _endless_memory(config).to(device)  # its output layer and losses alone
+    lstm = torch.nn.LSTM(memory.input_size, config.hidden_size, batch_first=True).to(device)
+    parameters = [memory.output_w, memory.output_b, *lstm.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=config.memory_lr, fused=True)
+
+    def update() -> None:
+        h, _ = lstm(memory.inputs(batch.z, batch.action, batch.restart)[:, :-1])
+        prediction = memory.predict(h)
+        assert prediction.restart_logit is not None
+        loss = mdn_nll(prediction, batch.z[:, 1:])
+        loss = loss + restart_loss(prediction.restart_logit, batch.restart[:, 1:], config.restart_weight)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_value_(parameters, config.gradient_clip)
+        optimizer.step()
+
+    return update
 
 
 def _game() -> dict[str, Any]:
     """Random play with the official preprocessing, as in data collection."""
-    games = multiprocessing.cpu_count()
-    with Worlds(TakeCover, games, games) as worlds:
-        jobs = [partial(_length, seed=seed) for seed in range(4 * games)]
-        lengths = list(worlds.each(jobs))
-        timing = timed(lambda: list(worlds.each(jobs)), torch.device("cpu"), repeats=3, warmup=0)
-    return figure(f"Take Cover at 160 x 120, {games} games side by side", "steps/s", timing, sum(lengths))
+    count = multiprocessing.cpu_count()
+    with Games(TakeCover, count, count) as games:
+        jobs = [partial(_length, seed=seed) for seed in range(4 * count)]
+        lengths = list(games.each(jobs))
+        timing = timed(lambda: list(games.each(jobs)), torch.device("cpu"), repeats=3, warmup=0)
+    return figure(f"Take Cover at 160 x 120, {count} games side by side", "steps/s", timing, sum(lengths))
 
 
 def _length(game: TakeCover, seed: int) -> int:
-    return len(random_episode(game, seed, 10)[0])
+    return len(doom_episode(game, seed, 10)[0])
 
 
 def _racing() -> list[dict[str, Any]]:

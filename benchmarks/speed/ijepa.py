@@ -13,7 +13,7 @@ import torch
 from benchmarks.peers.peer import Peer, compared, started
 from benchmarks.speed.timing import Timing, figure, in_turns, peak_memory_of, timed
 from common.precision import compute_dtype
-from ijepa.build import build, mask_config, schedule
+from ijepa.build import mask_config, new_model, new_schedule
 from ijepa.config import Config
 from ijepa.jepa import JEPA, new_optimizer
 from ijepa.masks import Masks, sample_masks
@@ -22,9 +22,11 @@ from ijepa.train import micro_step, train_step
 from ijepa.vit import Attention, Block
 
 CPU = torch.device("cpu")
-SMALL = Config(size=(64, 64), patch=8, encoder="small", predictor_depth=6, min_keep=4, batch=64, micro_batch=64)
-BASE = Config(patch=16, encoder="base", predictor_depth=6, batch=256, micro_batch=256)
-HUGE = Config(batch=64, micro_batch=64)
+SMALL = Config(
+    size=(64, 64), patch=8, encoder="small", predictor_depth=6, min_keep=4, batch_size=64, micro_batch_size=64
+)
+BASE = Config(patch=16, encoder="base", predictor_depth=6, batch_size=256, micro_batch_size=256)
+HUGE = Config(batch_size=64, micro_batch_size=64)
 
 
 def measure(device: torch.device) -> list[dict[str, Any]]:
@@ -45,15 +47,16 @@ def measure(device: torch.device) -> list[dict[str, Any]]:
         for words, config in _precisions(case, device).items():
             step, flops = _update(config, device)
             timing = timed(step, device, repeats=5, warmup=3)
+            written_out = "" if plain is None else f"{config.batch_size / plain:,.1f} images/s"
             found += [
                 figure(
                     f"pretraining update, {_title(case)}, {words}",
                     "images/s",
                     timing,
-                    config.batch,
+                    config.batch_size,
                     peer=None
                     if plain is None
-                    else f"in float32 with attention and optimiser written out: {config.batch / plain:,.1f} images/s",
+                    else f"in float32 with attention and optimiser written out: {written_out}",
                     ratio=None if plain is None else round(plain / timing.median, 2),
                 ),
                 figure(
@@ -78,7 +81,10 @@ def measure_beside(checkouts: Mapping[str, Path], device: torch.device) -> list[
     if device.type == "cpu":
         cases = [(case, "float32") for case in _precisions(SMALL, device).values()]
     else:
-        halves = [replace(case, batch=case.batch // 2, micro_batch=case.batch // 2) for case in (BASE, HUGE)]
+        halves = [
+            replace(case, batch_size=case.batch_size // 2, micro_batch_size=case.batch_size // 2)
+            for case in (BASE, HUGE)
+        ]
         cases = [(replace(case, precision="bfloat16"), "bfloat16") for case in halves]
     return [_beside(name, path, *case, device) for name, path in checkouts.items() for case in cases]
 
@@ -88,13 +94,13 @@ def _beside(name: str, checkout: Path, config: Config, theirs: str, device: torc
     is_cuda = device.type == "cuda"
     if is_cuda:
         torch.cuda.reset_peak_memory_stats(device)
-    model = build(config, 3)
+    model = new_model(config, 3)
     masks = _masks(config, model)
     order = {
         "device": device.type,
         "precision": theirs,
         "encoder": config.encoder,
-        "batch": config.batch,
+        "batch": config.batch_size,
         "size": config.size[0],
         "patch": config.patch,
         "predictor_depth": config.predictor_depth,
@@ -113,7 +119,7 @@ def _beside(name: str, checkout: Path, config: Config, theirs: str, device: torc
             memory, peer_memory = torch.cuda.max_memory_allocated(device) / 2**30, _memory(peer)
         else:
             memory, peer_memory = peak_memory_of(small_updates, config.precision), peer.memory
-        return compared(row, "images/s", ours, other, peer, parameters, memory, config.batch, peer_memory)
+        return compared(row, "images/s", ours, other, peer, parameters, memory, config.batch_size, peer_memory)
 
 
 def _memory(peer: Peer) -> float:
@@ -129,7 +135,7 @@ def small_updates(precision: str) -> None:
 
 
 def _title(config: Config) -> str:
-    return f"ViT-{config.encoder[0].upper()}/{config.patch} at {config.size[0]} px, batch {config.batch}"
+    return f"ViT-{config.encoder[0].upper()}/{config.patch} at {config.size[0]} px, batch {config.batch_size}"
 
 
 def _product(dtype: torch.dtype, device: torch.device) -> tuple[int, Timing]:
@@ -147,7 +153,7 @@ def _precisions(config: Config, device: torch.device) -> dict[str, Config]:
 
 def _masks(config: Config, model: JEPA) -> Masks:
     grid = model.encoder.grid
-    return sample_masks(mask_config(config, grid), config.batch, 0, torch.Generator().manual_seed(0))
+    return sample_masks(mask_config(config, grid), config.batch_size, 0, torch.Generator().manual_seed(0))
 
 
 def _update(config: Config, device: torch.device, is_written_out: bool = False) -> tuple[Callable[[], object], float]:
@@ -155,10 +161,10 @@ def _update(config: Config, device: torch.device, is_written_out: bool = False) 
 
     is_written_out: attention as softmax(q k) v and AdamW tensor by tensor, as in the authors' code.
     """
-    model = build(config, 3).to(device)
+    model = new_model(config, 3).to(device)
     masks = _masks(config, model)
-    images = torch.randn(config.batch, 3, *config.size, device=device)
-    rates, optimizer = schedule(config, 1000), new_optimizer(model)
+    images = torch.randn(config.batch_size, 3, *config.size, device=device)
+    rates, optimizer = new_schedule(config, 1000), new_optimizer(model)
     if is_written_out:
         groups = [{**group, "fused": False, "foreach": False} for group in optimizer.param_groups]
         optimizer = torch.optim.AdamW(groups, foreach=False)
@@ -200,7 +206,7 @@ def _flops(model: JEPA, config: Config, masks: Masks) -> float:
     narrow = config.predictor_width
     predicted = transformer(known + asked, narrow, 4 * narrow, config.predictor_depth)
     predicted += 2 * (known + asked) * narrow * size.width
-    return config.batch * (target + 3 * (context + config.targets * predicted))
+    return config.batch_size * (target + 3 * (context + config.targets * predicted))
 
 
 def _ram_probes() -> dict[str, Any]:

@@ -128,3 +128,18 @@ def test_dict_round_trip_is_strict():
         from_dict(Config, {**to_dict(config), "sead": 1})
     with pytest.raises(ValueError, match="seed must be a whole number, not True"):
         from_dict(Config, {**to_dict(config), "seed": True})
+
+
+def test_print_config_names_the_layer_of_every_value_and_can_be_given_back(capsys):
+    words = ["--preset", "smoke", "--task", "carracing", "--set", "sizes=1,2", "--use-amp"]
+    with pytest.raises(SystemExit) as end:
+        run(*words, "--print-config")
+    assert end.value.code == 0
+    lines = [line.partition("#") for line in capsys.readouterr().out.splitlines()]
+    found = {value.strip(): source.strip() for value, _, source in lines}
+    assert found["vae_batch=5"] == "preset smoke"
+    assert found["temperature=0.7"] == "task carracing"
+    assert found["limit=none"] == "default"
+    assert found["sizes=1,2"] == found["use_amp=true"] == "option"
+    assert run("--set", *found)[0] == run(*words)[0]
+    assert not hasattr(run(*words)[1], "print_config")

@@ -1,5 +1,7 @@
 """Updates of a small learner, alone or over the ranks of torchrun: python -m dreamerv3.tests.calculation FOLDER."""
 
+from __future__ import annotations
+
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -9,10 +11,9 @@ import torch
 
 from common import dist
 from dreamerv3.agent import Noise
-from dreamerv3.data import Batch
-from dreamerv3.learner import train_step
+from dreamerv3.replay import Batch
 from dreamerv3.tests.conftest import tiny_agent, tiny_batch
-from dreamerv3.train import new_optimizer
+from dreamerv3.train import new_optimizer, train_step
 
 
 def part(batch: Batch, rows: slice) -> Batch:

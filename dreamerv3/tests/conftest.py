@@ -1,20 +1,21 @@
 """One trained run of the smoke preset for all tests of this package, and the real commands as subprocesses."""
 
-import os
+from __future__ import annotations
+
+import functools
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from common import testing
 from dreamerv3.agent import Agent
 from dreamerv3.config import EDITIONS, Config
-from dreamerv3.data import Batch
+from dreamerv3.replay import Batch
 from dreamerv3.spaces import ActionSpace, ObsSpace, Sizes
 
-ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ("--preset", "smoke")
 TINY = Sizes(16, 8, 4, 4, 2, 8, 4)
 SPACES = {
@@ -24,31 +25,21 @@ SPACES = {
 }
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
 Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory) -> Start:
     """start(module, *options): the command in an empty folder; its streams are pipes."""
-    folder = tmp_path_factory.mktemp("elsewhere")
-
-    def start(*words: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", *words]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, cwd=folder, env=environment(), stdout=pipe, stderr=pipe, text=True)
-
-    return start
+    return functools.partial(testing.start, cwd=tmp_path_factory.mktemp("elsewhere"))
 
 
 @pytest.fixture(scope="session")
 def egl() -> None:
     """For tests that render; asked of a process of its own, since EGL is initialised once."""
-    command = [sys.executable, "-c", "import dm_control._render.pyopengl.egl_renderer"]
-    if subprocess.run(command, env=environment() | {"MUJOCO_GL": "egl"}, capture_output=True).returncode:
+    process = testing.start("dm_control._render.pyopengl.egl_renderer", environment={"MUJOCO_GL": "egl"})
+    process.communicate()
+    if process.returncode:
         pytest.skip("no EGL")
 
 
@@ -56,9 +47,7 @@ def egl() -> None:
 def trained(start: Start, tmp_path_factory) -> Path:
     """The folder of a run trained in one go, with two checkpoints. Tests must not change it."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    process = start("dreamerv3.train", *SMOKE, "--run", str(folder))
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    testing.finish(start("dreamerv3.train", *SMOKE, "--run", str(folder)))
     return folder
 
 

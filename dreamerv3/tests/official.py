@@ -1,5 +1,7 @@
 """The authors' parameter names and kernel layouts for our modules: an explicit table per edition."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,5 +1,7 @@
 """What the distributions promise at their borders, where no case of the authors' code lies."""
 
+from __future__ import annotations
+
 import itertools
 
 import pytest

@@ -1,5 +1,7 @@
 """The worlds: what they show and take, that an episode is its seed and its actions, and clear complaints."""
 
+from __future__ import annotations
+
 import importlib
 import os
 import subprocess
@@ -12,15 +14,15 @@ import numpy as np
 import pytest
 import torch
 
+from common import testing
 from dreamerv3 import train
 from dreamerv3.agent import new_agent
 from dreamerv3.atari import gray
 from dreamerv3.config import TASKS, Config
-from dreamerv3.data import Replay
 from dreamerv3.env import Crafter, Gym, Worlds, make_world
 from dreamerv3.interface import Step, WorldError, need, rescale, resized
+from dreamerv3.replay import Replay
 from dreamerv3.spaces import ActionSpace, ObsSpace
-from dreamerv3.tests.conftest import environment
 
 WORLDS: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]], int]] = {
     "walker": ({"task": "dmc_proprio_walker_walk"}, {"orientations": (14,), "height": (1,), "velocity": (9,)}, 6),
@@ -250,8 +252,8 @@ def test_observations_may_have_any_name(pictures, tmp_path):
     }
     replay = Replay(tmp_path, world.spaces, world.actions, agent.world.rssm.sizes, 1, 100, 4)
     for k, name in enumerate(names):
-        replay.arrays[f"obs/{name}"][0] = k
-    assert [replay.arrays[f"obs/{name}"][0].mean() for name in names] == list(range(len(names)))
+        replay.rows.arrays[f"obs/{name}"][0] = k
+    assert [replay.rows.arrays[f"obs/{name}"][0].mean() for name in names] == list(range(len(names)))
 
 
 def test_the_games_of_ale_are_known_to_gymnasium():
@@ -269,7 +271,8 @@ def test_what_gymnasium_cannot_give_is_said_in_one_line():
 
 def test_a_machine_without_a_renderer_is_told_so(tmp_path):
     code = "from dreamerv3.train import main; main(['--preset', 'smoke', '--task', 'dmc_vision_cartpole_balance'])"
-    plain = {name: value for name, value in environment().items() if not name.endswith(("DISPLAY", "MUJOCO_GL"))}
+    everything = os.environ | {"PYTHONPATH": str(testing.ROOT), "OMP_NUM_THREADS": "1"}
+    plain = {name: value for name, value in everything.items() if not name.endswith(("DISPLAY", "MUJOCO_GL"))}
     variables = ({"MUJOCO_GL": "disabled"}, {"MUJOCO_GL": "glfw"}, {"__EGL_VENDOR_LIBRARY_FILENAMES": "none.json"})
     command, pipe = [sys.executable, "-c", code], subprocess.PIPE
     started = [subprocess.Popen(command, cwd=tmp_path, env=plain | v, stderr=pipe, text=True) for v in variables]
@@ -343,3 +346,12 @@ def test_a_missing_package_is_named_with_its_remedy():
     with pytest.raises(WorldError) as error:
         need("gymnasium.no_such_part", "this")
     assert "pip" not in str(error.value)
+
+
+def test_no_library_of_a_world_is_imported_before_it_is_played():
+    """A machine that only trains needs none of them."""
+    names = ("gymnasium", "ale_py", "dm_control", "mujoco", "crafter")
+    code = f"import sys; sys.modules.update(dict.fromkeys({names}))"
+    code += "; import dreamerv3.train, dreamerv3.evaluate"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=testing.ROOT, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,5 +1,7 @@
 """The test of a run: what an episode's return depends on, the curve, and the files of an evaluated run."""
 
+from __future__ import annotations
+
 import json
 import shutil
 from dataclasses import replace
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from common import testing
 from common.record import RECORD_KEYS
 from dreamerv3 import evaluate, pictures, train
 from dreamerv3.agent import new_agent
@@ -70,6 +73,9 @@ def test_each_control_of_robustness_has_a_claim_of_its_own():
     assert words[:4] == ["learns", "learns-free0", "learns-no-symlog", "learns-no-two-hot"]
     assert words[4:] == ["learns-frames5000-ratio32", "learns-free0.5-ratio512"]
     assert evaluate.claim(Config(env_frames=40_000), "night") == "learns"
+    assert evaluate.claim(replace(cpu, lr_by_size=True), "cpu") == "learns-lr-by-size"
+    assert evaluate.claim(replace(cpu, train_ratio=0.0), "cpu") == "learns-untrained"
+    assert evaluate.claim(replace(cpu, train_ratio=0.0, free_nats=0.0), "cpu") == "learns-free0-untrained"
 
 
 def test_the_score_of_crafter():
@@ -110,9 +116,7 @@ def check_record(folder, output):
 def test_a_trained_run_is_tested_filmed_and_recorded(trained, start, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
-    process = start("dreamerv3.evaluate", "--run", str(folder))
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
+    output, errors = testing.finish(start("dreamerv3.evaluate", "--run", str(folder)))
     assert errors == ""
     record = check_record(folder, output)
     assert (record["paper"], record["preset"], record["seed"]) == ("dreamerv3", "smoke", 0)
@@ -139,7 +143,7 @@ def test_a_film_of_an_image_world_has_four_panels(tmp_path):
     config = Config(task="crafter", size="1m", test_episodes=1)
     with Worlds(lambda: make_world(config), [0], 0, "film") as games:
         agent = new_agent(games.spaces, games.actions, config)
-        pictures.show(agent, games, agent_policy(agent, 1, 0), config, tmp_path)
+        pictures.film(agent, games, agent_policy(agent, 1, 0), config, tmp_path)
     film = cv2.VideoCapture(str(tmp_path / "video.webm"))
     ok, frame = film.read()
     film.release()
@@ -172,11 +176,11 @@ def test_a_run_that_is_not_there_or_not_ended_or_of_another_size_is_named_in_one
     shutil.copytree(trained, unfinished)
     max(unfinished.glob("train/step-*")).unlink()
     shutil.copytree(trained, other)
-    config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps(config | {"size": "12m"}))
+    for name, change in (("config.json", {"size": "12m"}), ("meta.json", {"identity": ""})):
+        (other / name).write_text(json.dumps(json.loads((other / name).read_text()) | change))
     cases = (
         (tmp_path / "none", "is no run folder"),
-        (unfinished, "training has not ended"),
+        (unfinished, "of 100 steps stands there unharmed"),
         (other, "another size or world: agent: actor"),
     )
     for folder, reason in cases:

@@ -1,5 +1,7 @@
 """Parameter counts of every size as the reference code has them, initialisation, and what layers promise."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 

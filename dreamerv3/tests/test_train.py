@@ -1,67 +1,62 @@
 """The real train command: killed and resumed, on two ranks, with bad options, with a loss that is not finite."""
 
+from __future__ import annotations
+
 import json
 import random
 import shutil
-import subprocess
-import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
-from common import checkpoint
+from common import checkpoint, testing
 from common.run import NonFiniteError
-from dreamerv3 import evaluate, learner, train
+from dreamerv3 import evaluate, train
+from dreamerv3.config import Config
 from dreamerv3.tests.calculation import calculate
-from dreamerv3.tests.conftest import SMOKE, environment
+from dreamerv3.tests.conftest import SMOKE
 
 IMAGE = ("--task", "crafter")
 FAST = (*SMOKE, "--checkpoint-seconds", "0")
+CHANGING = ("meta.json", "clock.json", ".lock")  # at every start
 TOTAL = 100  # agent steps of each environment in the smoke preset of a control task
-
-
-def lines(folder):
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "wall"} for line in metrics]
-
-
-def same_tensors(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert torch.equal(tensor, theirs[name]), name
 
 
 def same_runs(ours, theirs):
     """Log, weights, optimiser, normaliser, and every row of the replay with its latents."""
-    assert lines(ours) == lines(theirs)
-    one, two = (checkpoint.load_latest(folder / "train") for folder in (ours, theirs))
-    assert one is not None
-    assert two is not None
-    assert one.step == two.step
-    assert one.state == two.state
-    same_tensors(one.tensors, two.tensors)
-    names = [path.name for path in (theirs / "replay-0").glob("*.bin") if not path.name.startswith("undo")]
-    assert {"h.bin", "z.bin", "action.bin", "reward.bin"} <= set(names)
+    testing.same_log(ours, theirs)
+    testing.same_checkpoints(ours / "train", theirs / "train")
+    assert newest(ours).state == newest(theirs).state
+    names = {path.name for path in (theirs / "replay-0").glob("*.bin") if not path.name.startswith("undo")}
+    names -= {"checks.bin", "latent-checks.bin"}  # of the run, too
+    assert {"h.bin", "z.bin", "action.bin", "reward.bin"} <= names
     for name in names:
         a, b = (np.fromfile(folder / "replay-0" / name, np.uint8) for folder in (ours, theirs))
         assert np.array_equal(a, b), name
 
 
+def newest(folder) -> checkpoint.Checkpoint:
+    found = checkpoint.load_latest(folder / "train")
+    assert found is not None
+    return found
+
+
 def kill_at(process, folder, step, rng):
     """SIGKILL at a random moment after the checkpoint of `step`."""
-    while not list(folder.glob("train/step-*")) or max(folder.glob("train/step-*")).name < f"step-{step:09d}":
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.001)
-    time.sleep(rng.uniform(0, 0.05))
-    process.kill()
-    process.communicate()
-    assert process.returncode == -9
-    newest = checkpoint.load_latest(folder / "train")
-    assert newest is not None
-    assert newest.step < TOTAL, "killed too late to show anything"
+
+    def is_time() -> bool:
+        if not testing.has_step(folder, "train", step):
+            return False
+        time.sleep(rng.uniform(0, 0.05))
+        return True
+
+    testing.kill_when(process, is_time)
+    assert newest(folder).step < TOTAL, "killed too late to show anything"
 
 
 def test_killed_twice_and_resumed_equals_one_go(trained, start, tmp_path):
@@ -73,26 +68,19 @@ def test_killed_twice_and_resumed_equals_one_go(trained, start, tmp_path):
     max(folder.glob("train/step-*")).unlink()
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"stage": "train", "st')
-    process = start(*words)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    testing.finish(start(*words))
     same_runs(folder, trained)
     assert len(json.loads((folder / "meta.json").read_text())["restarts"]) == 2
 
 
 def test_an_image_task_resumes_too(start, tmp_path):
     """Crafter: pixels, discrete actions, the Nature edition."""
-    small = ("--edition", "nature", "--env-frames", "60", "--batch-length", "8", "--batch-size", "2")
+    small = ("--edition", "nature", "--env-frames", "60", "--sequence-length", "8", "--batch-size", "2")
     folders = tmp_path / "one", tmp_path / "two"
     words = ("dreamerv3.train", *FAST, *IMAGE, *small)
-    process = start(*words, "--run", str(folders[0]))
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    process = start(*words, "--run", str(folders[1]))
-    kill_at(process, folders[1], 12, random.Random(0))
-    process = start(*words, "--run", str(folders[1]))
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    testing.finish(start(*words, "--run", str(folders[0])))
+    kill_at(start(*words, "--run", str(folders[1])), folders[1], 12, random.Random(0))
+    testing.finish(start(*words, "--run", str(folders[1])))
     same_runs(*folders)
 
 
@@ -100,12 +88,9 @@ def test_an_image_task_resumes_too(start, tmp_path):
 def test_worlds_that_render_are_trained_and_tested_without_a_word(start, tmp_path):
     """Also none of a renderer that is freed too late, when the program ends."""
     words = ("dreamerv3.train", *SMOKE, "--task", "dmc_vision_cartpole_balance", "--first-windows", "2")
-    small = ("--action-repeat", "100", "--env-frames", "1200", "--batch-length", "4", "--batch-size", "2")
+    small = ("--action-repeat", "100", "--env-frames", "1200", "--sequence-length", "4", "--batch-size", "2")
     for command in ((*words, *small), ("dreamerv3.evaluate",)):
-        process = start(*command, "--run", str(tmp_path / "run"))
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
-        assert errors == ""
+        assert testing.finish(start(*command, "--run", str(tmp_path / "run")))[1] == ""
     images = np.fromfile(tmp_path / "run" / "replay-0" / "obs-image.bin", np.uint8, 6 * 64 * 64 * 3).reshape(3, 2, -1)
     assert images.std(-1).min() > 5
     assert not np.array_equal(images[0], images[2])
@@ -113,7 +98,7 @@ def test_worlds_that_render_are_trained_and_tested_without_a_word(start, tmp_pat
 
 
 def test_a_finished_run_started_again_changes_nothing(trained, capsys):
-    before = {path: path.read_bytes() for path in trained.rglob("*.*") if path.name not in ("meta.json", "clock.json")}
+    before = {path: path.read_bytes() for path in trained.rglob("*.*") if path.name not in CHANGING}
     seeds = torch.get_rng_state(), torch.are_deterministic_algorithms_enabled()
     try:
         train.main([*SMOKE, "--run", str(trained)])
@@ -133,8 +118,7 @@ def test_two_ranks_equal_one(start, tmp_path):
     launch = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "dreamerv3.tests.calculation")
     process = start(*launch, str(folders[1]))
     calculate(folders[0])
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    testing.finish(process)
     one, two = (safetensors.torch.load_file(folder / "result.safetensors") for folder in folders)
     assert one.keys() == two.keys()
     for name, value in one.items():
@@ -144,32 +128,30 @@ def test_two_ranks_equal_one(start, tmp_path):
 def test_two_ranks_train_and_resume(tmp_path):
     """Behind two dashes, or else torchrun takes --run for an option of its own."""
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "dreamerv3.train", "--", *FAST, "--env-frames", "100", "--run", str(folder)]
-    found = []
+    launch = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "dreamerv3.train", "--")
+    found: list[tuple[Path, list[np.ndarray]]] = []
     for _ in range(2):
-        done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        testing.run(*launch, *FAST, "--env-frames", "100", "--run", str(folder), cwd=tmp_path)
         assert (folder / "replay-1" / "h.bin").exists()
-        newest = checkpoint.load_latest(folder / "train")
-        assert newest is not None
-        found.append((lines(folder), newest.tensors, [np.fromfile(p, np.float32) for p in folder.glob("*/h.bin")]))
-        newest.path.unlink()  # back to the checkpoint before
-    assert found[0][0] == found[1][0]
-    same_tensors(found[0][1], found[1][1])
-    assert all(np.array_equal(a, b) for a, b in zip(found[0][2], found[1][2], strict=True))
+        copy = tmp_path / f"copy{len(found)}"
+        shutil.copytree(folder, copy)
+        found.append((copy, [np.fromfile(path, np.float32) for path in folder.glob("*/h.bin")]))
+        newest(folder).path.unlink()  # back to the checkpoint before
+    testing.same_log(found[0][0], found[1][0])
+    testing.same_checkpoints(found[0][0] / "train", found[1][0] / "train")
+    assert all(np.array_equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
 
 
 def test_a_loss_that_is_not_finite_names_stage_step_term_and_checkpoint(tmp_path, monkeypatch):
     calls = []
-    real = learner.train_step
+    real = train.train_step
 
-    def broken(*args):
+    def broken(*args, **names):
         calls.append(1)
-        metrics, states = real(*args)
+        metrics, states = real(*args, **names)
         return ({**metrics, "loss_reward": torch.tensor(torch.nan)} if len(calls) == 10 else metrics), states
 
-    monkeypatch.setattr(learner, "train_step", broken)
+    monkeypatch.setattr(train, "train_step", broken)
     deterministic = torch.are_deterministic_algorithms_enabled()
     try:
         with pytest.raises(NonFiniteError, match=r"train step \d+: loss_reward is nan; last good checkpoint: .*step-"):
@@ -210,6 +192,14 @@ def test_bad_options_end_in_one_line_and_leave_nothing(program, words, complaint
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("size", "ratio", "rate"), [("200m", 32, 4.0e-5), ("12m", 512, 4.9e-5), ("1m", 512, 2.6e-4)])
+def test_the_learning_rate_by_size_is_that_of_the_authors_rule(size, ratio, rate):
+    config = Config(size=size, train_ratio=ratio, lr_by_size=True)
+    assert float(f"{train.learning_rate(config):.1e}") == rate
+    for other in (Config(), replace(config, lr_by_size=False), replace(config, train_ratio=0.0)):
+        assert train.learning_rate(other) == 4e-5
+
+
 def test_a_run_of_other_settings_is_refused(trained, capsys):
     with pytest.raises(SystemExit) as end:
         train.main([*SMOKE, "--run", str(trained), "--size", "12m"])
@@ -240,16 +230,17 @@ def end_of(command, capsys) -> str:
     ],
 )
 def test_a_run_changed_by_hand_is_refused_and_loses_nothing(changed, words, reason, trained, tmp_path, capsys):
+    """A run of an earlier version: newer ones do not take another config.json for theirs."""
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changed))
-    before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.name != "meta.json"}
+    for name, change in (("config.json", changed), ("meta.json", {"identity": ""})):
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | change))
+    before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.name not in CHANGING}
     error = end_of(lambda: train.main([*SMOKE, "--run", str(folder), *words]), capsys)
     assert error.count("\n") == 1
     assert f"{folder}" in error
     assert reason in error
-    assert {path: path.read_bytes() for path in folder.rglob("*.*") if path.name != "meta.json"} == before
+    assert {path: path.read_bytes() for path in folder.rglob("*.*") if path.name not in CHANGING} == before
 
 
 def test_a_run_without_a_good_checkpoint_or_with_a_replay_gone_says_so(trained, tmp_path, capsys):
@@ -264,7 +255,7 @@ def test_a_run_without_a_good_checkpoint_or_with_a_replay_gone_says_so(trained, 
 
 
 def test_the_log_tells_updates_frames_and_episodes(trained):
-    found = lines(trained)
+    found = testing.log_lines(trained)
     assert [line["updates"] for line in found if line["stage"] == "train"][-1] == 20
     assert found[-1]["env_frames"] == 400
     names = {"loss", "loss_rec/position", "loss_dyn", "loss_actor", "return_scale", "entropy"}

@@ -1,7 +1,10 @@
 """One update: the fast form against the readable one, where gradients go, and that rows do not mix."""
 
+from __future__ import annotations
+
 import copy
 import dataclasses
+import functools
 from dataclasses import replace
 
 import pytest
@@ -11,12 +14,12 @@ from common import dist
 from dreamerv3 import imagination_fast, rssm_fast
 from dreamerv3.actor_critic import imagine, lambda_return
 from dreamerv3.config import Config
-from dreamerv3.data import Batch
 from dreamerv3.distributions import symexp_bins, two_hot_mean
-from dreamerv3.learner import Learner, cloned, scales, tensors_of, train_step, weighted_sum
+from dreamerv3.learner import cloned, tensors_of
+from dreamerv3.replay import Batch
 from dreamerv3.rssm import State
 from dreamerv3.tests.conftest import tiny_agent, tiny_batch
-from dreamerv3.train import new_optimizer
+from dreamerv3.train import loss_weights, new_learner, new_optimizer, train_step, weighted_sum
 
 RANKS = dist.setup()
 
@@ -27,7 +30,7 @@ def noise_for(agent, batch, seed=2):
 
 def losses_and_gradients(agent, batch, noise):
     outcome = agent.losses(batch, noise, RANKS)
-    weighted_sum(outcome.losses, scales(agent.config)).backward()
+    weighted_sum(outcome.losses, loss_weights(agent.config)).backward()
     gradients = {name: p.grad for name, p in agent.named_parameters() if p.requires_grad}
     return outcome, gradients
 
@@ -209,7 +212,7 @@ def test_an_update_moves_everything_and_the_first_one_nothing():
 
 def test_losses_without_a_weight_are_refused():
     with pytest.raises(ValueError, match="do not match"):
-        weighted_sum({"rec/x": torch.ones(1), "mystery": torch.ones(1)}, scales(Config()))
+        weighted_sum({"rec/x": torch.ones(1), "mystery": torch.ones(1)}, loss_weights(Config()))
 
 
 def test_lambda_return_by_hand():
@@ -220,6 +223,20 @@ def test_lambda_return_by_hand():
     assert lambda_return(reward, cont, last, value, 1.0).flatten().tolist() == [1 + 0.5 * 12, 12]
     with pytest.raises(ValueError, match="one shape"):
         lambda_return(reward, cont, last, value[1:], 1.0)
+
+
+def test_three_sizes_in_one_process_are_all_compiled(monkeypatch):
+    """torch.compile gives up on a function after eight shapes; a model of one size has six."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    rssm_fast.for_device.cache_clear()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for deter in (512, 1024, 2048):
+            norm = rssm_fast.for_device(rssm_fast.norm_silu, "cuda", deter)
+            for rows in (16, 128):
+                for shape in ((2, deter // 8), (deter,), (deter // 8,)):
+                    x, scale = torch.randn(rows, *shape), torch.randn(shape)
+                    torch.testing.assert_close(norm(x, scale), rssm_fast.norm_silu(x, scale))
+    rssm_fast.for_device.cache_clear()
 
 
 def test_the_inputs_of_an_update_are_all_copied():
@@ -246,7 +263,7 @@ def test_the_captured_update_is_the_readable_one(is_discrete):
             obs={name: value.cuda() for name, value in batch.obs.items()},
             **{f.name: getattr(batch, f.name).cuda() for f in dataclasses.fields(batch) if f.name != "obs"},
         )
-        found = Learner(agent, new_optimizer(agent, agent.config), agent.config, ranks)
+        found = new_learner(agent, new_optimizer(agent, agent.config), agent.config, ranks)
         for update in range(8):
             generator = torch.Generator("cuda").manual_seed(update)
             found.update(replace(batch, reward=batch.reward + update), agent.draw_noise(3, 6, generator))

@@ -11,9 +11,10 @@ from common import checkpoint, dist
 from common.run import Run
 from ha2018 import train
 from ha2018.config import Config
-from ha2018.data import Batch, Latents, MemoryEpoch
 from ha2018.dream import FirstFrames
+from ha2018.encoding import Batch, Latents, MemoryEpoch
 from ha2018.memory import MDNRNN
+from ha2018.memory_fast import FastLosses
 from ha2018.vision import VAE
 
 CONFIG = Config(
@@ -47,7 +48,7 @@ def calculate(folder: Path) -> None:
     run = Run.open("ha2018", CONFIG, "smoke", folder / "run")
     dist.barrier()
     dream = partial(train.dream_returns, memory=memory, bank=bank, config=CONFIG, ranks=ranks)
-    params = train.train_controller(run, CONFIG, ranks, dream)
+    params = train.evolve(run, CONFIG, ranks, dream)
 
     mine = dist.share(6, ranks)
     train.vision_step(vae, torch.optim.SGD(vae.parameters(), 0.0), images[mine], noise[mine], CONFIG)
@@ -55,7 +56,7 @@ def calculate(folder: Path) -> None:
     batch = MemoryEpoch(latents, 4, 5, 0, 0, ranks.device).batch(0, mine)
     batch = Batch(batch.z.double(), batch.action.double(), batch.restart.double())
     state = memory.initial_state(mine.stop - mine.start)
-    train.memory_step(memory, torch.optim.SGD(memory.parameters(), 0.0), batch, state, CONFIG)
+    train.memory_step(memory, FastLosses(memory), torch.optim.SGD(memory.parameters(), 0.0), batch, state, CONFIG)
     if dist.is_main(ranks):
         found = checkpoint.load_latest(folder / "run" / "controller")
         assert found is not None

@@ -1,36 +1,34 @@
 """One trained run of the smoke preset for all tests of this package, and the real commands as subprocesses."""
 
-import os
 import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[2]
+from common import testing
+
 # More updates than the preset, so that M and C last long enough to be killed in the middle.
 SMOKE = ("--preset", "smoke", "--memory-updates", "20", "--generations", "10")
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
 Start = Callable[..., subprocess.Popen[str]]
+
+
+def params_of(folder: Path) -> Tensor:
+    """The parameters [P] of C in a run folder."""
+    content = (folder / "controller.safetensors").read_bytes()[:-73]  # without the checksum
+    return safetensors.torch.load(content)["params"]
 
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory) -> Start:
     """start(module, *options): the command in an empty folder; its streams are pipes."""
     folder = tmp_path_factory.mktemp("elsewhere")
-
-    def start(*words: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", *words]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, cwd=folder, env=environment(), stdout=pipe, stderr=pipe, text=True)
-
-    return start
+    return partial(testing.start, cwd=folder)
 
 
 @pytest.fixture(scope="session")

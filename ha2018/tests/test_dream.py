@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ha2018.controller import Controller, doom_action
-from ha2018.dream import NOISE_CHUNK, Dream, FirstFrames, Noise, dream_episode, rollout_returns
+from ha2018.dream import NOISE_CHUNK, Dream, FirstFrames, Noise, dream_episode, open_loop_returns, rollout_returns
 from ha2018.dream_fast import FastDream
 from ha2018.memory import MDNRNN
 
@@ -95,13 +95,14 @@ def test_products_in_bfloat16_change_a_step_by_their_rounding_alone():
     assert 0 < error < 2**-6
 
 
-def test_compaction_changes_nothing(monkeypatch):
+def test_compaction_changes_nothing():
     memory, bank = make()
     arguments = memory, bank, controllers(10, memory), list(range(10)), 9, TAU, CAP
     answers = {}
     for granularity in (1, 64, 10**6):
-        monkeypatch.setattr(FastDream, "granularity", granularity)
-        answers[granularity] = rollout_returns(*arguments)
+        dream = FastDream(memory, TAU)
+        dream.granularity = granularity
+        answers[granularity] = rollout_returns(*arguments, dream=dream)
     assert torch.equal(answers[1], answers[64])
     assert torch.equal(answers[1], answers[10**6])
 
@@ -204,10 +205,26 @@ def test_temperature_scales_the_noise_of_the_dream():
     torch.testing.assert_close(ends[4.0, 1] - ends[4.0, -1], 2 * (ends[1.0, 1] - ends[1.0, -1]))
 
 
+def test_given_actions_live_as_long_as_a_controller_that_takes_them():
+    """Also through compactions and in a dream that was used with controllers before."""
+    memory, bank = make()
+    params, seeds = controllers(40, memory), list(range(40))
+    expected = rollout_returns(memory, bank, params, seeds, 1, TAU, CAP)[:, 0]
+    actions = torch.zeros(40, CAP, dtype=torch.float64)
+    for row in range(40):
+        _, taken = dream_episode(memory, bank, Controller("zch"), params[row], seeds[row], TAU, CAP)
+        actions[row, : len(taken)] = taken[:, 0]
+    assert torch.equal(open_loop_returns(memory, bank, actions, seeds, TAU), expected)
+    assert not torch.equal(open_loop_returns(memory, bank, -actions, seeds, TAU), expected)
+    assert len(expected.unique()) > 5
+
+
 def test_seeds_and_controllers_must_be_equally_many():
     memory, bank = make()
     with pytest.raises(ValueError, match="3 controllers need as many seeds, got 2"):
         rollout_returns(memory, bank, controllers(3, memory), [0, 1], 2, TAU, CAP)
+    with pytest.raises(ValueError, match="3 rows of actions need as many seeds, got 2"):
+        open_loop_returns(memory, bank, torch.zeros(3, 5), [0, 1], TAU)
 
 
 def test_the_episode_for_watching_is_the_one_that_is_scored():

@@ -13,8 +13,9 @@ import pytest
 from vizdoom import GameVariable
 
 from ha2018 import env
-from ha2018.env import TakeCover, button, preprocess, random_episode, random_return
-from ha2018.processes import Worlds
+from ha2018.env import TakeCover, button, preprocess
+from ha2018.processes import Games
+from ha2018.random_play import RANDOM_POLICIES, doom_episode, held_actions, random_return, varied_hold
 
 ACTIONS = [env.MOVE_LEFT] * 12 + [env.NOTHING] * 3 + [env.MOVE_RIGHT] * 25
 
@@ -51,18 +52,18 @@ def test_the_recipe(game):
 
 
 def test_varied_holds_are_log_uniform():
-    holds = np.array([env.varied_hold(seed, 400) for seed in range(4000)])
+    holds = np.array([varied_hold(seed, 400) for seed in range(4000)])
     assert (holds.min(), holds.max()) == (1, 400)
     # Each of n holds has the share log(1 + 1 / n) / log(401), so those below 20 half of the whole.
     np.testing.assert_allclose([np.mean(holds == 1), np.mean(holds < 20)], [0.1156, 0.4998], atol=0.025)
-    assert env.varied_hold(5, 400) == env.varied_hold(5, 400)
+    assert varied_hold(5, 400) == varied_hold(5, 400)
 
 
 def test_an_episode_can_have_a_longest_hold_of_its_own(game):
-    seed = next(seed for seed in range(100) if env.varied_hold(seed, 60) == 1)
-    _, held = random_episode(game, seed, 60)
-    _, varied = random_episode(game, seed, 60, vary_hold=True)
-    np.testing.assert_array_equal(varied, random_episode(game, seed, 1)[1])
+    seed = next(seed for seed in range(100) if varied_hold(seed, 60) == 1)
+    _, held = doom_episode(game, seed, 60)
+    _, varied = doom_episode(game, seed, 60, vary_hold=True)
+    np.testing.assert_array_equal(varied, doom_episode(game, seed, 1)[1])
     assert not np.array_equal(varied, held)
 
 
@@ -75,19 +76,19 @@ def test_the_status_bar_is_rendered_and_cropped(game):
 
 
 def test_an_episode_ends_at_max_steps_and_has_that_return(game):
-    assert random_return(game, "held", 0) == 60
-    frames, actions = random_episode(game, 0, 10)
+    assert random_return(game, "doom", "held", 0) == 60
+    frames, actions = doom_episode(game, 0, 10)
     assert frames.shape == (60, 64, 64, 3)
     assert actions.shape == (60,)
-    np.testing.assert_array_equal(actions, np.array(list(islice(env.held_actions(0), 60)), np.float32))
+    np.testing.assert_array_equal(actions, np.array(list(islice(held_actions(0), 60)), np.float32))
 
 
 def test_the_return_is_the_length_of_the_episode():
     """Held random play dies within 2100 tics."""
     game = TakeCover()
     try:
-        frames, actions = random_episode(game, 3, 10)
-        assert random_return(game, "held", 3) == len(frames) == len(actions)
+        frames, actions = doom_episode(game, 3, 10)
+        assert random_return(game, "doom", "held", 3) == len(frames) == len(actions)
         assert 60 < len(frames) < 2100
     finally:
         game.close()
@@ -102,7 +103,7 @@ def test_an_episode_is_a_function_of_its_seed_and_actions(game):
 
 
 def test_random_policies():
-    uniform, held, none = (np.array(list(islice(play(0), 30_000))) for play in env.RANDOM_POLICIES.values())
+    uniform, held, none = (np.array(list(islice(play(0), 30_000))) for play in RANDOM_POLICIES["doom"].values())
     for actions in (uniform, held):
         assert -1 <= actions.min() < -0.99
         assert 0.99 < actions.max() <= 1
@@ -113,7 +114,7 @@ def test_random_policies():
     lengths = np.diff(np.flatnonzero(np.diff(held)))
     assert (lengths.min(), lengths.max()) == (1, 10)
     assert 3 < lengths.mean() < 4.5  # the modulus of the frame number shortens the 5.5 tics that were drawn
-    assert list(islice(env.held_actions(1), 50)) != list(islice(env.held_actions(2), 50))
+    assert list(islice(held_actions(1), 50)) != list(islice(held_actions(2), 50))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_nothing_is_left_in_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     game = TakeCover(max_steps=20)
     scratch = Path(game._scratch.name)
-    random_return(game, "uniform", 0)
+    random_return(game, "doom", "uniform", 0)
     game.close()
     assert Path.cwd() == tmp_path
     assert not list(tmp_path.iterdir())
@@ -209,10 +210,10 @@ def test_a_killed_game_process_is_named():
         game.close()
 
 
-def test_worlds_answer_in_the_order_asked(game):
-    with Worlds(partial(TakeCover, 60), 2, 2) as worlds:
-        obs = worlds.reset([(1, 8), (0, 9)])
-        steps = worlds.step([(1, env.MOVE_LEFT), (0, env.MOVE_RIGHT)])
+def test_games_answer_in_the_order_asked(game):
+    with Games(partial(TakeCover, 60), 2, 2) as games:
+        obs = games.reset([(1, 8), (0, 9)])
+        steps = games.step([(1, env.MOVE_LEFT), (0, env.MOVE_RIGHT)])
         alone = []
         for seed, action in ((8, env.MOVE_LEFT), (9, env.MOVE_RIGHT)):
             game.reset(seed)
@@ -224,9 +225,9 @@ def test_worlds_answer_in_the_order_asked(game):
 
 
 def test_whole_episodes_are_answered_in_order():
-    jobs = [partial(random_return, policy="uniform", seed=seed) for seed in range(5)]
-    with Worlds(partial(TakeCover, 120), 2, 2) as worlds:
-        found = list(worlds.each(jobs))
+    jobs = [partial(random_return, task="doom", policy="uniform", seed=seed) for seed in range(5)]
+    with Games(partial(TakeCover, 120), 2, 2) as games:
+        found = list(games.each(jobs))
     game = TakeCover(120)
     try:
         assert found == [job(game) for job in jobs]

@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import pytest
@@ -12,13 +11,15 @@ import torch
 from common.config import parse
 from common.record import RECORD_KEYS
 from common.run import run_under_test
-from ha2018 import env, evaluate, rollout, watch
+from ha2018 import env, evaluate, rollout, train, watch
+from ha2018.agent import Agent
 from ha2018.config import PRESETS, TASKS, Config
 from ha2018.controller import Controller
-from ha2018.env import RANDOM_POLICIES
 from ha2018.evaluate import fresh_seeds, play, random_returns
 from ha2018.memory import MDNRNN
-from ha2018.rollout import open_worlds
+from ha2018.random_play import RANDOM_POLICIES
+from ha2018.rollout import open_games
+from ha2018.tests.conftest import SMOKE
 from ha2018.vision import VAE
 
 SEEDS = [3, 1, 4, 1, 5]
@@ -29,18 +30,17 @@ def agent():
     """Never trained, but its actions depend on z and on the state."""
     torch.manual_seed(0)
     memory = MDNRNN(4, 1, 6, 5, predicts_restart=True)
-    parts = {"vae": VAE(4).eval(), "memory": memory, "controller": Controller("zch"), "params": torch.randn(16)}
-    return SimpleNamespace(**parts, device=torch.device("cpu"))
+    return Agent(VAE(4).eval(), memory, Controller("zch"), torch.randn(16))
 
 
 def returns_of(agent, seeds, max_steps, games):
-    with open_worlds(Config(), min(games, len(seeds)), max_steps) as worlds:
-        return play(agent, seeds, worlds)
+    with open_games(Config(), min(games, len(seeds)), max_steps) as games:
+        return play(agent, seeds, games)
 
 
 def random_ones(policy, seeds, max_steps, games):
-    with open_worlds(Config(), games, max_steps) as worlds:
-        return random_returns(policy, seeds, worlds, "doom")
+    with open_games(Config(), games, max_steps) as games:
+        return random_returns(policy, seeds, games, "doom")
 
 
 @pytest.fixture
@@ -48,16 +48,16 @@ def actions(monkeypatch):
     """Every action that is taken, in order."""
     taken = []
 
-    def button(action):
-        taken.append(action)
-        return env.button(action)
+    def command(action):
+        taken.append(float(action[0]))
+        return env.command(action)
 
-    monkeypatch.setattr(rollout, "button", button)
+    monkeypatch.setattr(rollout, "command", command)
     return taken
 
 
 def test_random_returns_depend_on_the_seed_alone():
-    for policy in RANDOM_POLICIES:
+    for policy in RANDOM_POLICIES["doom"]:
         returns = random_ones(policy, SEEDS, 110, 3)
         assert returns == random_ones(policy, SEEDS, 110, 1)
         assert returns[1] == returns[3]
@@ -127,8 +127,9 @@ def test_a_trained_run_is_tested_filmed_and_recorded(trained, start, tmp_path):
     assert record["parameters"] == {"V": 4_446_915, "M": 44_385, "C": 128}
     assert record["budget"]["generations"] == 10
     assert record["budget"]["rollouts"] == 10 * 8 * 2
-    assert set(record["controls"]) == {"uniform random", "held random"}
-    assert "dream return" in record["measurements"]
+    blind = {"still", "left", "right", "best blind sweep", "C blind"}
+    assert set(record["controls"]) == {"uniform random", "held random", *blind}
+    assert {"dream return", "dream uniform random", *(f"dream {name}" for name in blind)} <= set(record["measurements"])
     samples = [record, *record["controls"].values(), *record["measurements"].values()]
     for part in samples:
         assert len(part["values"]) == part["episodes"] >= 1
@@ -171,6 +172,65 @@ def test_a_run_that_is_not_there_or_not_ended_is_named_in_one_line(trained, tmp_
     assert not (unfinished / "record.json").exists()
 
 
+def copy_of(trained, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("frames", "latents"))
+    return folder
+
+
+def is_refused(folder, capsys, *words):
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(["--run", str(folder)])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    for word in words:
+        assert str(word) in error.splitlines()[-1]
+    assert not (folder / "record.json").exists()
+
+
+@pytest.mark.parametrize(("stage", "total"), [("vision", 4), ("memory", 20)])
+def test_a_record_is_never_of_an_earlier_step_than_the_last(trained, tmp_path, capsys, stage, total):
+    """A damaged newest checkpoint fell back to the one before, and a finished record was written of it."""
+    folder = copy_of(trained, tmp_path)
+    newest = folder / stage / f"step-{total:09d}.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    is_refused(folder, capsys, folder / stage, f"step {total - 1} of {total}")
+
+
+def test_a_flipped_byte_in_the_controller_is_named(trained, tmp_path, capsys):
+    folder = copy_of(trained, tmp_path)
+    path = folder / "controller.safetensors"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    is_refused(folder, capsys, path, "checksum")
+
+
+def test_the_networks_of_another_seed_are_no_networks_of_this_run(trained, tmp_path, capsys):
+    other, folder = tmp_path / "other", copy_of(trained, tmp_path)
+    train.main([*SMOKE, "--seed", "1", "--run", str(other), "--model-from", str(trained), "--stage", "memory"])
+    for path in (folder / "memory").iterdir():
+        path.unlink()
+    for path in (other / "memory").iterdir():
+        shutil.copy(path, folder / "memory")
+    is_refused(folder, capsys, folder / "memory")
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_before_the_test(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "record_of_random", lambda *_: pytest.fail("the test has run"))
+    path = tmp_path / "file"
+    path.touch()
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(["--random", "none", "--preset", "smoke", "--run", str(path)])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert str(path) in error
+
+
 def test_the_settings_of_the_test_are_free_and_those_of_the_training_choose_the_run(trained, tmp_path, monkeypatch):
     """The run is found without --run whatever the test settings are; another training setting is another run."""
     monkeypatch.chdir(tmp_path)
@@ -190,16 +250,20 @@ def test_the_settings_of_the_test_are_free_and_those_of_the_training_choose_the_
 def test_a_run_of_another_version_is_named_in_one_line(trained, tmp_path, capsys):
     old = tmp_path / "old"
     shutil.copytree(trained, old, ignore=shutil.ignore_patterns("frames"))
-    values = json.loads((old / "config.json").read_text())
-    del values["png_level"]
-    (old / "config.json").write_text(json.dumps(values))
+    for name in ("config.json", "meta.json"):
+        values = json.loads((old / name).read_text())
+        if name == "config.json":
+            values["vision_layers"] = 4
+        else:
+            del values["identity"]
+        (old / name).write_text(json.dumps(values))
     for program in (evaluate, watch):
         with pytest.raises(SystemExit) as end:
             program.main(["--run", str(old)])
         assert end.value.code == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1
-        assert "png_level" in error
+        assert "vision_layers" in error
 
 
 def test_claims_tell_apart_what_c_sees_and_dreams():

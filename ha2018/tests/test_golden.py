@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from common.golden import Parity, load
-from ha2018 import cma_es, env
+from ha2018 import cma_es, env, random_play
 from ha2018.controller import car_action, doom_action
 from ha2018.dream import Dream
-from ha2018.memory import MDNRNN, Prediction, State, mdn_nll, restart_loss, sample_next_z
+from ha2018.memory import MDNRNN, Prediction, State, mdn_nll, sample_next_z, sequence_losses
+from ha2018.memory_fast import FastLosses
 from ha2018.vision import VAE, kl_loss, reconstruction_loss, sample_z
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -177,6 +178,11 @@ def test_memory_of_carracing(parity: Parity) -> None:
     check_mixtures(parity, "M: CarRacing", prediction, case)
     check_gradients(parity, "M: CarRacing gradients", memory, case)
 
+    action, restart = tensor(case["action"]), torch.zeros(3, z.shape[1], dtype=torch.float64)
+    losses, _ = FastLosses(memory).losses_and_gradients(z, action, restart, memory.initial_state(3), 1.0)
+    parity.check("M: CarRacing, the training pass", losses["z_nll"], case["loss"], atol=1e-11)
+    check_gradients(parity, "M: CarRacing, gradients of the training pass", memory, case)
+
 
 def test_memory_of_doom(parity: Parity) -> None:
     case = load(GOLDEN / "mdnrnn_doom_tiny.npz")
@@ -186,23 +192,25 @@ def test_memory_of_doom(parity: Parity) -> None:
     h, last = memory.unroll_teacher_forced(z[:, :-1], action[:, :-1], restart[:, :-1], state)
     prediction = memory.predict(h)
     assert prediction.restart_logit is not None
-    losses = [
-        mdn_nll(prediction, z[:, 1:]),
-        restart_loss(prediction.restart_logit, restart[:, 1:], float(case["restart_factor"])),
-    ]
-    total = torch.stack(losses).sum()
+    losses, end = sequence_losses(memory, z, action, restart, state, float(case["restart_factor"]))
+    total = losses["z_nll"] + losses["restart"]
     total.backward()
     parity.check("M: Doom", h, case["h"], atol=1e-11)
     parity.check("M: Doom", last.c, case["c"][:, -1], atol=1e-11)
+    parity.check("M: Doom", end.h, case["h"][:, -1], atol=1e-11)
     parity.check("M: Doom", prediction.restart_logit, case["restart_logit"], atol=1e-11)
-    parity.check(
-        "M: Doom",
-        torch.stack([*losses, total]),
-        [case[k] for k in ("z_cost", "r_cost", "cost")],
-        atol=1e-11,
-    )
+    expected = {"z_nll": case["z_cost"], "restart": case["r_cost"]}
+    for name, loss in losses.items():
+        parity.check("M: Doom", loss, expected[name], atol=1e-11)
+    parity.check("M: Doom", total, case["cost"], atol=1e-11)
     check_mixtures(parity, "M: Doom", prediction, case)
     check_gradients(parity, "M: Doom gradients", memory, case)
+
+    fast, end = FastLosses(memory).losses_and_gradients(z, action, restart, state, float(case["restart_factor"]))
+    for name, loss in fast.items():
+        parity.check("M: Doom, the training pass", loss, expected[name], atol=1e-11)
+    parity.check("M: Doom, the training pass", end.c, case["c"][:, -1], atol=1e-11)
+    check_gradients(parity, "M: Doom, gradients of the training pass", memory, case)
 
 
 def test_sampling_with_temperature(parity: Parity) -> None:
@@ -271,14 +279,14 @@ def test_evolution_bookkeeping(parity: Parity) -> None:
 @pytest.mark.parametrize("seed", [0, 1, 12345])
 def test_doom_collection_policy(seed: int, parity: Parity) -> None:
     reference = load(GOLDEN / "random_policies.npz")[f"doom_action_seed{seed}"]
-    actions = env.held_actions(seed)
+    actions = random_play.held_actions(seed)
     parity.check("random policy: Doom", [next(actions) for _ in reference], reference, atol=0)
 
 
 @pytest.mark.parametrize("seed", [0, 7])
 def test_car_collection_policy(seed: int, parity: Parity) -> None:
     case = load(GOLDEN / "random_policies.npz")
-    stdev, params = env.random_car_controller(seed, 867)
+    stdev, params = random_play.random_car_controller(seed, 867)
     parity.check("random policy: CarRacing", stdev, case[f"car_stdev_seed{seed}"], atol=0)
     parity.check("random policy: CarRacing", params, case[f"car_params_seed{seed}"], atol=0)
 

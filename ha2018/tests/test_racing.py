@@ -11,8 +11,8 @@ from gymnasium.envs.box2d.car_racing import CarRacing as Gymnasium
 
 from common.seeding import derive_seed
 from ha2018.controller import car_action
-from ha2018.env import random_car_controller
-from ha2018.racing import RANDOM_POLICIES, SCENE_ROWS, CarRacing, collection_actions, random_episode, random_return
+from ha2018.racing import SCENE_ROWS, CarRacing
+from ha2018.random_play import RANDOM_POLICIES, car_episode, collection_actions, random_car_controller, random_return
 
 
 def drive(physics, step):
@@ -172,8 +172,8 @@ def test_the_collection_policy_is_a_random_controller_on_noise():
 
 def test_random_episodes_are_as_long_as_asked_and_a_function_of_their_seed():
     game = CarRacing(40)
-    frames, actions = random_episode(game, 3)
-    again, _ = random_episode(CarRacing(40), 3)
+    frames, actions = car_episode(game, 3, 40)
+    again, _ = car_episode(CarRacing(40), 3, 40)
     np.testing.assert_array_equal(frames, again)
     assert frames.shape == (40, 64, 64, 3)
     np.testing.assert_allclose(actions, np.stack(list(islice(collection_actions(3), 40))), atol=1e-3)
@@ -183,9 +183,9 @@ def test_random_episodes_are_as_long_as_asked_and_a_function_of_their_seed():
 
 
 def test_random_returns_depend_on_seed_and_policy():
-    returns = {name: random_return(CarRacing(60), name, 5) for name in RANDOM_POLICIES}
-    assert returns == {name: random_return(CarRacing(60), name, 5) for name in RANDOM_POLICIES}
+    returns = {name: random_return(CarRacing(60), "car", name, 5) for name in RANDOM_POLICIES["car"]}
+    assert returns == {name: random_return(CarRacing(60), "car", name, 5) for name in RANDOM_POLICIES["car"]}
     assert returns["collection"] > returns["none"]
-    uniform = np.stack(list(islice(RANDOM_POLICIES["uniform"](0), 1000)))
+    uniform = np.stack(list(islice(RANDOM_POLICIES["car"]["uniform"](0), 1000)))
     assert uniform.min(0) == pytest.approx([-1, 0, 0], abs=0.02)
     assert uniform.max(0) == pytest.approx([1, 1, 1], abs=0.02)

@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from ha2018 import rollout
+from ha2018.agent import Agent
 from ha2018.config import PRESETS, TASKS, Config
 from ha2018.controller import Controller
+from ha2018.env import command
 from ha2018.memory import MDNRNN
-from ha2018.rollout import Policy, command, open_worlds, real_returns
+from ha2018.rollout import open_games, real_returns
 from ha2018.vision import VAE
 
 STEPS = 30
@@ -36,9 +38,9 @@ def actions(monkeypatch):
 
 
 def play(parts, controller, params, seeds, games, max_steps=STEPS):
-    with open_worlds(CONFIG, games, max_steps) as worlds:
+    with open_games(CONFIG, games, max_steps) as games:
         vae, memory = parts
-        return real_returns(Policy(vae, memory, controller, params), seeds, worlds)
+        return real_returns(Agent(vae, memory, controller, params), seeds, games)
 
 
 @pytest.mark.parametrize(("inputs", "hidden"), [("zh", 0), ("z", 0), ("z", 3)])

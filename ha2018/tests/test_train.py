@@ -2,34 +2,29 @@
 
 import itertools
 import json
+import os
 import random
 import shutil
+import signal
 import time
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from torch.distributed.run import get_args_parser
 
 from common import checkpoint, dist
+from common.files import write_checked
 from common.run import NonFiniteError, Run
-from ha2018 import evaluate, train
+from common.testing import log_lines as lines
+from common.testing import same_checkpoints
+from ha2018 import encoding, evaluate, train
 from ha2018.config import Config
-from ha2018.data import Latents
 from ha2018.tests.calculation import calculate
-from ha2018.tests.conftest import SMOKE
+from ha2018.tests.conftest import SMOKE, params_of
 
 TOTAL = {"vision": 4, "memory": 20, "controller": 10}
-
-
-def lines(folder):
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "wall"} for line in metrics]
-
-
-def same_tensors(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert torch.equal(tensor, theirs[name]), name
 
 
 def kill_within(process, folder, stage, rng):
@@ -70,19 +65,47 @@ def test_killed_in_every_stage_and_resumed_equals_one_go(trained, start, tmp_pat
     assert process.returncode == 0, errors
 
     assert lines(folder) == lines(trained)
-    for name in ("controller.safetensors", "latents.safetensors", "latents_holdout.safetensors", "config.json"):
+    names = ["controller.safetensors", "first_frames.safetensors", "config.json"]
+    for name in [*names, *(f"latents/{role}-00000.safetensors" for role in ("train", "holdout"))]:
         assert (folder / name).read_bytes() == (trained / name).read_bytes(), name
     for stage, total in TOTAL.items():
-        ours, theirs = (checkpoint.load_latest(f / stage) for f in (folder, trained))
-        assert ours is not None
-        assert theirs is not None
-        assert ours.step == theirs.step == total
-        same_tensors(ours.tensors, theirs.tensors)
+        same_checkpoints(folder / stage, trained / stage)
+        assert checkpoint.load_final(folder / stage, total).step == total
     assert len(json.loads((folder / "meta.json").read_text())["restarts"]) == 4
 
 
+def test_encoded_frames_are_needed_by_nothing_that_follows(trained, tmp_path):
+    """Frames gone and the folder moved: M and C go on to the same numbers."""
+    folder = tmp_path / "elsewhere"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("frames", "memory", "controller*"))
+    train.main([*SMOKE, "--run", str(folder)])
+    assert torch.equal(params_of(folder), params_of(trained))
+    same_checkpoints(folder / "memory", trained / "memory")
+
+
+def test_a_run_of_the_version_before_goes_on(trained, tmp_path, capsys):
+    """Collected and V trained there: no identity, no checksums of shards; encoding, M and C are the same here."""
+    folder = tmp_path / "old"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("latents", "first*", "memory", "controller*"))
+    meta = json.loads((folder / "meta.json").read_text())
+    del meta["identity"]
+    (folder / "meta.json").write_text(json.dumps(meta))
+    for path in (folder / "frames").iterdir():
+        path.write_bytes(path.read_bytes()[:-73])
+    log = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(line for line in log if '"stage": "vision' in line))
+    train.main([*SMOKE, "--run", str(folder)])
+    assert capsys.readouterr().err.count("earlier version") == 1
+    assert torch.equal(params_of(folder), params_of(trained))
+    assert lines(folder) == lines(trained)
+
+
 def test_a_finished_run_started_again_changes_nothing(trained, capsys):
-    before = {path: path.read_bytes() for path in trained.rglob("*.*") if path.name not in ("meta.json", "clock.json")}
+    before = {
+        path: path.read_bytes()
+        for path in trained.rglob("*.*")
+        if path.name not in (".lock", "meta.json", "clock.json")
+    }
     seeds = torch.get_rng_state(), torch.are_deterministic_algorithms_enabled()
     try:
         train.main([*SMOKE, "--run", str(trained)])
@@ -115,13 +138,19 @@ def test_two_ranks_equal_one(start, tmp_path):
 
 def test_a_loss_that_is_not_finite_names_stage_step_term_and_checkpoint(tmp_path):
     """The second of two updates meets a latent that is not a number."""
-    config = Config(z_size=2, hidden_size=4, memory_batch=1, memory_length=10, memory_epochs=1, checkpoint_seconds=0)
+    config = Config(
+        z_size=2, hidden_size=4, memory_batch=1, memory_length=10, memory_epochs=1, episodes=1, checkpoint_seconds=0
+    )
     mu = torch.zeros(20, 2)
     mu[15] = torch.nan
-    latents = Latents(mu, torch.zeros(20, 2), torch.zeros(20, 1), [20])
+    tensors = {"mu": mu, "logvar": torch.zeros(20, 2), "action": torch.zeros(20, 1), "length": torch.tensor([20])}
     run = Run.open("ha2018", config, "smoke", tmp_path / "run")
+    (run.folder / "latents").mkdir()
+    path = encoding.latents_path(run.folder, "train", 0)
+    write_checked(path, safetensors.torch.save(tensors), encoding.latents_identity(run.identity, "train", 0))
+    encoding.save_first_frames(run, encoding.load_latents(run, "train", 1), 1)
     with pytest.raises(NonFiniteError, match=r"memory step 2: z_nll is nan; .*memory/step-000000001\.safetensors"):
-        train.train_memory(run, config, dist.setup(), latents, latents)
+        train.train_memory(run, config, dist.setup())
     assert [line["step"] for line in lines(run.folder)] == [1]
 
 
@@ -163,6 +192,39 @@ def test_bad_options_end_in_one_line_and_leave_nothing(program, words, complaint
     assert not list(tmp_path.iterdir())
 
 
+def children(pid):
+    """Of all threads of a process."""
+    return [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find the game process")
+def test_a_game_process_that_dies_ends_the_training_in_one_line(start, tmp_path):
+    """It waited for ever: the engine, which outlived the process, held its pipe."""
+    words = ("--workers", "1", "--episodes", "500", "--run", str(tmp_path / "run"), "--stage", "collect")
+    process = start("ha2018.train", *SMOKE, *words)
+    worker, engine = list[int](), list[int]()
+    while not engine:  # the process of the games, and the engine that it has started
+        assert process.poll() is None, process.communicate()[1]
+        worker = children(process.pid)
+        engine = children(worker[0]) if worker else []
+        time.sleep(0.01)
+    os.kill(worker[0], signal.SIGKILL)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert errors == "error: game process 0 of 1 died with exit code -9\n"
+    end = time.monotonic() + 10
+    while Path(f"/proc/{engine[0]}").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not Path(f"/proc/{engine[0]}").exists()
+
+
+def test_torchrun_leaves_our_options_alone_behind_two_dashes():
+    """As the README has it; without the dashes it takes --run for an abbreviation of its own --run-path."""
+    words = ["--nproc-per-node=2", "-m", "ha2018.train", "--", "--preset", "smoke", "--run", "folder"]
+    options = get_args_parser().parse_args(words)
+    assert options.training_script_args == ["--preset", "smoke", "--run", "folder"]
+
+
 def test_a_run_of_other_settings_is_refused(trained, capsys):
     before = (trained / "meta.json").read_bytes()
     with pytest.raises(SystemExit) as end:
@@ -179,7 +241,7 @@ def test_the_log_tells_every_stage(trained):
     stages = [name for name, _ in itertools.groupby(line["stage"] for line in lines(trained))]
     assert stages[:5] == ["vision", "vision holdout", "memory", "memory holdout", "controller"]
     assert [line["step"] for line in lines(trained) if line["stage"] == "controller trial"] == [2, 4, 6, 8, 10]
-    best = safetensors.torch.load_file(trained / "controller.safetensors")["params"]
+    best = params_of(trained)
     assert best.shape == (128,)
     assert torch.equal(best, (best * 10_000).round() / 10_000)
 
@@ -202,10 +264,10 @@ def test_the_controller_kept_is_the_mean_with_the_best_trial(tmp_path):
     arguments = config, dist.setup(), returns
     run = Run.open("ha2018", config, "smoke", tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
-        train.train_controller(run, *arguments)
+        train.evolve(run, *arguments)
     scores = iter([5.0])
     run = Run.open("ha2018", config, "smoke", tmp_path / "run")
-    best = train.train_controller(run, *arguments)
+    best = train.evolve(run, *arguments)
     assert torch.equal(torch.from_numpy(best), means[1])
     assert not torch.equal(means[1], means[3])
 

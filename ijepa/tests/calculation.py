@@ -1,5 +1,7 @@
 """What test_train.py lets one process and two ranks calculate: python -m ijepa.tests.calculation FOLDER."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 
@@ -8,14 +10,14 @@ import torch
 from common import dist
 from common.run import Run
 from ijepa import train
-from ijepa.build import build
+from ijepa.build import new_model
 from ijepa.config import Config
 from ijepa.data import Faults
 from ijepa.shapes import Shapes
 
 CONFIG = Config(
     task="shapes", size=(32, 32), patch=8, encoder="nano", predictor_width=16, predictor_depth=1, min_keep=1,
-    target_scale=(0.2, 0.3), batch=8, micro_batch=4, images=100, updates=3, workers=0, checkpoint_seconds=0,
+    target_scale=(0.2, 0.3), batch_size=8, micro_batch_size=4, images=100, updates=3, workers=0, checkpoint_seconds=0,
     precision="float32",
 )  # fmt: skip
 
@@ -26,7 +28,7 @@ def calculate(folder: Path) -> None:
     ranks = dist.setup()
     run = Run.open("ijepa", CONFIG, "smoke", folder / "run")
     dist.barrier()
-    train.train_encoder(run, CONFIG, ranks, build(CONFIG, 3), Shapes(32, 40, 0))
+    train.train_encoder(run, CONFIG, ranks, new_model(CONFIG, 3), Shapes(32, 40, 0))
     faults = Faults(1000)
     faults.note([f"{ranks.rank}.jpg"])
     faults.share()

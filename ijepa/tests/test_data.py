@@ -1,15 +1,25 @@
 """Images from folders, arrays and a pen; crops; and micro-batches that depend on the seed and their number alone."""
 
+from __future__ import annotations
+
 import dataclasses
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from common import dist
-from ijepa import data, features
+from common import dist, testing
+from common.program import RunError
+from ijepa import crops, data, features
 from ijepa.build import mask_config
 from ijepa.config import Config
 from ijepa.data import Arrays, DamagedImageError, Faults, ImageFolder, MicroBatches, micro_batches
@@ -17,8 +27,8 @@ from ijepa.shapes import Shapes
 from ijepa.statistics import IMAGENET
 
 CONFIG = Config(
-    task="shapes", size=(32, 32), patch=8, batch=12, micro_batch=4, images=100, min_keep=1, target_scale=(0.2, 0.3),
-    workers=0, epochs=2, encoder="nano",
+    task="shapes", size=(32, 32), patch=8, batch_size=12, micro_batch_size=4, images=100, min_keep=1,
+    target_scale=(0.2, 0.3), workers=0, epochs=2, encoder="nano",
 )  # fmt: skip
 
 
@@ -66,7 +76,7 @@ def test_damaged_and_missing_images_are_named_counted_and_replaced(folder, capsy
     for row in (1, 59):
         with pytest.raises(DamagedImageError, match=r"02\.jpg|59\.jpg"):
             images.read(row)
-    config = dataclasses.replace(CONFIG, task="imagenet", batch=60, micro_batch=60)
+    config = dataclasses.replace(CONFIG, task="imagenet", batch_size=60, micro_batch_size=60)
     found = next(micro_batches(MicroBatches(images, config, mask_config(config, (4, 4))), dist.setup(), 0))[0]
     assert found.images.shape == (60, 32, 32, 3)
     assert sorted(name[-6:] for name in found.faults) == ["02.jpg", "59.jpg"]
@@ -128,7 +138,7 @@ def test_workers_leave_the_threads_of_opencv_alone():
     found = next(micro_batches(MicroBatches(images, config, mask_config(config, (4, 4))), dist.setup(), 0))[0]
     assert found.images.unique().tolist() == [1]
     means, _ = features.encode(lambda x: x.mean((2, 3)), images, config, torch.device("cpu"), "")
-    ours = data.to_input(torch.ones(1, 1, 1, 3, dtype=torch.uint8), images.statistics, torch.device("cpu"))
+    ours = crops.to_input(torch.ones(1, 1, 1, 3, dtype=torch.uint8), images.statistics, torch.device("cpu"))
     torch.testing.assert_close(means, ours.mean((2, 3)).expand(24, 3))
 
 
@@ -163,13 +173,33 @@ def test_arrays_are_checked():
 
 @pytest.mark.parametrize(
     ("path", "words"),
-    [("", "needs data"), ("nowhere", "no images"), ("none.npz", "no readable"), ("lacks.npz", "lacks an array")],
+    [("", "needs data"), ("nowhere", "no images"), ("none.npz", "no readable"), ("lacks.npz", "lacks an array")]
+    + [("one.npz", "without names"), ("text.npz", "no readable"), ("cut.npz", "no readable"), ("pipe.npz", "no such")]
+    + [("bits.npz", "no readable"), ("objects.npz", "no readable"), ("method.npz", "no readable")],
 )
 def test_data_that_is_not_there_is_named(path, words, tmp_path):
+    """Whatever the file may be, and however it is damaged; a pipe that nobody writes to would be read for ever."""
     np.savez(tmp_path / "lacks.npz", images=np.zeros((2, 8, 8), np.uint8))
+    names = ("images", "labels", "test_images", "test_labels")
+    numbers: dict[str, Any] = {name: np.arange(3000) for name in names}
+    np.savez_compressed(tmp_path / "whole.npz", **numbers)
+    whole = bytearray((tmp_path / "whole.npz").read_bytes())
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    place = whole.index(b"images.npy") + 60
+    (tmp_path / "bits.npz").write_bytes(
+        whole[:place] + bytes(k ^ 255 for k in whole[place : place + 40]) + whole[place + 40 :]
+    )
+    (tmp_path / "method.npz").write_bytes(whole.replace(b"\x08\x00", b"\x63\x00"))
+    objects: dict[str, Any] = {name: np.array([{}], object) for name in names}
+    np.savez(tmp_path / "objects.npz", **objects)
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    (tmp_path / "text.npz").write_text("no arrays")
+    os.mkfifo(tmp_path / "pipe.npz")
     config = dataclasses.replace(CONFIG, task="imagenet", data=str(tmp_path / path) if path else "")
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=words) as error:
         data.load_splits(config)
+    assert "\n" not in str(error.value)
 
 
 def test_shapes_are_a_function_of_seed_and_number():
@@ -194,7 +224,7 @@ def test_crops_lie_inside_and_have_the_asked_share():
     rng = np.random.default_rng(0)
     shares, ratios = [], []
     for _ in range(2000):
-        top, left, h, w = data.random_crop(300, 400, (0.3, 1.0), rng)
+        top, left, h, w = crops.random_crop(300, 400, (0.3, 1.0), rng)
         assert 0 <= top <= 300 - h
         assert 0 <= left <= 400 - w
         shares.append(h * w / 300 / 400)
@@ -203,19 +233,19 @@ def test_crops_lie_inside_and_have_the_asked_share():
     assert max(shares) > 0.9
     assert 0.74 < min(ratios) < 0.77
     assert 1.3 < max(ratios) < 1.35
-    top, left, h, w = data.random_crop(10, 400, (1.0, 1.0), rng)  # no crop fits: the middle
+    top, left, h, w = crops.random_crop(10, 400, (1.0, 1.0), rng)  # no crop fits: the middle
     assert (top, left, h, w) == (0, 193, 10, 13)
 
 
 def test_the_whole_image_is_seen_without_crops_and_its_middle_with_them():
     image = np.random.default_rng(0).integers(0, 256, (80, 60, 3), np.uint8)
     whole = dataclasses.replace(CONFIG, augment=False)
-    np.testing.assert_array_equal(data.centred(image, whole), data.resize(image, 32, 32))
-    np.testing.assert_array_equal(data.augmented(image, whole, np.random.default_rng(0)), data.resize(image, 32, 32))
-    assert data.centred(image, CONFIG).shape == (32, 32, 3)
-    assert data.resize(image[..., :1], 20, 30).shape == (20, 30, 1)
-    mirrored = data.augmented(image, dataclasses.replace(whole, flip=True), np.random.default_rng(1))
-    assert (mirrored == data.resize(image, 32, 32)[:, ::-1]).all() or (mirrored == data.resize(image, 32, 32)).all()
+    np.testing.assert_array_equal(crops.centred(image, whole), crops.resize(image, 32, 32))
+    np.testing.assert_array_equal(crops.augmented(image, whole, np.random.default_rng(0)), crops.resize(image, 32, 32))
+    assert crops.centred(image, CONFIG).shape == (32, 32, 3)
+    assert crops.resize(image[..., :1], 20, 30).shape == (20, 30, 1)
+    mirrored = crops.augmented(image, dataclasses.replace(whole, flip=True), np.random.default_rng(1))
+    assert (mirrored == crops.resize(image, 32, 32)[:, ::-1]).all() or (mirrored == crops.resize(image, 32, 32)).all()
 
 
 def test_frames_are_padded_below():
@@ -266,3 +296,81 @@ def test_micro_batches_of_an_update_share_block_sizes():
 def test_too_few_images_for_a_batch_are_named():
     with pytest.raises(ValueError, match="a batch of 12 images needs more than the 11 there are"):
         MicroBatches(Shapes(32, 11, 0), CONFIG, mask_config(CONFIG, (4, 4)))
+
+
+def test_a_pipe_with_the_name_of_an_image_is_left_alone(folder):
+    os.mkfifo(folder / "class0" / "0.png")
+    (folder / "class0" / "link.jpg").symlink_to(folder / "class1" / "01.jpg")
+    images = ImageFolder(folder)
+    assert len(images) == 61
+    assert not any(b"0.png" in path for path in images.paths)
+
+
+def test_images_are_normalised_by_the_numbers_of_the_config(tmp_path):
+    grey, colours = np.full((9, 8, 8), 255, np.uint8), np.full((9, 8, 8, 3), 255, np.uint8)
+    for name, images in (("grey", grey), ("colours", colours)):
+        labels = np.zeros(9, int)
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=labels, test_images=images, test_labels=labels)
+    config = dataclasses.replace(CONFIG, task="imagenet", data=str(tmp_path / "grey.npz"))
+    config = dataclasses.replace(config, pixel_mean=(0.5,), pixel_std=(0.25,))
+    splits = data.load_splits(config)
+    assert splits is not None
+    for part in (splits.pretrain, splits.test):
+        one = torch.from_numpy(part.read(0))[None]
+        assert crops.to_input(one, part.statistics, torch.device("cpu")).unique().tolist() == [2.0]
+    with pytest.raises(ValueError, match="1 numbers for images of 3 channels"):
+        data.load_splits(dataclasses.replace(config, data=str(tmp_path / "colours.npz")))
+    with pytest.raises(ValueError, match="a game is normalised by its mean frame"):
+        data.load_splits(dataclasses.replace(config, task="pong"))
+    with pytest.raises(ValueError, match="go together"):
+        dataclasses.replace(CONFIG, pixel_mean=(0.5, 0.5, 0.5))
+
+
+def test_workers_end_when_their_program_is_killed(tmp_path):
+    """By SIGKILL, of which the program hears nothing. Its workers are in the middle of a batch that takes long."""
+    code = """
+import multiprocessing, sys, time
+import torch
+from torch.utils.data import DataLoader, Dataset
+from ijepa.processes import begin_worker
+class Slow(Dataset):
+    def __len__(self):
+        return 10**6
+    def __getitem__(self, k):
+        time.sleep(30 if k > 1 else 0)
+        return torch.zeros(1)
+batches = iter(DataLoader(Slow(), batch_size=None, num_workers=2, worker_init_fn=begin_worker))
+next(batches)
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+time.sleep(60)
+"""
+    program = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=testing.ROOT)
+    assert program.stdout is not None
+    workers = [int(word) for word in program.stdout.readline().split()]
+    assert len(workers) == 2
+    program.kill()
+    program.wait()  # and not for the end of its streams, which its workers hold too
+    deadline = time.monotonic() + 2
+    while any(is_alive(worker) for worker in workers):
+        assert time.monotonic() < deadline, "a worker lives on"
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_worker_that_dies_is_named():
+    """As by a machine that is out of memory."""
+
+    class Deadly(Shapes):
+        def read(self, index):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    config = dataclasses.replace(CONFIG, workers=1)
+    batches = MicroBatches(Deadly(32, 50, 0), config, mask_config(config, (4, 4)))
+    with pytest.raises(RunError, match="a process that reads images died"):
+        next(micro_batches(batches, dist.setup(), 0))

@@ -1,9 +1,18 @@
 """Random play: what a step is, what an episode is, and that the memory says where things are on the screen."""
 
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
-from ijepa import env
+from common import testing
+from ijepa import play
 from ijepa.env import Game
 from ijepa.games import GAMES, PUBLISHED, TODAY, variables
 
@@ -110,16 +119,16 @@ def test_a_lost_life_ends_an_episode_but_not_the_game():
 
 
 def collected(folder, workers=1):
-    env.collect(folder, "pong", "probe", 400, 5, workers)
-    return env.load(folder, "probe")
+    play.collect(folder, "pong", "probe", 400, 5, workers)
+    return play.load(folder, "pong", "probe", 400, 5)
 
 
 def test_play_is_a_function_of_the_seed(tmp_path):
     """Not of the number of processes, nor of an interruption."""
     first = collected(tmp_path / "a")
-    assert [play.frames.shape for play in first] == [(50, 210, 160)] * 8
-    assert [play.starts[0] for play in first] == [0] * 8
-    assert len({play.digest[40] for play in first}) > 4
+    assert [one.frames.shape for one in first] == [(50, 210, 160)] * 8
+    assert [one.starts[0] for one in first] == [0] * 8
+    assert len({one.digest[40] for one in first}) > 4
     (tmp_path / "a" / "probe-3.npz").unlink()
     for again in (collected(tmp_path / "a"), collected(tmp_path / "b", workers=2)):
         for ours, theirs in zip(again, first, strict=True):
@@ -129,8 +138,46 @@ def test_play_is_a_function_of_the_seed(tmp_path):
 
 
 def test_digests_tell_frames_apart(tmp_path):
-    for play in collected(tmp_path):
-        same = play.digest[:, None] == play.digest[None]
-        frames = play.frames.reshape(len(play.frames), -1)
+    for one in collected(tmp_path):
+        same = one.digest[:, None] == one.digest[None]
+        frames = one.frames.reshape(len(one.frames), -1)
         for k in range(0, 50, 10):
             np.testing.assert_array_equal(same[k], (frames == frames[k]).all(1))
+
+
+def test_play_that_is_damaged_or_of_another_seed_is_played_again(tmp_path, capsys):
+    first = collected(tmp_path / "whole")
+    for name in ("probe-2.npy", "probe-5.npz"):
+        folder = tmp_path / name
+        shutil.copytree(tmp_path / "whole", folder)
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / name).write_bytes(content)
+        with pytest.raises(ValueError, match=name):
+            play.load(folder, "pong", "probe", 400, 5)
+        again = collected(folder)
+        assert f"{name} is damaged" in capsys.readouterr().err
+        for ours, theirs in zip(again, first, strict=True):
+            np.testing.assert_array_equal(ours.frames, theirs.frames)
+            np.testing.assert_array_equal(ours.ram, theirs.ram)
+    with pytest.raises(ValueError, match="of another run"):
+        play.load(tmp_path / "whole", "pong", "probe", 400, 6)
+
+
+def test_a_full_disk_ends_the_play_with_the_name_of_its_file(tmp_path, monkeypatch):
+    """Frames are written, not mapped: a mapped file on a full disk is a bus error, without a word."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*probe-0\.npy"):
+        collected(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_drawn_shapes_need_no_emulator():
+    code = "import sys; sys.modules['ale_py'] = sys.modules['gymnasium'] = None; import ijepa.train, ijepa.evaluate"
+    code += "; from ijepa import play; play.check_emulator()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=testing.ROOT, check=False)
+    assert done.stderr.splitlines()[-1].startswith("ValueError: a game needs ale_py")

@@ -1,5 +1,7 @@
 """The files of an evaluated run, the probes on labels, and the controls without a run."""
 
+from __future__ import annotations
+
 import json
 import shutil
 from dataclasses import replace
@@ -9,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from common import checkpoint
+from common import checkpoint, testing
 from common.config import from_dict
 from common.record import RECORD_KEYS
 from common.run import read_metrics
-from ijepa import data, env, evaluate, label_probe, official
-from ijepa.build import build
+from ijepa import data, evaluate, label_probe, official, play
+from ijepa.ablations import TARGETS
+from ijepa.build import new_model
 from ijepa.config import Config
-from ijepa.jepa import TARGETS
 from ijepa.label_probe import LARS, Recipe, linear_probe, low_shot, nearest_neighbours
 from ijepa.masks import STRATEGIES
 from ijepa.shapes import Shapes
@@ -37,9 +39,7 @@ def check_record(folder, task):
 def test_a_run_on_shapes_is_probed_pictured_and_recorded(trained, start, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
-    process = start("ijepa.evaluate", "--run", str(folder))
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
+    output, errors = testing.finish(start("ijepa.evaluate", "--run", str(folder)))
     assert errors == ""
     record = check_record(folder, "shapes")
     assert record["claim"] == "probe-accuracy"
@@ -81,6 +81,10 @@ def test_each_ablation_has_a_claim_of_its_own():
     others = (set(STRATEGIES) | set(TARGETS)) - {Config().masking, Config().target}
     assert words == {"probe-accuracy"} | {f"probe-accuracy-{value}" for value in others}
     assert evaluate.claim(Config(task="pong")) == "probe-f1"
+    assert evaluate.claim(Config(task="pong", updates=0)) == "probe-f1-untrained"
+    assert evaluate.claim(Config(init_from="file")) == evaluate.claim(Config(init_from="file", updates=0))
+    assert evaluate.claim(Config(init_from="file")) == "probe-accuracy-official"
+    assert evaluate.claim(Config(init_from="file", updates=8)) == "probe-accuracy"
     assert evaluate.claim(Config(task="pong", masking="block", target="online")) == "probe-f1-block-online"
 
 
@@ -88,12 +92,10 @@ def test_a_game_is_probed_with_its_controls(start, tmp_path):
     folder = tmp_path / "run"
     words = ("--preset", "smoke", "--task", "pong", "--updates", "4", "--run", str(folder))
     for program in (("ijepa.train", *words), ("ijepa.evaluate", "--run", str(folder))):
-        process = start(*program)
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
+        testing.finish(start(*program))
     record = check_record(folder, "pong")
     assert record["claim"] == "probe-f1"
-    assert record["protocol"] == "atariari-f1"
+    assert record["protocol"] == "atariari-f1-standardised"
     assert set(record["controls"]) == {"majority", "random-cnn", "random-cnn, standardised", "untrained encoder"}
     assert {record["episodes"]} == {part["episodes"] for part in record["controls"].values()}
     assert {"ball_x", "agent_localization", "interval low"} <= set(record["measurements"])
@@ -108,7 +110,7 @@ def test_controls_are_recorded_without_a_run(tmp_path, capsys, monkeypatch):
     assert first["claim"] == "control-random-cnn"
     assert set(first["controls"]) == {"majority"}
     assert str(folder / "record.json") in capsys.readouterr().out
-    monkeypatch.setattr(env, "_play", None)  # the game is not played again
+    monkeypatch.setattr(play, "_play", None)  # the game is not played again
     evaluate.main(words)
     assert check_record(folder, "pong")["values"] == first["values"]
 
@@ -117,7 +119,7 @@ def test_controls_are_recorded_without_a_run(tmp_path, capsys, monkeypatch):
     ("words", "reason"),
     [
         (["--controls", "--task", "shapes", "--preset", "smoke"], "--controls is for games"),
-        (["--controls", "--task", "pong", "--preset", "smoke", "--probe-frames", "512"], "too few to split"),
+        (["--controls", "--task", "pong", "--preset", "smoke", "--probe-env-steps", "512"], "too few to split"),
         (["--run", "nowhere"], "is no run folder"),
         (["--controls", "--without-controls"], "not allowed with argument"),
     ],
@@ -138,7 +140,7 @@ def test_a_run_becomes_an_official_checkpoint(trained, tmp_path, capsys):
     assert capsys.readouterr().out == f"exported: {path}\n"
     assert not (trained / "record.json").exists()
     config = from_dict(Config, json.loads((trained / "config.json").read_text()))
-    model = build(config, 3)
+    model = new_model(config, 3)
     facts = official.load(path, model)
     assert facts["epoch"] == 30 * 16 // 200
     assert facts["loss"] == read_metrics(trained)[-1]["loss"]

@@ -1,5 +1,7 @@
 """Numbers of the authors' modules against the shipped functions, at the tolerances of golden/README.md."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Where gradients go, what moves the target, how training begins, and what the collapse watch sees."""
 
+from __future__ import annotations
+
 import copy
 import math
 
@@ -7,13 +9,13 @@ import pytest
 import torch
 
 from ijepa import collapse
+from ijepa.ablations import TOKENS, pixel_tokens, step_towards
 from ijepa.jepa import (
     Schedule,
     distance,
     new_jepa,
     new_optimizer,
     normalise,
-    pixel_targets,
     predict,
     select,
     targets,
@@ -21,7 +23,7 @@ from ijepa.jepa import (
 )
 from ijepa.masks import MaskConfig, sample_masks
 from ijepa.predictor import Predictor
-from ijepa.train import train_step
+from ijepa.train import micro_step, train_step
 from ijepa.vit import Size, VisionTransformer
 
 MASKS = MaskConfig(4, 6, 3, 1, (0.2, 0.3), (1.0, 1.0), (0.9, 1.0), 2, False)
@@ -48,12 +50,22 @@ def test_gradients_reach_encoder_and_predictor_and_nothing_else():
     assert all(p.grad is None for p in jepa.target_encoder.parameters())
 
 
-@pytest.mark.parametrize("kind", ["ema", "online", "attached"])
-def test_only_the_attached_target_has_a_gradient(kind):
-    from ijepa.train import full_targets
-
+@pytest.mark.parametrize("target", ["online", "attached", "pixels"])
+def test_only_the_attached_target_has_a_gradient(target):
     jepa, (images, _) = model(), batch()
-    assert full_targets(jepa, images, kind).requires_grad == (kind == "attached")
+    assert TOKENS[target](jepa, images).requires_grad == (target == "attached")
+
+
+def test_an_ablation_differs_from_the_method_in_its_target_alone():
+    """Before the first update the target encoder is the encoder."""
+    jepa, (images, masks) = model(), batch()
+    parts = images, masks.context, masks.target
+    ours, online = micro_step(jepa, *parts), step_towards("online")(jepa, *parts)
+    for a, b in zip(ours, online, strict=True):
+        torch.testing.assert_close(a, b)
+    with torch.no_grad():
+        jepa.target_encoder.norm.weight.mul_(torch.linspace(0.5, 2, 16))
+    assert not torch.allclose(micro_step(jepa, *parts)[0], online[0])
 
 
 def test_the_target_moves_by_its_momentum():
@@ -134,7 +146,7 @@ def test_schedules_reach_their_ends_unless_stretched():
 
 def test_pixel_targets_are_normalised_patches():
     images, _ = batch()
-    found = pixel_targets(images, 8)
+    found = pixel_tokens(model(), images)
     assert found.shape == (4, 24, 192)
     patch = images[1, :, 8:16, 16:24].flatten()  # row 1, column 2
     torch.testing.assert_close(found[1, 8], normalise(patch))

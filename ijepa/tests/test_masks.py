@@ -1,12 +1,14 @@
 """The mask sampler: what it promises for every seed, and what it refuses."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 
 import pytest
 import torch
 
-from ijepa.masks import STRATEGIES, MaskConfig, block_shapes, check, sample_masks
+from ijepa.masks import STRATEGIES, MaskConfig, block_shapes, check_masks, sample_masks
 
 PAPER = MaskConfig(14, 14, 4, 1, (0.15, 0.2), (0.75, 1.5), (0.85, 1.0), 10, False)
 RECTANGLE = dataclasses.replace(PAPER, columns=10)
@@ -73,7 +75,7 @@ def test_a_context_that_the_targets_would_cover_forgets_some_of_them():
 def test_a_grid_too_small_for_the_blocks_is_named_at_once(grid):
     config = dataclasses.replace(PAPER, rows=grid[0], columns=grid[1])
     with pytest.raises(ValueError, match=f"{grid[0]} x {grid[1]} patches has target blocks"):
-        check(config)
+        check_masks(config)
     smallest = min(range(100), key=lambda counter: math.prod(block_shapes(config, counter)[0]))
     with pytest.raises(ValueError, match="not above min_keep"):
         sample(config, counter=smallest)
@@ -81,7 +83,7 @@ def test_a_grid_too_small_for_the_blocks_is_named_at_once(grid):
 
 def test_grids_of_nine_and_more_are_safe():
     for grid in (9, 12, 14, 16, 28):
-        check(dataclasses.replace(PAPER, rows=grid, columns=grid))
+        check_masks(dataclasses.replace(PAPER, rows=grid, columns=grid))
 
 
 def test_quadrants_and_shares():

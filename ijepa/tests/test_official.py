@@ -1,16 +1,18 @@
 """Files with the official names and sizes: read strictly, written back, and refused in one line."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import pytest
 import torch
 
 from ijepa import official
-from ijepa.build import build
+from ijepa.build import new_model
 from ijepa.config import Config
 from ijepa.jepa import JEPA, new_jepa
 from ijepa.predictor import Predictor
-from ijepa.vit import SIZES, Size, VisionTransformer
+from ijepa.vit import SIZES, Size, VisionTransformer, resized_table
 
 Shapes = dict[str, tuple[int, ...]]
 BLOCK = {
@@ -114,6 +116,7 @@ def without(content, part, name):
         (lambda c: {k: v for k, v in c.items() if k != "target_encoder"}, "has no target_encoder"),
         (lambda c: [1, 2], "has no encoder, predictor, target_encoder"),
         (lambda c: c | {"predictor": None}, "has no predictor"),
+        (lambda c: c | {"encoder": c["encoder"] | {3: torch.ones(1)}}, r"encoder has the unknown 3 \(1 in all\)"),
         (lambda c: c | {"encoder": c["encoder"] | {"module.norm.bias": None}}, r"encoder lacks norm.bias \(1 in all\)"),
     ],
 )
@@ -141,7 +144,45 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
 
 def test_the_weights_are_drawn_from_the_seed():
     config = Config(size=(32, 32), patch=8, encoder="nano", predictor_width=8, predictor_depth=1)
-    first, again, other = (build(c, 3) for c in (config, config, Config(**{**vars(config), "seed": 1})))
+    first, again, other = (new_model(c, 3) for c in (config, config, Config(**{**vars(config), "seed": 1})))
     weights = [model.encoder.patch_embed.proj.weight for model in (first, again, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+def test_a_flipped_bit_of_a_weight_is_found_before_it_is_read(content, tmp_path):
+    """torch reads it as it is: the training would end in NaN, or only in worse numbers."""
+    path = tmp_path / "file.pth.tar"
+    torch.save(content, path)
+    damaged = bytearray(path.read_bytes())
+    weight = content["target_encoder"]["module.blocks.1.mlp.fc1.weight"].numpy().tobytes()
+    damaged[damaged.index(weight) + 7] ^= 64
+    path.write_bytes(damaged)
+    model, before = tiny(), tiny().state_dict()
+    with pytest.raises(ValueError, match=r"file\.pth\.tar is damaged: the checksum of .* differs") as error:
+        official.load(path, model)
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_folder_or_a_cut_file_is_no_checkpoint(content, tmp_path):
+    torch.save(content, tmp_path / "file.pth.tar")
+    (tmp_path / "file.pth.tar").write_bytes((tmp_path / "file.pth.tar").read_bytes()[:-100])
+    for path in (tmp_path, tmp_path / "file.pth.tar"):
+        with pytest.raises(ValueError, match="init_from: ") as error:
+            official.load(path, tiny())
+        assert "\n" not in str(error.value)
+
+
+def test_position_tables_of_another_resolution_are_resized(content, tmp_path):
+    """A file of 4 x 4 patches in a model of 4 x 6: each part's table, bicubic; the other weights as they are."""
+    torch.save(content, tmp_path / "file.pth.tar")
+    encoder = VisionTransformer(32, 48, 3, 8, Size(16, 2, 2, 64))
+    model = new_jepa(encoder, Predictor((4, 6), 16, 8, 2, 2), torch.Generator().manual_seed(0))
+    official.load(tmp_path / "file.pth.tar", model)
+    for part, key in (("encoder", "pos_embed"), ("predictor", "predictor_pos_embed"), ("target_encoder", "pos_embed")):
+        table = getattr(model, part).state_dict()[key]
+        assert torch.equal(table, resized_table(content[part][f"module.{key}"], 4, 6))
+        assert table.shape[1] == 24
+    assert torch.equal(model.encoder.norm.bias, content["encoder"]["module.norm.bias"])
+    assert torch.isfinite(model.encoder(torch.rand(2, 3, 32, 48))).all()

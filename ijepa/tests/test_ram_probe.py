@@ -1,5 +1,7 @@
 """AtariARI's protocol: splits, draws, probes, and a score that can be resampled over episodes."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,8 @@ from sklearn.metrics import f1_score
 from torch import nn
 
 from ijepa import ram_probe
-from ijepa.env import Play
 from ijepa.games import Variable
+from ijepa.play import Play
 from ijepa.ram_probe import Part, Plateau, Predictions, Probes
 
 VARIABLES = (

@@ -1,11 +1,14 @@
 """Sizes, places and independence of encoder and predictor."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 
+from ijepa.features import pooled_layers
 from ijepa.jepa import new_jepa
 from ijepa.predictor import Predictor
-from ijepa.vit import SIZES, Size, VisionTransformer, position_table
+from ijepa.vit import SIZES, Size, VisionTransformer, position_table, resized_table
 
 SMALL = Size(16, 2, 2, 32)
 COUNTS = {  # patch, side, encoder, encoder with table, predictor depth, predictor, predictor with table
@@ -98,8 +101,8 @@ def test_the_last_tokens_alone_are_those_of_all():
 @torch.no_grad()
 def test_layers_end_with_the_output():
     encoder, batch = model().encoder, images(2, 3, 32, 48)
-    found = encoder.layers(batch, 4)
-    assert len(found) == 2  # there are no more blocks
+    found = encoder.layers(batch, 2)
+    assert len(found) == 2
     torch.testing.assert_close(found[-1], encoder(batch))
 
 
@@ -131,3 +134,27 @@ def test_target_blocks_do_not_see_each_other_and_the_context_order_does_not_matt
 def test_what_does_not_fit_is_named(build, words):
     with pytest.raises(ValueError, match=words):
         build()
+
+
+def test_a_resized_position_table_keeps_the_places_of_its_own_grid():
+    """Twice as many patches lie between the old ones: the table there is that of half places, but at the border."""
+    table = torch.from_numpy(position_table(32, 12, 12)).float()[None]
+    torch.testing.assert_close(resized_table(table, 12, 12), table)
+    found = resized_table(table, 24, 24).unflatten(1, (24, 24))[0, 4:20, 4:20]
+    w = 10000.0 ** (-torch.arange(8) / 8)
+    place = (torch.arange(24)[4:20] + 0.5) / 2 - 0.5
+    half = torch.cat([(place[:, None] * w).sin(), (place[:, None] * w).cos()], 1)
+    torch.testing.assert_close(found[..., :16], half[None].expand(16, -1, -1), rtol=0, atol=0.04)
+    torch.testing.assert_close(found[..., 16:], half[:, None].expand(-1, 16, -1), rtol=0, atol=0.04)
+    with pytest.raises(ValueError, match="140 places is of no square grid"):
+        resized_table(torch.zeros(1, 140, 32), 10, 10)
+
+
+def test_more_blocks_than_there_are_cannot_be_asked_for():
+    """The probes ask for four, or for all of an encoder that has fewer."""
+    encoder, images = VisionTransformer(16, 16, 3, 8, Size(16, 3, 2, 32)), torch.rand(2, 3, 16, 16)
+    assert len(encoder.layers(images, 3)) == 3
+    for count in (0, 4):
+        with pytest.raises(ValueError, match=f"the last {count} blocks of an encoder of 3"):
+            encoder.layers(images, count)
+    assert pooled_layers(encoder, images).shape == (2, 3, 16)
