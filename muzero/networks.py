@@ -253,7 +253,8 @@ def new_network(
 ) -> Network:
     """An untrained network; the last layers of the value and reward heads start at zero.
 
-    Deviation D7: the paper does not say how heads begin. Zero makes every first value and reward exactly 0, so that the first searches follow the priors and not noise.
+    Deviation D7: the paper does not say how heads begin. Zero makes every first value and reward exactly 0, so that the
+    first searches follow the priors and not noise.
     """
     state = torch.get_rng_state()
     torch.manual_seed(seed)

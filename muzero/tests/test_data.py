@@ -80,7 +80,7 @@ def test_every_position_that_can_be_drawn_has_its_targets() -> None:
 
 def test_positions_are_drawn_by_their_priority() -> None:
     replay = filled(60)
-    picks = replay.choose(200_000, np.random.default_rng(3))
+    picks = replay.choose(20_000, np.random.default_rng(3))
     place = (picks.step % replay.rows) * LANES + picks.lane
     share = np.bincount(place, minlength=replay.priority.size) / len(picks)
     wanted = replay.priority.reshape(-1) / replay.priority.sum()
