@@ -14,8 +14,8 @@ import torch
 
 from common import checkpoint
 from common.config import to_dict, user_error
-from common.files import atomic_write, read_checked, write_checked
-from common.run import Run, run_config
+from common.files import read_checked, write_checked
+from common.run import Run, read_metrics, run_config
 from ha2018 import data, encoding
 from ha2018.config import Config
 
@@ -71,9 +71,7 @@ def adopt(run: Run, source: Path, config: Config) -> None:
         checkpoint.copy(source / stage, run.folder / stage, run.identity)
     if not takes_memory and config.memory_updates != 0:
         _copy_latents(run, source, theirs, config)
-    lines = (source / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if any(line.startswith(f'{{"stage": "{stage}'.encode()) for stage in stages)]
-    atomic_write(run.metrics_path, b"".join(kept))
+    run.replace_log(line for line in read_metrics(source) if line["stage"].split()[0] in stages)
     for name in ("collect", "encode", *stages):
         run.add_seconds(info["stage_seconds"].get(name, 0.0) - run.stage_seconds.get(name, 0.0), name)
     # The last of all: it says that V is finished.

@@ -76,6 +76,7 @@ def test_it_goes_on_with_and_without_the_option(source, adopted, tmp_path):
     shutil.copytree(adopted, folder, ignore=shutil.ignore_patterns("first_frames*", "controller*"))
     (folder / "memory" / ".step-000000020.safetensors.tmp").write_bytes(b"half")
     (folder / "metrics.jsonl").write_bytes(b"")
+    (folder / ".metrics.sum").unlink()
     train.main([*OTHER, "--run", str(folder), "--model-from", str(source)])
     assert (folder / "controller.safetensors").read_bytes() == before
     (folder / "controller.safetensors").unlink()
