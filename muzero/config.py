@@ -172,7 +172,8 @@ _TICTACTOE = {
     "size": "board-tiny",
     "envs": 64,
     "simulations": 25,
-    "temperatures": (1.0, 0.5, 0.25),
+    # The dynamics must know replies that good players seldom make: more noise, and no cooling.
+    "noise_fraction": 0.5,
     "temperature_moves": None,
     "batch_size": 128,
     "lr": 2e-3,
