@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from diamond.blocks import Fourier, GroupNorm, conv3
 from diamond.frames import quantise
+from diamond.sampler import SamplerSettings, karras_sigmas, sample
 from diamond.unet import UNet
 
 
@@ -149,6 +150,18 @@ class Denoiser(nn.Module):
     def denoise(self, noisy: Tensor, sigma: Tensor, obs: Tensor, action: Tensor) -> Tensor:
         """D as the sampler takes it, cut to the 256 levels of a byte."""
         return quantise(self.estimate(noisy, sigma, obs, action))
+
+    def next_frame(
+        self,
+        obs: Tensor,
+        action: Tensor,
+        start: Tensor,
+        settings: SamplerSettings,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """A frame [B, 3, H, W] drawn for obs [B, L, 3, H, W] and action [B, L], from standard normal `start`."""
+        sigmas = karras_sigmas(settings.steps, settings.sigma_min, settings.sigma_max, settings.rho)
+        return sample(lambda x, sigma: self.denoise(x, sigma, obs, action), start, sigmas, settings, generator)
 
     def add_noise(self, clean: Tensor, sigma: Tensor, normals: Normals) -> Tensor:
         """The frame at noise level sigma [B]. The offset is not scaled by sigma; reference code."""
