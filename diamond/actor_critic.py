@@ -78,8 +78,8 @@ class ActorCritic(nn.Module):
 class Outcome:
     """A step of B environments: next obs, where a dead one already shows its new episode; reward, end, trunc [B].
 
-    dead [N]: indices of the environments that ended; final_obs [N, ...]: what they showed last; burn_in [N, L - 1, ...]:
-    the frames before their new obs.
+    dead [N]: indices of the environments that ended; final_obs [N, ...]: what they showed last;
+    burn_in [N, L - 1, ...]: the frames before their new obs.
     """
 
     obs: Tensor
@@ -120,7 +120,12 @@ def rollout(
     A state that is reset runs over the burn-in frames with gradient. The value of a final observation belongs to the
     state before the reset; that of the last step needs a forward pass which leaves the state alone.
     """
-    logits, values, bootstraps, actions, outcomes = [], [], [], [], []
+    logits: list[Tensor] = []
+    values: list[Tensor] = []
+    bootstraps: list[Tensor] = []
+    actions: list[Tensor] = []
+    outcomes: list[Outcome] = []
+    ended = obs.new_zeros(0)
     for _ in range(steps):
         logit, value, state = policy(obs, state)
         if values:

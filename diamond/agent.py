@@ -38,9 +38,7 @@ def new_agent(config: Config, actions: int) -> Agent:
     channels, depths = config.denoiser_channels, config.denoiser_depths
     # Nothing but the blocks in the middle has attention.
     inner = InnerModel(actions, config.denoiser_cond, channels, depths, [False] * len(channels), config.history)
-    denoiser = (
-        Denoiser(inner, config.law, config.history) if config.diffusion == "edm" else DDPM(inner, config.history)
-    )
+    denoiser = Denoiser(inner, config.law, config.history) if config.diffusion == "edm" else DDPM(inner, config.history)
     reward_end = RewardEndModel(
         actions,
         config.reward_cond,
@@ -56,8 +54,7 @@ def new_agent(config: Config, actions: int) -> Agent:
 
 
 def load_agent(info: Mapping[str, Any], config: Config, actions: int, device: torch.device) -> tuple[Agent, Any]:
-    """The agent of a finished run, and the state of its last checkpoint; one line and exit code 2 if it has not ended.
-    """
+    """The agent of a finished run and the state of its checkpoint; one line and exit code 2 if it has not ended."""
     folder = info["folder"]
     found = checkpoint.load_latest(folder / STAGE, device, info["meta"]["identity"])
     if found is None or not found.state["state"]["is_finished"]:

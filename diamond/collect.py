@@ -111,7 +111,10 @@ class RealSteps:
 
     def step(self, action: Tensor) -> Outcome:
         """One step of all games. There is no burn-in: a new episode has no frames before its first."""
-        rewards, ends, truncs, finals = [], [], [], {}
+        rewards: list[float] = []
+        ends: list[float] = []
+        truncs: list[float] = []
+        finals: dict[int, Frame] = {}
         for k, choice in enumerate(action.tolist()):
             answer = self.games[k].step(choice)
             self.histories[k].append(choice)

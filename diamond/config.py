@@ -143,6 +143,7 @@ class Config:
         )
 
 
+# Deviation D6: not of an expert's play.
 # A world model of play by the untrained policy, which is uniform random play: one epoch, no agent.
 # Source: paper, section 5.1. No offset noise on either side: reference code, issue 36.
 VIDEO = {

@@ -40,6 +40,7 @@ class DDPM(nn.Module):
         The level is uniform: the quantile of the normal number that would be EDM's level.
         """
         normal, length = normals[0], self.history
+        # Deviation D8: drawn from whole numbers in the reference code.
         level = (torch.special.ndtr(normal.level) * LEVELS).long().clamp(max=LEVELS - 1)
         share = self.signal[level][:, None, None, None]
         noisy = share.sqrt() * batch.obs[:, length] + (1 - share).sqrt() * normal.pixel

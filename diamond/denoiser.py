@@ -133,8 +133,8 @@ class Denoiser(nn.Module):
     def coefficients(self, sigma: Tensor) -> Coefficients:
         """Those of noise levels [B], ready for frames [B, 3, H, W]; c_noise stays [B]."""
         found = precondition(sigma, self.law.sigma_data, self.law.sigma_offset)
-        wide = (c[:, None, None, None] for c in (found.c_in, found.c_skip, found.c_out))
-        return Coefficients(*wide, found.c_noise)
+        c_in, c_skip, c_out = (c[:, None, None, None] for c in (found.c_in, found.c_skip, found.c_out))
+        return Coefficients(c_in, c_skip, c_out, found.c_noise)
 
     def model_output(self, noisy: Tensor, c: Coefficients, obs: Tensor, action: Tensor) -> Tensor:
         """F for obs [B, L, 3, H, W], oldest first; the history is divided by sigma_data."""

@@ -84,7 +84,8 @@ class Atari:
 
     def step(self, action: int) -> Answer:
         """Four raw frames, fewer where the game ends. The maximum is taken before the frame is made smaller."""
-        total, screens = 0.0, []
+        total = 0.0
+        screens: list[Frame] = []
         for _ in range(REPEAT):
             screen, reward, is_over, is_cut, _ = self._env.step(action)
             screens = [*screens[-1:], screen]
@@ -106,7 +107,7 @@ class Atari:
 
 
 class Catch:
-    """A ball falls from the top in a random column; a paddle of three pixels catches it or not: 1 or -1, and the end."""
+    """A ball falls from the top in any column; a paddle of three pixels catches it or not: 1 or -1, and the end."""
 
     actions = 3  # left, stay, right
 
@@ -137,7 +138,7 @@ class Catch:
 
 
 class Coin:
-    """No game but a video: a square rests in the middle and jumps left or right by a fair coin, in every other frame."""
+    """No game but a video: a square rests in the middle and jumps left or right by a fair coin, every other frame."""
 
     actions = 1
     LENGTH = 100  # frames of an episode

@@ -21,6 +21,7 @@ from diamond.config import Config
 class Draws:
     """Random numbers of one update: those of the whole batch are drawn, this process keeps its share."""
 
+    # Deviation D5: numbers by position instead of one long stream.
     def __init__(self, batch: int, share: slice, device: torch.device, seed: int, *keys: int | str) -> None:
         self.batch, self.share = batch, share
         self.generator = torch.Generator(device).manual_seed(derive_seed(seed, *keys))
@@ -77,10 +78,9 @@ class Imagination:
         Reward and end are drawn from R's distributions, not their likeliest classes; reference code.
         """
         self.action[:, -1] = action
+        # Deviation D7: the reference code compiles both networks.
         start = self.draws.normal(*self.obs.shape[2:])
-        frame = self.agent.denoiser.next_frame(
-            self.obs, self.action, start, self.config.sampler, self.draws.generator
-        )
+        frame = self.agent.denoiser.next_frame(self.obs, self.action, start, self.config.sampler, self.draws.generator)
         rewards, ends, (h, c) = self.agent.reward_end(
             self.obs[:, -1:], action[:, None], frame[:, None], (self.h[None], self.c[None])
         )

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,14 +77,13 @@ def choose(
     of_length = np.asarray(lengths)[episode]
     step = random.randint(0, of_length)
     shift = random.randint(0, sequence_length, size=batch_size)
-    if beyond_end:
-        start = step - shift
-    else:
-        start = np.minimum(of_length, step + 1 + shift) - sequence_length
+    latest = step - shift + sequence_length
+    stop = latest if beyond_end else np.minimum(of_length, step + 1 + shift)
+    start = stop - sequence_length
     return np.stack([episode, start, start + sequence_length], axis=1)
 
 
-def padded(rows: NDArray[np.generic], start: int, stop: int) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+def padded(rows: NDArray[Any], start: int, stop: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Rows start to stop of an episode, zeros where it has none, and which of them are real."""
     inside = slice(max(start, 0), min(stop, len(rows)))
     found = np.zeros((stop - start, *rows.shape[1:]), rows.dtype)
@@ -102,7 +102,7 @@ class Replay:
         folder.mkdir(parents=True, exist_ok=True)
         self.frames: NDArray[np.uint8] = _mapped(folder / "frames.bin", np.dtype(np.uint8), (capacity, *self.shape))
         self.finals: NDArray[np.uint8] = self._finals(0)
-        self.facts = _mapped(folder / "facts.bin", FACTS, (capacity,))
+        self.facts: NDArray[Any] = _mapped(folder / "facts.bin", FACTS, (capacity,))
         self.count = 0
         self.starts: list[int] = []
 
@@ -119,6 +119,7 @@ class Replay:
     def add(self, step: Step) -> None:
         """Append a step."""
         row, begins = self.count, not self.has_open_episode
+        # Deviation D2: the reference code stores frames that went through the truncating quantiser.
         self.frames[row] = step.frame
         if begins:
             self.starts.append(row)
@@ -134,7 +135,8 @@ class Replay:
     def flush(self) -> None:
         """Make the rows durable: a checkpoint must not know more of them than the disk."""
         for array in (self.frames, self.finals, self.facts):
-            array.flush()  # type: ignore[attr-defined]
+            assert isinstance(array, np.memmap)
+            array.flush()
 
     def restore(self, count: int) -> None:
         """Go on with the first `count` rows. Raises RunError naming the first one that is damaged."""
@@ -194,10 +196,10 @@ class Replay:
         start = self.starts[episode]
         return slice(start, start + self.lengths_of(episode))
 
-    def _facts(self, name: str, pick: NDArray[np.int64]) -> NDArray[np.generic]:
+    def _facts(self, name: str, pick: NDArray[np.int64]) -> NDArray[Any]:
         return padded(self.facts[name][self.rows_of(pick[0])], pick[1], pick[2])[0]
 
-    def _parts(self, picks: NDArray[np.int64]) -> tuple[NDArray[np.generic], ...]:
+    def _parts(self, picks: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
         frames, real, action = [], [], []
         for pick in picks:
             frame, is_real = padded(self.frames[self.rows_of(pick[0])], pick[1], pick[2])
@@ -208,7 +210,7 @@ class Replay:
 
     @staticmethod
     def _tensors(
-        parts: tuple[NDArray[np.generic], ...], device: torch.device
+        parts: tuple[NDArray[Any], ...], device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Padding becomes 0, the middle grey, only after the conversion."""
         frames, action, real = (torch.from_numpy(part).to(device, non_blocking=True) for part in parts)
@@ -224,7 +226,7 @@ class Replay:
         return torch.from_numpy(count / processes).float().to(device)
 
 
-def _mapped(path: Path, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> NDArray[np.generic]:
+def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     """An array in a file, which is sparse until it is written."""
     size = dtype.itemsize * int(np.prod(shape))
     if not path.exists() or path.stat().st_size != size:

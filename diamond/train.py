@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from common.program import program
 from common.run import Run, run_folder, seed_everything, usable_device
 from common.seeding import derive_seed
 from common.stage import LOG_EVERY, Stage
-from diamond.actor_critic import losses, rollout
+from diamond.actor_critic import Steps, losses, rollout
 from diamond.agent import PARTS, STAGE, Agent, new_agent, refuse
 from diamond.beginnings import Pool
 from diamond.collect import Player, RealSteps
@@ -144,12 +145,13 @@ class Trainer:
         config, policy = self.config, self.agent.actor_critic
         draws = Draws(config.batch_size, self.share, self.ranks.device, config.seed, "rollout", update)
         self.dream.draws = draws
+        world: Steps = self.dream if self.real is None else self.real
         if self.real is not None:
-            world, obs = self.real, self.real.obs
+            obs = self.real.obs
         elif len(self.dream.length) == 0:
-            world, obs = self.dream, self.dream.reset(self.share.stop - self.share.start)
+            obs = self.dream.reset(self.share.stop - self.share.start)
         else:
-            world, obs = self.dream, self.dream.obs[:, -1]
+            obs = self.dream.obs[:, -1]
         play, _, self.policy_state = rollout(
             policy, world, obs, self.policy_state, config.horizon, lambda logits: pick(logits, draws.uniform())
         )
@@ -212,6 +214,7 @@ class Collector:
         for step in shared_steps(played, steps, self.config, self.ranks):
             self.replay.add(step)
         if self.player is not None:
+            # Deviation D4: the reference code plays four test games every ten epochs.
             for score in self.player.finished:
                 self.run.log(f"{STAGE} game", update, env_steps=self.replay.count, score=score)
             self.player.finished = []
@@ -236,7 +239,8 @@ def save(stage: Stage, update: int, trainer: Trainer, collector: Collector, firs
     replay, player, tensors = trainer.replay, collector.player, trainer.tensors()
     replay.flush()
     dist.barrier()
-    state = {"count": replay.count, "first_steps": first_steps, "is_finished": update + 1 == stage.total}
+    state: dict[str, Any] = {"count": replay.count, "first_steps": first_steps, "updates": update + 1}
+    state["is_finished"] = update + 1 == stage.total
     for part, optimizer in trainer.optimizers.items():
         packed, rest = checkpoint.pack_optimizer(f"optimizer-{part}", optimizer)
         tensors |= packed

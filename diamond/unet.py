@@ -55,7 +55,9 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         if not len(channels) == len(depths) == len(attention):
-            raise ValueError(f"{len(channels)} levels by channels, {len(depths)} by depths, {len(attention)} by attention")
+            raise ValueError(
+                f"{len(channels)} levels by channels, {len(depths)} by depths, {len(attention)} by attention"
+            )
         above = [channels[0], *channels[:-1]]
         down, up = [], []
         for c1, c2, depth, has_attention in zip(above, channels, depths, attention, strict=True):

@@ -62,7 +62,9 @@ def test_karras_sigmas(parity: Parity) -> None:
 
 def test_noise_levels_of_training(parity: Parity) -> None:
     case = load(GOLDEN / "sigma_sampling.npz")
-    ours = NoiseLaw(*(float(case[name]) for name in ("loc", "scale", "sigma_min", "sigma_max"))).sigma(tensor(case["z"]))
+    ours = NoiseLaw(*(float(case[name]) for name in ("loc", "scale", "sigma_min", "sigma_max"))).sigma(
+        tensor(case["z"])
+    )
     parity.check("noise levels of training", ours, case["sigma"], rtol=1e-5, atol=1e-9)
 
 
