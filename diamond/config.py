@@ -79,6 +79,8 @@ class Config:
     actor_critic_updates: int = setting(400, "an epoch; 0 trains nothing, the first epoch included", low=0)
     actor_critic_first: int = setting(5000, "updates of the first epoch", low=0)
 
+    init_from: str | None = setting(None, "an official checkpoint, .pt or .safetensors, that the networks begin with")
+
     # Collection
     env_steps: int = setting(100_000, "decisions in the game, in all", low=1)
     collect_steps: int = setting(100, "decisions an epoch", low=1)
@@ -129,6 +131,20 @@ class Config:
         return self.task.startswith("video_")
 
     @property
+    def later_updates(self) -> tuple[int, int, int]:
+        """Updates an epoch of denoiser, reward and end model, and policy."""
+        return self.denoiser_updates, self.reward_end_updates, self.actor_critic_updates
+
+    @property
+    def first_updates(self) -> tuple[int, int, int]:
+        """Those of the first epoch; nothing for what is never trained."""
+        return (
+            self.denoiser_first if self.denoiser_updates else 0,
+            self.reward_end_first if self.reward_end_updates else 0,
+            self.actor_critic_first if self.actor_critic_updates else 0,
+        )
+
+    @property
     def law(self) -> NoiseLaw:
         """The noise of training."""
         return NoiseLaw(
@@ -157,7 +173,7 @@ VIDEO = {
     "epsilon": 0.0,
     "sigma_offset": 0.0,
 }
-SMALL_NETS = {
+SMALL_NETS: dict[str, Any] = {
     "denoiser_cond": 64,
     "denoiser_channels": (16, 16, 16),
     "denoiser_depths": (1, 1, 1),

@@ -40,6 +40,7 @@ class Game(Protocol):
     """One game; `reset(seed)` makes all that follows depend on the actions alone."""
 
     actions: int
+    names: tuple[str, ...]  # of the actions, as the Arcade Learning Environment calls them
 
     def reset(self, seed: int) -> Frame:
         """Start the game `seed`."""
@@ -71,6 +72,7 @@ class Atari:
             user_error(f"the game {name} cannot be made, its ROM may be missing: {' '.join(str(error).split())}")
         self._ale, self._size = self._env.unwrapped.ale, size
         self.actions = int(self._env.action_space.n)
+        self.names = tuple(self._env.unwrapped.get_action_meanings())
 
     def reset(self, seed: int) -> Frame:
         """The screen after 1 to 30 raw frames without action; no fire, the agent must learn to press it."""
@@ -109,7 +111,8 @@ class Atari:
 class Catch:
     """A ball falls from the top in any column; a paddle of three pixels catches it or not: 1 or -1, and the end."""
 
-    actions = 3  # left, stay, right
+    names = ("LEFT", "NOOP", "RIGHT")
+    actions = 3
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -140,6 +143,7 @@ class Catch:
 class Coin:
     """No game but a video: a square rests in the middle and jumps left or right by a fair coin, every other frame."""
 
+    names = ("NOOP",)
     actions = 1
     LENGTH = 100  # frames of an episode
 

@@ -81,13 +81,15 @@ def claim(config: Config) -> str:
         "agent": not config.is_video,
         "ddpm": config.diffusion == "ddpm",
         "real": not config.is_imagined,
+        "official": config.init_from is not None,
         f"steps{config.sampler_steps}": config.sampler_steps != Config.sampler_steps,
     }
     words = [word for word, is_so in parts.items() if is_so]
     if not config.is_video and config.is_imagined and config.denoiser_updates == 0 and config.actor_critic_updates:
         words.append("world")
-    learner = "denoiser" if config.is_video or words[-1] == "world" else "actor_critic"
-    return "-".join([*words, "untrained"] if getattr(config, f"{learner}_updates") == 0 else words)
+    judges_denoiser = config.is_video or words[-1] == "world"
+    updates = config.denoiser_updates if judges_denoiser else config.actor_critic_updates
+    return "-".join(words if updates else [*words, "untrained"])
 
 
 def success(scores: Sequence[float], config: Config) -> list[float]:

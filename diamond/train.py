@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from common.program import program
 from common.run import Run, run_folder, seed_everything, usable_device
 from common.seeding import derive_seed
 from common.stage import LOG_EVERY, Stage
+from diamond import official
 from diamond.actor_critic import Steps, losses, rollout
 from diamond.agent import PARTS, STAGE, Agent, new_agent, refuse
 from diamond.beginnings import Pool
@@ -68,10 +70,8 @@ class Schedule:
 
 def schedule_of(config: Config, collected: int) -> Schedule:
     """The plan of a run that begins with so many decisions: one epoch for each later collection, and the last ones."""
-    later = tuple(getattr(config, f"{part}_updates") for part in PARTS)
-    first = tuple(getattr(config, f"{part}_first") if count else 0 for part, count in zip(PARTS, later, strict=True))
     epochs = max(0, config.env_steps - collected) // config.collect_steps + config.last_epochs
-    return Schedule(first, later, max(1, epochs))
+    return Schedule(config.first_updates, config.later_updates, max(1, epochs))
 
 
 def train_step(
@@ -278,6 +278,8 @@ def train(run: Run, config: Config, ranks: dist.Ranks) -> None:
     game = new_game(config)
     agent = new_agent(config, game.actions).to(ranks.device)
     game.close()
+    if config.init_from is not None:
+        official.load(Path(config.init_from), agent)
     for tensor in agent.state_dict().values():
         dist.broadcast(tensor)
     replay = Replay(run.folder / f"replay-{ranks.rank}", config.env_steps, config.image_size)
@@ -312,6 +314,17 @@ def train(run: Run, config: Config, ranks: dist.Ranks) -> None:
             save(stage, number, trainer, collector, first_steps)
 
 
+def check(config: Config) -> None:
+    """What this machine cannot make, or no checkpoint, must end before there is a folder; one line and exit code 2."""
+    game = new_game(config)
+    game.close()
+    if config.init_from is not None:
+        try:
+            official.load(Path(config.init_from), new_agent(config, game.actions))
+        except ValueError as error:
+            user_error(str(error))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     config, options = parse(Config, TASKS, PRESETS, argv, prog="python -m diamond.train", description=__doc__ or "")
     device = usable_device(config.device)
@@ -321,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             user_error(f"batch_size {config.batch_size} does not divide over {ranks.world_size} processes")
         if ranks.world_size > 1 and not config.is_imagined:
             user_error("without imagination (is_imagined false) training runs in one process")
-        new_game(config).close()  # what this machine cannot make must end before there is a folder
+        check(config)
         seed_everything(config.seed, str(device))
         if device.type == "cuda":  # the paper's precision
             torch.set_float32_matmul_precision("high")
