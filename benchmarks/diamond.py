@@ -110,5 +110,6 @@ SUITE = Suite(
             published="atari100k-boxing",
         ),
     ),
+    speed=("measure",),
     film=("cpu", "video_pong", "video"),
 )

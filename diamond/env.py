@@ -111,7 +111,7 @@ class Atari:
 class Catch:
     """A ball falls from the top in any column; a paddle of three pixels catches it or not: 1 or -1, and the end."""
 
-    names = ("LEFT", "NOOP", "RIGHT")
+    names: tuple[str, ...] = ("LEFT", "NOOP", "RIGHT")
     actions = 3
 
     def __init__(self, size: int) -> None:
@@ -143,7 +143,7 @@ class Catch:
 class Coin:
     """No game but a video: a square rests in the middle and jumps left or right by a fair coin, every other frame."""
 
-    names = ("NOOP",)
+    names: tuple[str, ...] = ("NOOP",)
     actions = 1
     LENGTH = 100  # frames of an episode
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common import checkpoint, testing
-from diamond import evaluate, train
+from diamond import evaluate, train, watch
 from diamond.config import Config
 from diamond.train import Schedule, schedule_of
 
@@ -95,3 +95,21 @@ def test_the_schedule_is_the_papers():
         ("reward_end", 3), ("actor_critic", 2),
     ]  # fmt: skip
     assert [small.at(k)[3] for k in range(small.total)] == [True, False, False, True, False, True, False]
+
+
+def test_the_policy_plays_in_the_dream_without_a_display(trained, tmp_path, monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    watch.main(["--run", str(trained), "--film", str(tmp_path / "a.webm"), "--steps", "6"])
+    assert (tmp_path / "a.webm").stat().st_size > 1000
+
+
+def test_two_processes_train_and_have_the_same_replay(tmp_path):
+    folder = tmp_path / "run"
+    launch = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "diamond.train", "--")
+    few = ("--denoiser-first", "2", "--reward-end-first", "2", "--actor-critic-first", "2", "--env-steps", "60")
+    testing.run(*launch, *CATCH, *few, "--run", str(folder), cwd=tmp_path)
+    first, second = ((folder / f"replay-{rank}" / "frames.bin").read_bytes() for rank in range(2))
+    assert first == second
+    found = checkpoint.load_latest(folder / "train")
+    assert found is not None
+    assert found.state["state"]["is_finished"]
