@@ -148,8 +148,14 @@ def _number(suite: Suite, row: Number, records: Sequence[Record], published: Pub
             raise ValueError(f"row {row.id}: the budget is larger than that of published {reported.key!r}")
         verdict = number_verdict(effect, is_near)
     else:
-        spent = "an unknown share" if share is None else f"at most {percent(share)}" if unknown else percent(share)
-        verdict = Verdict(f"reduced: {percent(effect[0])} of the effect at {spent} of the budget", "partial")
+        spent = (
+            "at an unknown share"
+            if share is None
+            else f"with at most {percent(share)}"
+            if unknown
+            else f"at {percent(share)}"
+        )
+        verdict = Verdict(f"reduced: {percent(effect[0])} of the effect {spent} of the budget", "partial")
     return joined(verdict, other=floor, effect=effect, notes=notes)
 
 

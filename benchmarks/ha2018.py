@@ -58,7 +58,7 @@ def temperature_rows(base: Experiment) -> tuple[Row, ...]:
         rows += [
             Number(
                 id=f"{suite}-dream-tau{tau}",
-                title=f"Take Cover: score inside the dream {where}",
+                title=f"Take Cover inside the dream {where}",
                 ours=Quantity(run, "measurements/dream return"),
                 floor=Quantity(run, "measurements/dream uniform random"),
                 published=f"doom-dream-tau{tau}",
@@ -83,7 +83,7 @@ def temperature_rows(base: Experiment) -> tuple[Row, ...]:
 def real_row(run: Experiment, suite: str, tau: str) -> Row:
     """The score in the real game. At the two low temperatures the published number is that of random play."""
     id, published = f"{suite}-real-tau{tau}", f"doom-real-tau{tau}"
-    title = f"Take Cover: score in the real game, trained in the dream at temperature {tau}"
+    title = f"Take Cover in the real game, trained in the dream at {tau}"
     if tau in AT_THE_FLOOR:
         return Beside(id, title, Quantity(run), published, why="the same score, which is that of random play")
     return Number(id, title, Quantity(run), Quantity(run, "controls/uniform random"), published)
@@ -244,7 +244,7 @@ SUITE = Suite(
         ),
         Number(
             id="score",
-            title="Take Cover: score in the real game, trained in the dream at temperature 1.15",
+            title="Take Cover in the real game, trained in the dream at 1.15",
             ours=Quantity(CPU),
             floor=Quantity(CPU, "controls/uniform random"),
             published="doom-real-tau1.15",

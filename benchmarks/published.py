@@ -89,7 +89,11 @@ class Published:
 
 def load(folder: Path = FOLDER) -> Published:
     """Read and check the whole folder. Raises ValueError naming file and line of the first fault."""
-    protocols = {row["protocol"]: row["description"] for _, row in _lines(folder / "protocols.csv")}
+    protocols = {}
+    for where, row in _lines(folder / "protocols.csv"):
+        if set(row) != {"protocol", "description"}:
+            raise ValueError(f"{where}: the columns are protocol and description")
+        protocols[row["protocol"]] = row["description"]
     curves: dict[tuple[str, str], PublishedCurve] = {}
     curve_files: set[str] = set()
     manifest = folder / "curves.csv"
@@ -160,13 +164,16 @@ def _curve(where: str, row: Mapping[str, str], folder: Path) -> PublishedCurve:
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield ("file.csv:line", row) for each row; a row with too few or too many cells is refused."""
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        for row in reader:
-            where = f"{path.name}:{reader.line_num}"
-            if None in row or None in row.values():
-                raise ValueError(f"{where}: {len(reader.fieldnames or ())} cells expected, one per column")
-            yield where, row
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            for row in reader:
+                where = f"{path.name}:{reader.line_num}"
+                if None in row or None in row.values():
+                    raise ValueError(f"{where}: {len(reader.fieldnames or ())} cells expected, one per column")
+                yield where, row
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path.name} cannot be read: {error}") from error
 
 
 def _check_columns(where: str, row: Mapping[str, str], allowed: tuple[str, ...]) -> None:

@@ -79,6 +79,72 @@ def reserve(path: Path | str, size: int) -> None:
         os.close(descriptor)
 
 
+class GuardedLog:
+    """Lines that are only added, and beside them how many bytes there must be, with their SHA-256.
+
+    The sum is written after each line, in place: whatever was promised must stand there unharmed, whatever lies behind
+    it was being written when the program was killed. A log of an earlier version has no sum and is taken as it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.sum_path = path.with_name(f".{path.stem}.sum")
+        self._digest = hashlib.sha256()
+        self._size = 0
+
+    def check(self) -> bytes:
+        """The whole lines. Raises ValueError if what was promised is not there, OSError if there is no file."""
+        content = self.path.read_bytes()
+        if self.sum_path.is_file():
+            words = self.sum_path.read_bytes().split()
+            if len(words) != 2 or not words[0].isdigit():
+                raise ValueError(f"{self.sum_path.name} is damaged")
+            promised = content[: int(words[0])]
+            if len(promised) < int(words[0]) or hashlib.sha256(promised).hexdigest().encode() != words[1]:
+                raise ValueError("lines were lost or changed")
+        return content[: content.rfind(b"\n") + 1]
+
+    def open(self) -> None:
+        """Go on behind the last whole line: half a line would be glued to the next one. Raises as `check` does."""
+        content = self.check()
+        os.truncate(self.path, len(content))
+        self._begin(content)
+
+    def append(self, line: bytes) -> None:
+        """Add a line. Raises OSError, and leaves the log as it was, if there is no space."""
+        try:
+            with open(self.path, "ab") as file:
+                file.write(line)
+        except OSError:
+            os.truncate(self.path, self._size)
+            raise
+        self._digest.update(line)
+        self._size += len(line)
+        self._promise()
+
+    def rewrite(self, content: bytes) -> None:
+        """Put other lines in the place of all of them; killed at any moment, the old or the new ones stand there."""
+        self.sum_path.unlink(missing_ok=True)
+        atomic_write(self.path, content)
+        self._begin(content)
+
+    def _begin(self, content: bytes) -> None:
+        self._digest, self._size = hashlib.sha256(content), len(content)
+        self._promise()
+
+    def _promise(self) -> None:
+        # Fixed width, so that one small write replaces the last: a kill leaves the old sum or the new one.
+        text = f"{self._size:020d} {self._digest.hexdigest()}\n".encode()
+        descriptor = os.open(self.sum_path, os.O_WRONLY | os.O_CREAT, 0o644)
+        try:
+            os.pwrite(descriptor, text, 0)
+        except OSError as error:
+            if not disk_is_full(error):
+                raise
+        finally:
+            os.close(descriptor)
+
+
 class Lock:
     """A folder in the hands of one process until it ends; workers that it forks do not inherit the lock."""
 

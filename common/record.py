@@ -112,7 +112,8 @@ def close(record: Mapping[str, Any], folder: Path) -> None:
     """Write `record` into the folder and print the lines that an evaluation ends with."""
     path = folder / "record.json"
     write_record(path, record)
-    numbers = f"{record['metric']} {record['value']:.1f} {record['unit']}"
+    unit = "" if record["unit"] == record["metric"] else f" {record['unit']}"
+    numbers = f"{record['metric']} {record['value']:.1f}{unit}"
     print(f"{record['policy']}: {numbers}, the mean of {record['episodes']} values")
     for name, control in record["controls"].items():
         print(f"{name}: {control['value']:.1f}")

@@ -18,7 +18,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from common.config import from_dict, to_dict, user_error
 from common.dist import job
-from common.files import Lock, atomic_write, disk_is_full
+from common.files import GuardedLog, Lock, atomic_write, disk_is_full
 from common.program import RunError
 from common.provenance import command_line, describe_device, git_revision, package_versions
 
@@ -64,6 +64,10 @@ class Run:
     earlier_seconds: float = 0.0
     identity: str = ""
     lock: Lock | None = field(default=None, repr=False)
+    guard: GuardedLog = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.guard = GuardedLog(self.metrics_path)
 
     @classmethod
     def open(cls, paper: str, config: Any, preset: str, folder: Path) -> Run:
@@ -80,6 +84,7 @@ class Run:
             else:
                 _create(folder, paper, values, preset)
                 run.lock = _locked(folder)
+            run.guard.open()
             run.identity = _meta(folder)["identity"]
         run.earlier_seconds = run.wall_seconds
         return run
@@ -115,14 +120,11 @@ class Run:
         line: dict[str, Any] = {"stage": stage, "step": step}
         line |= {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         line["wall"] = round(self.earlier_seconds + time.monotonic() - self.started, 3)
-        position = self.metrics_path.stat().st_size
         try:
-            with open(self.metrics_path, "ab") as file:
-                file.write(json.dumps(line).encode() + b"\n")
+            self.guard.append(json.dumps(line).encode() + b"\n")
         except OSError as error:
             if not disk_is_full(error):
                 raise
-            os.truncate(self.metrics_path, position)
             print(f"warning: {self.metrics_path}: disk full, one line lost", file=sys.stderr)
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -146,7 +148,12 @@ class Run:
             if not (line["stage"] == stage or line["stage"].startswith(f"{stage} ")) or line["step"] <= after
         ]
         if len(kept) < len(lines):
-            atomic_write(self.metrics_path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
+            self.replace_log(kept)
+
+    def replace_log(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Put these lines in the place of all of metrics.jsonl."""
+        if is_main_process():
+            self.guard.rewrite(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
 
     def progress(self, total: int, desc: str, initial: int = 0, unit: str = "it") -> tqdm[Any]:
         """`progress_bar`, of this run."""
@@ -202,7 +209,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     lines = []
     try:
-        for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, text in enumerate(GuardedLog(path).check().decode("utf-8").splitlines(), 1):
             line = json.loads(text)
             if not isinstance(line, dict) or not {"stage", "step"} <= line.keys():
                 raise ValueError(f"line {number} is none of ours")
@@ -379,12 +386,6 @@ def _continue(folder: Path, paper: str, config: Any) -> None:
         user_error(f"{folder} was started with another config: {changes}; {_way_out(folder)}")
     meta["restarts"].append(_start_facts(values))
     atomic_write(folder / "meta.json", _json_bytes(meta))
-    metrics = folder / "metrics.jsonl"
-    if not metrics.is_file():
-        user_error(f"{metrics} is missing; {_way_out(folder)}")
-    # A kill in the middle of a write leaves half a line; the next one must not be glued to it.
-    content = metrics.read_bytes()
-    os.truncate(metrics, content.rfind(b"\n") + 1)
     read_metrics(folder)
 
 

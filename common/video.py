@@ -49,8 +49,10 @@ def label(frame: Frames, text: str) -> Frames:
     marked = np.ascontiguousarray(frame).copy()
     scale = max(0.35, frame.shape[0] / 500)
     at = (4, int(8 + 22 * scale))
-    for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-        cv2.putText(marked, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, thickness, cv2.LINE_AA)
+    # The edge is the same letters one pixel to each side: thicker ones are wider and would not lie behind them.
+    for x, y, colour in ((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, 255)):
+        place, ink = (at[0] + x, at[1] + y), (colour, colour, colour)
+        cv2.putText(marked, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, ink, 1, cv2.LINE_AA)
     return marked
 
 

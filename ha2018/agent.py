@@ -17,7 +17,7 @@ from common.config import user_error
 from common.files import read_checked
 from common.precision import compute_dtype
 from common.run import Run
-from ha2018 import data
+from ha2018 import data, encoding
 from ha2018.config import Config
 from ha2018.controller import CAR_ACTIONS, Controller
 from ha2018.dream import FirstFrames
@@ -68,13 +68,13 @@ class Agent:
 def load_world_model(folder: Path, config: Config, device: torch.device) -> WorldModel:
     """V and M of a run at their last step; one line and exit code 2 if they are not finished or damaged."""
     identity = Run.load("ha2018", folder)["meta"]["identity"]
-    if not data.is_encoded(folder):
+    if not encoding.is_encoded(folder):
         user_error(f"{folder}: V and M are not trained to their end; the same train command goes on with it")
-    first_frames, frames = data.load_first_frames(folder, identity, device)
+    first_frames, frames = encoding.load_first_frames(folder, identity, device)
     vae, memory = new_vae(config, device).eval(), new_memory(config, device).eval()
     for stage, name, module, total in (
         ("vision", "V", vae, data.vision_updates(config, frames)),
-        ("memory", "M", memory, data.memory_updates(config, frames)),
+        ("memory", "M", memory, encoding.memory_updates(config, frames)),
     ):
         checkpoint.load_module(name, module, checkpoint.load_final(folder / stage, total, device, identity).tensors)
     return WorldModel(vae, memory, first_frames, frames, compute_dtype(config.precision, device))

@@ -52,14 +52,13 @@ def fresh_seeds(seed: int, episodes: int) -> list[int]:
     return [derive_seed(seed, "test", k) % 2**31 for k in range(episodes)]
 
 
-def without_looking(agent: Agent, config: Config, seeds: Sequence[int], games: Games) -> dict[str, np.ndarray]:
-    """The actions [E, T] of what needs no eyes in Take Cover: fixed policies, the best sweep, and C with its eyes shut.
-
-    The sweep is chosen in the real game, on episodes that are not those of the test.
-    """
-    policies = {**screen.STEADY_POLICIES, "uniform random": screen.FIXED_POLICIES["uniform"]}
-    sweep = screen.best_sweep(config, games, min(SWEEP_EPISODES, len(seeds)))
-    policies["best blind sweep"] = screen.FIXED_POLICIES[sweep]
+def without_looking(agent: Agent, config: Config, seeds: Sequence[int], period: int) -> dict[str, np.ndarray]:
+    """The actions [E, T] of what needs no eyes in Take Cover: fixed policies, the best sweep, C with its eyes shut."""
+    policies = {
+        **screen.STEADY_POLICIES,
+        "uniform random": screen.FIXED_POLICIES["uniform"],
+        "best blind sweep": screen.SWEEP_POLICIES[period],
+    }
     actions = {name: screen.table(policy, seeds, config.max_steps) for name, policy in policies.items()}
     return actions | {"C blind": screen.blind_actions(agent, seeds, config.max_steps)}
 
@@ -116,13 +115,15 @@ def record_of_run(info: dict[str, Any], model: WorldModel, agent: Agent, config:
         }
         dream = {}
         if config.task == "doom":
-            actions = without_looking(agent, config, seeds, games)
+            period = screen.best_sweep(config, games, min(SWEEP_EPISODES, len(seeds)))
+            actions = without_looking(agent, config, seeds, period)
             for name, own in actions.items():
                 if name not in controls:
                     controls[name] = sample(screen.game_returns(own, seeds, games), protocol(config))
             found = {"return": dream_test(model, agent, config)}
             found |= screen.dream_returns(actions, seeds, model, config.temperature)
             dream = {f"dream {name}": sample(values, "doom-dream") for name, values in found.items()}
+            dream["period of the best blind sweep"] = sample([period], "doom-screen")
     info["stage_seconds"]["test"] = time.monotonic() - start
     info["wall_seconds"] += info["stage_seconds"]["test"]
     metrics = runs.read_metrics(info["folder"])

@@ -53,13 +53,17 @@ def sweep_actions(seed: int, period: int) -> Iterator[float]:
         yield from [-1.0] * (period - period // 2)
 
 
-SWEEP_POLICIES: Mapping[str, Policy] = {f"sweep {period}": partial(sweep_actions, period=period) for period in SWEEPS}
+SWEEP_POLICIES: Mapping[int, Policy] = {period: partial(sweep_actions, period=period) for period in SWEEPS}
 STEADY_POLICIES: Mapping[str, Policy] = {
     "still": no_actions,
     "left": partial(constant_actions, action=-1.0),
     "right": partial(constant_actions, action=1.0),
 }
-FIXED_POLICIES: Mapping[str, Policy] = {**STEADY_POLICIES, **SWEEP_POLICIES, "uniform": uniform_actions}
+FIXED_POLICIES: Mapping[str, Policy] = {
+    **STEADY_POLICIES,
+    **{f"sweep {period}": policy for period, policy in SWEEP_POLICIES.items()},
+    "uniform": uniform_actions,
+}
 
 
 def table(policy: Policy, seeds: Sequence[int], steps: int) -> np.ndarray:
@@ -102,14 +106,14 @@ def dream_returns(
     return {name: part.tolist() for name, part in zip(actions, parts, strict=True)}
 
 
-def best_sweep(config: Config, games: Games, episodes: int) -> str:
-    """The name of the sweep that lasts longest in the real game, on episodes that no test has."""
+def best_sweep(config: Config, games: Games, episodes: int) -> int:
+    """The period of the sweep that lasts longest in the real game, on episodes that no test has."""
     seeds = [derive_seed(config.seed, "screen", k) % 2**31 for k in range(episodes)]
     scores = {
-        name: float(np.mean(game_returns(table(policy, seeds, config.max_steps), seeds, games)))
-        for name, policy in SWEEP_POLICIES.items()
+        period: float(np.mean(game_returns(table(policy, seeds, config.max_steps), seeds, games)))
+        for period, policy in SWEEP_POLICIES.items()
     }
-    return max(scores, key=lambda name: scores[name])
+    return max(scores, key=lambda period: scores[period])
 
 
 def screen(model: WorldModel, config: Config, episodes: int) -> dict[str, dict[str, float]]:

@@ -29,13 +29,14 @@ from common.program import program
 from common.run import Run, run_folder, seed_everything, usable_device
 from common.seeding import derive_seed
 from common.stage import Stage
-from ha2018 import data, random_play, world_model
+from ha2018 import data, encoding, random_play, world_model
 from ha2018.agent import CONTROLLER, new_memory, new_vae
 from ha2018.cma_es import Evolution, as_received_from_workers, as_sent_to_workers, cost, rollout_seeds
 from ha2018.config import PRESETS, TASKS, Config
-from ha2018.data import Batch, Frames, Latents
+from ha2018.data import Frames
 from ha2018.dream import FirstFrames, rollout_returns
 from ha2018.dream_fast import FastDream
+from ha2018.encoding import Batch, Latents
 from ha2018.memory import MDNRNN, State, sequence_losses
 from ha2018.memory_fast import FastLosses
 from ha2018.rollout import environment_returns, open_games
@@ -78,7 +79,7 @@ def memory_step(
 
 def collect(run: Run, config: Config, ranks: dist.Ranks) -> None:
     """Random play, unless its frames are encoded already. One line and exit code 2 if it is too little to train on."""
-    if dist.is_main(ranks) and not data.is_encoded(run.folder):
+    if dist.is_main(ranks) and not encoding.is_encoded(run.folder):
         if config.task == "doom":
             play = partial(random_play.doom_episode, longest_hold=config.longest_hold, vary_hold=config.vary_hold)
         else:
@@ -86,10 +87,10 @@ def collect(run: Run, config: Config, ranks: dist.Ranks) -> None:
         with open_games(config, config.workers, config.collected_steps) as games:
             data.collect(run, games, play, config)
     dist.barrier()
-    frames = data.count_frames(run, config.episodes)
+    frames = encoding.count_frames(run, config.episodes)
     try:  # before hours of V are spent on them
         data.vision_updates(config, frames)
-        data.memory_updates(config, frames)
+        encoding.memory_updates(config, frames)
     except ValueError as error:
         user_error(str(error))
 
@@ -99,7 +100,7 @@ def train_vision(run: Run, config: Config, ranks: dist.Ranks) -> VAE:
     vae = new_vae(config, ranks.device)
     # Deviation D16, for M too: TensorFlow's Adam adds its epsilon before the correction of the second moment.
     optimizer = torch.optim.Adam(vae.parameters(), lr=config.vision_lr, fused=True)
-    total = data.vision_updates(config, data.count_frames(run, config.episodes))
+    total = data.vision_updates(config, encoding.count_frames(run, config.episodes))
     stage = Stage(run, "vision", total, config.checkpoint_seconds, ranks, {"V": vae}, optimizer)
     if stage.first == total:
         return vae.eval()
@@ -120,16 +121,16 @@ def train_vision(run: Run, config: Config, ranks: dist.Ranks) -> VAE:
 
 def encode_all(run: Run, config: Config, ranks: dist.Ranks, vae: VAE) -> FirstFrames:
     """The latents of all episodes on disk, and those of the first frames, in which dreams begin."""
-    if dist.is_main(ranks) and not data.is_encoded(run.folder):
+    if dist.is_main(ranks) and not encoding.is_encoded(run.folder):
         for role, episodes, skip in (
             ("train", config.episodes, 0),
             ("holdout", config.holdout_episodes, config.episodes),
         ):
-            if not data.has_latents(run.folder, role, episodes):
-                data.encode(run, vae, Frames(run, episodes, skip), role, ranks.device)
-        data.save_first_frames(run, data.load_latents(run, "train", config.episodes), config.first_frames)
+            if not encoding.has_latents(run.folder, role, episodes):
+                encoding.encode(run, vae, Frames(run, episodes, skip), role, ranks.device)
+        encoding.save_first_frames(run, encoding.load_latents(run, "train", config.episodes), config.first_frames)
     dist.barrier()
-    return data.load_first_frames(run.folder, run.identity, ranks.device)[0]
+    return encoding.load_first_frames(run.folder, run.identity, ranks.device)[0]
 
 
 def train_memory(run: Run, config: Config, ranks: dist.Ranks) -> MDNRNN:
@@ -138,15 +139,15 @@ def train_memory(run: Run, config: Config, ranks: dist.Ranks) -> MDNRNN:
     # Deviation D14: its products too are in bfloat16 where the preset allows it and the device has it.
     fast = FastLosses(memory, compute_dtype(config.precision, ranks.device))
     optimizer = torch.optim.Adam(memory.parameters(), lr=config.memory_lr, fused=True)
-    total = data.memory_updates(config, data.count_frames(run, config.episodes))
+    total = encoding.memory_updates(config, encoding.count_frames(run, config.episodes))
     stage = Stage(run, "memory", total, config.checkpoint_seconds, ranks, {"M": memory}, optimizer)
     if total == 0:
         stage.save(-1)  # the control of an M as it was initialised
     if stage.first == total:
         return memory.eval()
-    latents = data.load_latents(run, "train", config.episodes)
+    latents = encoding.load_latents(run, "train", config.episodes)
     batch_size, length = config.memory_batch, config.memory_length
-    per_epoch = data.memory_batches_per_epoch(len(latents.mu), batch_size, length)
+    per_epoch = encoding.memory_batches_per_epoch(len(latents.mu), batch_size, length)
     mine = dist.share(batch_size, ranks)
     for update in stage.updates():
         epoch, k = divmod(update, per_epoch)
@@ -155,13 +156,13 @@ def train_memory(run: Run, config: Config, ranks: dist.Ranks) -> MDNRNN:
         elif update == stage.first:
             state = State(stage.extra["c"][mine], stage.extra["h"][mine])
         if k == 0 or update == stage.first:
-            stream = data.MemoryEpoch(latents, batch_size, length, config.seed, epoch, ranks.device)
+            stream = encoding.MemoryEpoch(latents, batch_size, length, config.seed, epoch, ranks.device)
         optimizer.param_groups[0]["lr"] = memory_lr(update, config)
         losses, state = memory_step(memory, fast, optimizer, stream.batch(k, mine), state, config)
         stage.log(update, losses)
         if stage.due(update):
             if update + 1 == total:
-                holdout = data.load_latents(run, "holdout", config.holdout_episodes)
+                holdout = encoding.load_latents(run, "holdout", config.holdout_episodes)
                 run.log("memory holdout", total, **memory_holdout(memory, holdout, config, ranks))
             carried = {name: dist.gather_rows(getattr(state, name), batch_size, ranks) for name in ("c", "h")}
             stage.save(update, extra=carried)
@@ -282,7 +283,7 @@ def vision_holdout(vae: VAE, frames: Frames, config: Config, ranks: dist.Ranks) 
 @torch.no_grad()
 def memory_holdout(memory: MDNRNN, latents: Latents, config: Config, ranks: dist.Ranks) -> dict[str, float]:
     """The losses of M over the held-out episodes, read as one stream."""
-    stream = data.MemoryEpoch(latents, 1, len(latents.mu), config.seed, 0, ranks.device)
+    stream = encoding.MemoryEpoch(latents, 1, len(latents.mu), config.seed, 0, ranks.device)
     whole = stream.batch(0)
     start = memory.initial_state(1)
     losses, _ = sequence_losses(memory, whole.z, whole.action, whole.restart, start, config.restart_weight)

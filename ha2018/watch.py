@@ -150,7 +150,7 @@ class Show:
                 continue
             frame, done = stage.advance(given)
             self.steps[k] += 1
-            words = f"over after {self.steps[k]} steps" if done else f"step {self.steps[k]}   {who}"
+            words = f"over after {self.steps[k]}" if done else f"step {self.steps[k]}   {who}"
             frame = frame + np.uint8(1)  # the wrap-around of the preprocessing undone
             large = cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
             shown = np.asarray(large // 2 if done else large, np.uint8)

@@ -14,15 +14,16 @@ import torch
 
 from common import checkpoint
 from common.config import to_dict, user_error
-from common.files import atomic_write, read_checked, write_checked
-from common.run import Run, run_config
-from ha2018 import data
+from common.files import read_checked, write_checked
+from common.run import Run, read_metrics, run_config
+from ha2018 import data, encoding
 from ha2018.config import Config
 
-# Settings that frames and V, and those that M, depend on. The seed may differ: then it is that of C alone.
+# What frames, V and first frames depend on, and what M does. The seed may differ: then it is that of C alone.
 VISION_SETTINGS = [
     *("task", "longest_hold", "vary_hold", "episodes", "holdout_episodes", "min_frames"),
     *("z_size", "kl_tolerance", "vision_epochs", "vision_updates", "vision_batch", "vision_lr", "precision"),
+    "first_frames",
 ]
 MEMORY_SETTINGS = [
     *("hidden_size", "mixtures", "memory_epochs", "memory_updates", "memory_batch", "memory_length"),
@@ -38,16 +39,17 @@ def check(source: Path, config: Config) -> None:
     changed = _differences(settings, info["config"], config)
     if changed:
         user_error(f"--model-from {source}: V was made with other settings: {', '.join(changed)}")
-    if not data.is_encoded(source):
+    if not encoding.is_encoded(source):
         user_error(f"--model-from {source}: its V is not finished; the same train command goes on there")
     theirs = run_config(Config, info)
-    _, frames = data.load_first_frames(source, info["meta"]["identity"], torch.device("cpu"))
-    checkpoint.load_final(source / "vision", data.vision_updates(theirs, frames))
+    identity = info["meta"]["identity"]
+    _, frames = encoding.load_first_frames(source, identity, torch.device("cpu"))
+    checkpoint.load_final(source / "vision", data.vision_updates(theirs, frames), identity=identity)
     if _takes_memory(info["config"], config):
-        checkpoint.load_final(source / "memory", data.memory_updates(theirs, frames))
+        checkpoint.load_final(source / "memory", encoding.memory_updates(theirs, frames), identity=identity)
     elif config.memory_updates != 0:
         for role, episodes in zip(ROLES, (config.episodes, config.holdout_episodes), strict=True):
-            if not data.has_latents(source, role, episodes):
+            if not encoding.has_latents(source, role, episodes):
                 user_error(f"--model-from {source}: M is to be trained anew, but the latents are not there")
 
 
@@ -55,9 +57,9 @@ def adopt(run: Run, source: Path, config: Config) -> None:
     """Make V, and M if its settings are the same, those of `source`. Killed at any moment, it is done again whole."""
     info = Run.load("ha2018", source)
     theirs = info["meta"]["identity"]
-    first_frames = read_checked(source / data.FIRST_FRAMES, data.first_frames_identity(theirs))
-    if data.is_encoded(run.folder):
-        ours = read_checked(run.folder / data.FIRST_FRAMES, data.first_frames_identity(run.identity))
+    first_frames = read_checked(source / encoding.FIRST_FRAMES, encoding.first_frames_identity(theirs))
+    if encoding.is_encoded(run.folder):
+        ours = read_checked(run.folder / encoding.FIRST_FRAMES, encoding.first_frames_identity(run.identity))
         if ours != first_frames:
             user_error(f"{run.folder} has a world model of its own; choose another folder with --run")
         return
@@ -69,22 +71,22 @@ def adopt(run: Run, source: Path, config: Config) -> None:
         checkpoint.copy(source / stage, run.folder / stage, run.identity)
     if not takes_memory and config.memory_updates != 0:
         _copy_latents(run, source, theirs, config)
-    lines = (source / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if any(line.startswith(f'{{"stage": "{stage}'.encode()) for stage in stages)]
-    atomic_write(run.metrics_path, b"".join(kept))
+    run.replace_log(line for line in read_metrics(source) if line["stage"].split()[0] in stages)
     for name in ("collect", "encode", *stages):
         run.add_seconds(info["stage_seconds"].get(name, 0.0) - run.stage_seconds.get(name, 0.0), name)
     # The last of all: it says that V is finished.
-    write_checked(run.folder / data.FIRST_FRAMES, first_frames, data.first_frames_identity(run.identity))
+    write_checked(run.folder / encoding.FIRST_FRAMES, first_frames, encoding.first_frames_identity(run.identity))
 
 
 def _copy_latents(run: Run, source: Path, theirs: str, config: Config) -> None:
     (run.folder / "latents").mkdir(exist_ok=True)
     for role, episodes in zip(ROLES, (config.episodes, config.holdout_episodes), strict=True):
-        for number in range(data.latents_files(episodes)):
-            content = read_checked(data.latents_path(source, role, number), data.latents_identity(theirs, role, number))
-            path = data.latents_path(run.folder, role, number)
-            write_checked(path, content, data.latents_identity(run.identity, role, number))
+        for number in range(encoding.latents_files(episodes)):
+            content = read_checked(
+                encoding.latents_path(source, role, number), encoding.latents_identity(theirs, role, number)
+            )
+            path = encoding.latents_path(run.folder, role, number)
+            write_checked(path, content, encoding.latents_identity(run.identity, role, number))
 
 
 def _takes_memory(theirs: dict[str, Any], config: Config) -> bool:

@@ -31,6 +31,7 @@ class Origin:
 ORIGINS = {
     "nm512": Origin("dreamerv3", "NM512/dreamerv3-torch", "dreamer.py"),
     "danijar": Origin("dreamerv3", "danijar/dreamerv3", "dreamerv3/rssm.py"),
+    "mctx": Origin("muzero", "google-deepmind/mctx", "mctx/_src/search.py"),
     "facebookresearch": Origin("ijepa", "facebookresearch/ijepa", "src/train.py", runs_on_gpu=True),
 }
 

@@ -17,9 +17,9 @@ from benchmarks.speed.timing import figure, matmul_rate, timed
 from common.precision import compute_dtype
 from ha2018.config import Config
 from ha2018.controller import doom_action
-from ha2018.data import Batch
 from ha2018.dream import Dream, FirstFrames, rollout_returns
 from ha2018.dream_fast import FastDream
+from ha2018.encoding import Batch
 from ha2018.env import TakeCover
 from ha2018.memory import MDNRNN, mdn_nll, restart_loss
 from ha2018.memory_fast import FastLosses
@@ -43,7 +43,7 @@ def measure(device: torch.device) -> list[dict[str, Any]]:
     # A whole generation takes long enough to meet the machine's faster and slower moments, as its peers do.
     rollouts, steps = config.population * config.rollouts, 900
     exact, generation = (
-        timed(partial(_generation, memory, config, steps, device, dtype), device, repeats=3, warmup=0)
+        timed(_generation(memory, config, steps, device, dtype), device, repeats=3, warmup=int(device.type == "cuda"))
         for dtype in (torch.float32, compute_dtype("auto", device))
     )
     after = matmul_rate(device)
@@ -110,11 +110,16 @@ def _endless_memory(config: Config) -> MDNRNN:
     return memory
 
 
-def _generation(memory: MDNRNN, config: Config, steps: int, device: torch.device, dtype: torch.dtype) -> None:
+def _generation(
+    memory: MDNRNN, config: Config, steps: int, device: torch.device, dtype: torch.dtype
+) -> Callable[[], object]:
+    """A whole generation, as training has it: its graphs are captured once and serve all of them."""
     bank = FirstFrames(torch.zeros(100, config.z_size, device=device), torch.zeros(100, config.z_size, device=device))
     params = 0.1 * torch.randn(config.population, config.controller_params)
     seeds = [*range(config.population // 2)] * 2
-    rollout_returns(memory, bank, params, seeds, config.rollouts, config.temperature, steps, dtype)
+    fast = FastDream(memory, config.temperature, dtype)
+    dream = memory, bank, params, seeds, config.rollouts, config.temperature, steps, dtype, fast
+    return lambda: rollout_returns(*dream)
 
 
 Rollout = Callable[[Config, int], float]

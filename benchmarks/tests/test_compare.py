@@ -166,7 +166,7 @@ def test_an_unknown_published_size_is_unknown_and_not_equal():
     result = compare(ha2018.SUITE, night, [record(NEAR, suite="night", claim="dream-transfer-tau1.00")], PUBLISHED)
     assert result.verdict.text.startswith("reduced: ")
     assert "of the budget" in result.verdict.text
-    assert "at most 100 %" in result.verdict.text
+    assert "with at most 100 %" in result.verdict.text
     assert "an unknown share of the CMA-ES rollouts" in result.budget
 
 

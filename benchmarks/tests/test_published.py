@@ -109,3 +109,11 @@ def test_a_curve_without_budget_or_file_is_refused(folder: Path):
     (folder / "c.csv").write_text("x,y,s\n1,2,3\n1,2,3\n")
     with pytest.raises(ValueError, match="does not rise"):
         published.load(folder)
+
+
+@pytest.mark.parametrize("name", ["x.csv", "protocols.csv", "curves.csv"])
+@pytest.mark.parametrize("content", [b"\xff\xfe", b'a,b\n"' + b"x" * 200_000, b"a,b\n1,2\n", b"\x00,\x00\n1,2\n"])
+def test_a_file_that_is_no_table_of_ours_is_one_line(name: str, content: bytes, folder: Path):
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=name.split(".")[0]):
+        published.load(folder)

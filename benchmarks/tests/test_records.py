@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from benchmarks import records
 from benchmarks.tests.hand_made import record, sample
+from common.record import RECORD_KEYS
 
 SPEED = {
     "schema": 1, "paper": "ha2018", "device": "d", "revision": "r", "packages": {}, "command": "c",
@@ -104,3 +106,27 @@ def test_runs_in_folders_of_other_names_are_no_runs_of_a_row(tmp_path: Path):
     write(tmp_path, record([1.0]).data, "ha2018/doom-cpu-seed0/record.json")
     write(tmp_path, record([1.0]).data, "ha2018/my-experiment/record.json")
     assert [found.path.parent.name for found in records.load_runs(tmp_path)] == ["doom-cpu-seed0"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "3", "null", '"x"', "[" * 100_000, '{"schema": ' + "9" * 400 + "}", "\ud83d", '{"a": NaN}',
+        '{"paper": "\\ud800"}',
+    ],
+)  # fmt: skip
+def test_a_hostile_record_is_one_line(text: str, tmp_path: Path):
+    path = tmp_path / "record.json"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ValueError, match=r"record\.json") as error:
+        records.read(path, records.check_record)
+    assert str(error.value).count("\n") == 0
+
+
+@pytest.mark.parametrize("key", sorted(RECORD_KEYS))
+@pytest.mark.parametrize("value", [None, [], {}, "", "x", -1, int("9" * 400), [[]], {"a": "b"}])
+def test_no_value_of_a_key_is_more_than_a_line(key: str, value: Any, tmp_path: Path):
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps({**record([1.0, 2.0]).data, key: value}))
+    with suppress(ValueError):
+        records.read(path, records.check_record)

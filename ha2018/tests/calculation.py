@@ -11,8 +11,8 @@ from common import checkpoint, dist
 from common.run import Run
 from ha2018 import train
 from ha2018.config import Config
-from ha2018.data import Batch, Latents, MemoryEpoch
 from ha2018.dream import FirstFrames
+from ha2018.encoding import Batch, Latents, MemoryEpoch
 from ha2018.memory import MDNRNN
 from ha2018.memory_fast import FastLosses
 from ha2018.vision import VAE

@@ -10,9 +10,10 @@ import torch
 
 from common.run import Run
 from common.seeding import derive_seed
-from ha2018 import data
+from ha2018 import data, encoding
 from ha2018.config import Config
-from ha2018.data import Frames, Latents, MemoryEpoch, memory_batches_per_epoch, shard_path, vision_batches
+from ha2018.data import Frames, shard_path, vision_batches
+from ha2018.encoding import Latents, MemoryEpoch, memory_batches_per_epoch
 from ha2018.env import TakeCover
 from ha2018.processes import Games
 from ha2018.random_play import doom_episode
@@ -226,7 +227,7 @@ def test_too_few_frames_for_v_are_named():
     with pytest.raises(ValueError, match="batch of 100 frames needs more than the 99 collected"):
         data.vision_updates(Config(), 99)
     assert data.vision_updates(Config(), 3_080_900) == 30_809  # the published run
-    assert data.memory_updates(Config(), 3_080_900) == 20 * 61
+    assert encoding.memory_updates(Config(), 3_080_900) == 20 * 61
 
 
 class Mean(VAE):
@@ -242,15 +243,15 @@ class Mean(VAE):
 
 def test_latents_hold_all_that_m_needs_of_the_frames(run, monkeypatch):
     """mu and logvar, actions and lengths, in files of a few episodes."""
-    monkeypatch.setattr(data, "LATENT_EPISODES", 4)
+    monkeypatch.setattr(encoding, "LATENT_EPISODES", 4)
     frames, vae = Frames(run, EPISODES - 5), Mean(1)
     pictures = torch.from_numpy(frames.read(np.arange(len(frames)))).float() / 255
-    assert not data.has_latents(run.folder, "train", EPISODES - 5)
-    data.encode(run, vae, frames, "train", CPU)
-    assert data.has_latents(run.folder, "train", EPISODES - 5)
+    assert not encoding.has_latents(run.folder, "train", EPISODES - 5)
+    encoding.encode(run, vae, frames, "train", CPU)
+    assert encoding.has_latents(run.folder, "train", EPISODES - 5)
     assert len(list((run.folder / "latents").iterdir())) == 4
     shutil.rmtree(run.folder / "frames")
-    latents = data.load_latents(run, "train", EPISODES - 5)
+    latents = encoding.load_latents(run, "train", EPISODES - 5)
     torch.testing.assert_close(latents.mu.float(), pictures.mean((1, 2)), rtol=0, atol=1e-3)
     assert torch.equal(latents.logvar, -latents.mu)
     assert latents.mu.dtype == torch.float16
@@ -260,17 +261,17 @@ def test_latents_hold_all_that_m_needs_of_the_frames(run, monkeypatch):
 
 
 def test_encoding_goes_on_where_it_was_killed(run, monkeypatch):
-    monkeypatch.setattr(data, "LATENT_EPISODES", 4)
+    monkeypatch.setattr(encoding, "LATENT_EPISODES", 4)
     frames, vae = Frames(run, EPISODES - 5), Mean(1)
-    data.encode(run, vae, frames, "train", CPU)
+    encoding.encode(run, vae, frames, "train", CPU)
     folder = run.folder / "latents"
     before = {path: path.read_bytes() for path in folder.iterdir()}
     times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    lost = data.latents_path(run.folder, "train", 2)
+    lost = encoding.latents_path(run.folder, "train", 2)
     lost.unlink()
     (folder / f".{lost.name}.tmp").write_bytes(b"half")
     again = Mean(1)
-    data.encode(run, again, frames, "train", CPU)
+    encoding.encode(run, again, frames, "train", CPU)
     assert again.encoded == sum(frames.lengths[8:12])
     for path, content in before.items():
         assert path.read_bytes() == content
@@ -278,33 +279,33 @@ def test_encoding_goes_on_where_it_was_killed(run, monkeypatch):
 
 
 def test_damaged_or_swapped_latents_are_named(run, monkeypatch, capsys):
-    monkeypatch.setattr(data, "LATENT_EPISODES", 4)
-    data.encode(run, Mean(1), Frames(run, 8), "train", CPU)
-    one, two = (data.latents_path(run.folder, "train", number) for number in (0, 1))
+    monkeypatch.setattr(encoding, "LATENT_EPISODES", 4)
+    encoding.encode(run, Mean(1), Frames(run, 8), "train", CPU)
+    one, two = (encoding.latents_path(run.folder, "train", number) for number in (0, 1))
     first, second = one.read_bytes(), two.read_bytes()
     flipped = second[:500] + bytes([second[500] ^ 4]) + second[501:]
     for left, right, named in ((second, first, one), (first, flipped, two), (first, second[:-80], two)):
         one.write_bytes(left)
         two.write_bytes(right)
         with pytest.raises(SystemExit) as end:
-            data.load_latents(run, "train", 8)
+            encoding.load_latents(run, "train", 8)
         assert end.value.code == 2
         ends_in_one_line(capsys, named, "remove it")
 
 
 def test_first_frames_are_those_of_the_first_episodes(run, capsys):
-    data.encode(run, Mean(1), Frames(run, 8), "train", CPU)
-    latents = data.load_latents(run, "train", 8)
-    data.save_first_frames(run, latents, 5)
-    bank, frames = data.load_first_frames(run.folder, run.identity, CPU)
+    encoding.encode(run, Mean(1), Frames(run, 8), "train", CPU)
+    latents = encoding.load_latents(run, "train", 8)
+    encoding.save_first_frames(run, latents, 5)
+    bank, frames = encoding.load_first_frames(run.folder, run.identity, CPU)
     assert frames == len(latents.mu)
     torch.testing.assert_close(bank.mu, latents.mu[latents.first[:5]].float(), rtol=0, atol=1e-4)
     assert bank.logvar.shape == (5, 3)
-    path = run.folder / data.FIRST_FRAMES
+    path = run.folder / encoding.FIRST_FRAMES
     content = path.read_bytes()
     path.write_bytes(content[:200] + bytes([content[200] ^ 1]) + content[201:])
     with pytest.raises(SystemExit):
-        data.load_first_frames(run.folder, run.identity, CPU)
+        encoding.load_first_frames(run.folder, run.identity, CPU)
     ends_in_one_line(capsys, path)
 
 

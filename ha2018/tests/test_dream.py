@@ -208,10 +208,10 @@ def test_temperature_scales_the_noise_of_the_dream():
 def test_given_actions_live_as_long_as_a_controller_that_takes_them():
     """Also through compactions and in a dream that was used with controllers before."""
     memory, bank = make()
-    params, seeds = controllers(70, memory), list(range(70))
+    params, seeds = controllers(40, memory), list(range(40))
     expected = rollout_returns(memory, bank, params, seeds, 1, TAU, CAP)[:, 0]
-    actions = torch.zeros(70, CAP, dtype=torch.float64)
-    for row in range(70):
+    actions = torch.zeros(40, CAP, dtype=torch.float64)
+    for row in range(40):
         _, taken = dream_episode(memory, bank, Controller("zch"), params[row], seeds[row], TAU, CAP)
         actions[row, : len(taken)] = taken[:, 0]
     assert torch.equal(open_loop_returns(memory, bank, actions, seeds, TAU), expected)

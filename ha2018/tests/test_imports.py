@@ -13,10 +13,8 @@ ENGINES = ("vizdoom", "Box2D", "pygame", "gymnasium")
 @pytest.mark.parametrize(
     ("code", "absent"),
     [
-        ("import ha2018.train", ENGINES),
-        ("import ha2018.evaluate, ha2018.screen", ENGINES),
-        ("from ha2018.env import preprocess", (*ENGINES, "torch")),
-        ("from ha2018 import processes, random_play, shards", (*ENGINES, "torch")),
+        ("import ha2018.train, ha2018.evaluate, ha2018.screen", ENGINES),
+        ("from ha2018 import env, processes, random_play, shards; env.preprocess", (*ENGINES, "torch")),
         ("from ha2018.env import new_game; new_game('doom', 5).close()", ("torch", "Box2D")),
         ("from ha2018.env import new_game; new_game('car', 5).close()", ("torch", "vizdoom")),
     ],

@@ -2,20 +2,24 @@
 
 import itertools
 import json
+import os
 import random
 import shutil
+import signal
 import time
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from torch.distributed.run import get_args_parser
 
 from common import checkpoint, dist
 from common.files import write_checked
 from common.run import NonFiniteError, Run
 from common.testing import log_lines as lines
 from common.testing import same_checkpoints
-from ha2018 import data, evaluate, train
+from ha2018 import encoding, evaluate, train
 from ha2018.config import Config
 from ha2018.tests.calculation import calculate
 from ha2018.tests.conftest import SMOKE, params_of
@@ -90,6 +94,7 @@ def test_a_run_of_the_version_before_goes_on(trained, tmp_path, capsys):
         path.write_bytes(path.read_bytes()[:-73])
     log = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(line for line in log if '"stage": "vision' in line))
+    (folder / ".metrics.sum").unlink()
     train.main([*SMOKE, "--run", str(folder)])
     assert capsys.readouterr().err.count("earlier version") == 1
     assert torch.equal(params_of(folder), params_of(trained))
@@ -97,7 +102,11 @@ def test_a_run_of_the_version_before_goes_on(trained, tmp_path, capsys):
 
 
 def test_a_finished_run_started_again_changes_nothing(trained, capsys):
-    before = {path: path.read_bytes() for path in trained.rglob("*.*") if path.name not in ("meta.json", "clock.json")}
+    before = {
+        path: path.read_bytes()
+        for path in trained.rglob("*.*")
+        if path.name not in (".lock", "meta.json", "clock.json")
+    }
     seeds = torch.get_rng_state(), torch.are_deterministic_algorithms_enabled()
     try:
         train.main([*SMOKE, "--run", str(trained)])
@@ -138,9 +147,9 @@ def test_a_loss_that_is_not_finite_names_stage_step_term_and_checkpoint(tmp_path
     tensors = {"mu": mu, "logvar": torch.zeros(20, 2), "action": torch.zeros(20, 1), "length": torch.tensor([20])}
     run = Run.open("ha2018", config, "smoke", tmp_path / "run")
     (run.folder / "latents").mkdir()
-    path = data.latents_path(run.folder, "train", 0)
-    write_checked(path, safetensors.torch.save(tensors), data.latents_identity(run.identity, "train", 0))
-    data.save_first_frames(run, data.load_latents(run, "train", 1), 1)
+    path = encoding.latents_path(run.folder, "train", 0)
+    write_checked(path, safetensors.torch.save(tensors), encoding.latents_identity(run.identity, "train", 0))
+    encoding.save_first_frames(run, encoding.load_latents(run, "train", 1), 1)
     with pytest.raises(NonFiniteError, match=r"memory step 2: z_nll is nan; .*memory/step-000000001\.safetensors"):
         train.train_memory(run, config, dist.setup())
     assert [line["step"] for line in lines(run.folder)] == [1]
@@ -182,6 +191,39 @@ def test_bad_options_end_in_one_line_and_leave_nothing(program, words, complaint
     assert error.count("\n") == 1
     assert program is evaluate or complaint in error
     assert not list(tmp_path.iterdir())
+
+
+def children(pid):
+    """Of all threads of a process."""
+    return [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find the game process")
+def test_a_game_process_that_dies_ends_the_training_in_one_line(start, tmp_path):
+    """It waited for ever: the engine, which outlived the process, held its pipe."""
+    words = ("--workers", "1", "--episodes", "500", "--run", str(tmp_path / "run"), "--stage", "collect")
+    process = start("ha2018.train", *SMOKE, *words)
+    worker, engine = list[int](), list[int]()
+    while not engine:  # the process of the games, and the engine that it has started
+        assert process.poll() is None, process.communicate()[1]
+        worker = children(process.pid)
+        engine = children(worker[0]) if worker else []
+        time.sleep(0.01)
+    os.kill(worker[0], signal.SIGKILL)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert errors == "error: game process 0 of 1 died with exit code -9\n"
+    end = time.monotonic() + 10
+    while Path(f"/proc/{engine[0]}").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not Path(f"/proc/{engine[0]}").exists()
+
+
+def test_torchrun_leaves_our_options_alone_behind_two_dashes():
+    """As the README has it; without the dashes it takes --run for an abbreviation of its own --run-path."""
+    words = ["--nproc-per-node=2", "-m", "ha2018.train", "--", "--preset", "smoke", "--run", "folder"]
+    options = get_args_parser().parse_args(words)
+    assert options.training_script_args == ["--preset", "smoke", "--run", "folder"]
 
 
 def test_a_run_of_other_settings_is_refused(trained, capsys):

@@ -4,11 +4,13 @@ import json
 import shutil
 
 import pytest
+import safetensors.torch
 import torch
 
 from common import checkpoint
+from common.files import write_checked
 from common.testing import log_lines
-from ha2018 import data, train, world_model
+from ha2018 import encoding, train, world_model
 from ha2018.config import Config
 from ha2018.tests.conftest import SMOKE, params_of
 
@@ -21,7 +23,7 @@ def lines(folder, stage):
 
 def bank(folder):
     """The first frames without their checksum, which is that of the run."""
-    return (folder / data.FIRST_FRAMES).read_bytes()[:-73]
+    return (folder / encoding.FIRST_FRAMES).read_bytes()[:-73]
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +76,7 @@ def test_it_goes_on_with_and_without_the_option(source, adopted, tmp_path):
     shutil.copytree(adopted, folder, ignore=shutil.ignore_patterns("first_frames*", "controller*"))
     (folder / "memory" / ".step-000000020.safetensors.tmp").write_bytes(b"half")
     (folder / "metrics.jsonl").write_bytes(b"")
+    (folder / ".metrics.sum").unlink()
     train.main([*OTHER, "--run", str(folder), "--model-from", str(source)])
     assert (folder / "controller.safetensors").read_bytes() == before
     (folder / "controller.safetensors").unlink()
@@ -134,27 +137,31 @@ def test_a_model_that_does_not_fit_is_refused_and_leaves_nothing(trained, tmp_pa
     assert not folder.exists()
 
 
-def test_a_run_with_a_model_or_frames_of_its_own_does_not_take_another(adopted, tmp_path, capsys):
+def test_a_run_with_a_model_or_frames_of_its_own_does_not_take_another(trained, adopted, tmp_path, capsys):
     folder = tmp_path / "run"
-    words = [*SMOKE, "--seed", "5", "--run", str(folder)]
-    train.main([*words, "--stage", "collect"])
-    for complaint in ("frames of its own", "a world model of its own"):
+    shutil.copytree(trained, folder)
+    identity = json.loads((folder / "meta.json").read_text())["identity"]
+    other = safetensors.torch.save({"mu": torch.zeros(8, 64), "logvar": torch.zeros(8, 64), "frames": torch.tensor(9)})
+    write_checked(folder / encoding.FIRST_FRAMES, other, encoding.first_frames_identity(identity))
+    log = (folder / "metrics.jsonl").read_bytes()
+    for complaint in ("a world model of its own", "frames of its own"):
         with pytest.raises(SystemExit) as end:
-            train.main([*words, "--model-from", str(adopted)])
+            train.main([*SMOKE, "--run", str(folder), "--model-from", str(adopted)])
         assert end.value.code == 2
         assert complaint in capsys.readouterr().err
-        train.main([*words, "--stage", "memory"])
+        assert (folder / "metrics.jsonl").read_bytes() == log
+        (folder / encoding.FIRST_FRAMES).unlink(missing_ok=True)
 
 
 def test_an_unfinished_model_is_refused(trained, tmp_path, capsys):
     source = tmp_path / "source"
     shutil.copytree(trained, source, ignore=shutil.ignore_patterns("controller*", "step-000000020*"))
-    for name, part in (("memory", "step 19 of 20"), (data.FIRST_FRAMES, "its V is not finished")):
+    for name, part in (("memory", "step 19 of 20"), (encoding.FIRST_FRAMES, "its V is not finished")):
         with pytest.raises(SystemExit):
             train.main([*SMOKE, "--run", str(tmp_path / "run"), "--model-from", str(source)])
         assert part in capsys.readouterr().err
         if name == "memory":
-            (source / data.FIRST_FRAMES).unlink()
+            (source / encoding.FIRST_FRAMES).unlink()
     assert not (tmp_path / "run").exists()
 
 
