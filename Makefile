@@ -10,8 +10,9 @@ PRESENT  := $(foreach paper,$(PAPERS),$(if $(wildcard $(paper)/train.py),$(paper
 ABSENT   := $(filter-out $(PRESENT),$(PAPERS))
 PACKAGES := common $(PRESENT) $(if $(wildcard benchmarks),benchmarks)
 EMPTY    :=
+SPACE    := $(EMPTY) $(EMPTY)
 COMMA    := ,
-EXTRAS   := $(subst $(EMPTY) $(EMPTY),$(COMMA),$(PRESENT) dev)
+EXTRAS   := $(subst $(SPACE),$(COMMA),$(strip $(PRESENT) dev))
 # What the user said: bench takes the suite's own presets and seeds unless they are given.
 GIVEN     = $(filter command environment,$(origin $(1)))
 ARGUMENTS = --preset $(PRESET) --seeds $(SEED) $(if $(TASK),--task $(TASK)) $(if $(SET),--set $(SET))
