@@ -118,6 +118,8 @@ def test_reproduce_leaves_long_controls_to_bench(tmp_path: Path, monkeypatch: py
         ("ha2018", "doom", "cpu"),
         ("ha2018", "doom", "calibration"),
         ("dreamerv3", "dmc_proprio_cartpole_balance", "cpu"),
+        ("muzero", "tictactoe", "cpu"),
+        ("diamond", "video_pong", "cpu"),
         ("ijepa", "pong", "cpu"),
     }
     assert not any(job.overrides for job in started)
