@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
+K = TypeVar("K", str, tuple[str, str])
 
 FOLDER = Path(__file__).parent / "published"
 TEXT_COLUMNS = (
@@ -89,11 +90,11 @@ class Published:
 
 def load(folder: Path = FOLDER) -> Published:
     """Read and check the whole folder. Raises ValueError naming file and line of the first fault."""
-    protocols = {}
+    protocols: dict[str, str] = {}
     for where, row in _lines(folder / "protocols.csv"):
         if set(row) != {"protocol", "description"}:
             raise ValueError(f"{where}: the columns are protocol and description")
-        protocols[row["protocol"]] = row["description"]
+        _add(where, protocols, row["protocol"], row["description"])
     curves: dict[tuple[str, str], PublishedCurve] = {}
     curve_files: set[str] = set()
     manifest = folder / "curves.csv"
@@ -200,7 +201,8 @@ def _number(where: str, name: str, text: str) -> float:
     return number
 
 
-def _add(where: str, known: dict[tuple[str, str], T], key: tuple[str, str], value: T) -> None:
+def _add(where: str, known: dict[K, T], key: K, value: T) -> None:
     if key in known:
-        raise ValueError(f"{where}: key {key[1]!r} stands twice for {key[0]}")
+        name = key if isinstance(key, str) else " ".join(key)
+        raise ValueError(f"{where}: key {name!r} stands twice")
     known[key] = value

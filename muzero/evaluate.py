@@ -211,7 +211,7 @@ def episodes(network: Network, config: Config, simulations: int) -> dict[str, An
 
 def protocol(config: Config) -> str:
     """The name of the test."""
-    names = {"tictactoe": "tictactoe-every-reply", "connect4": "connect4-games"}
+    names = {"tictactoe": "tictactoe-every-reply", "connect4": "connect4-games", "gym": "gym-greedy-episodes"}
     benchmark = config.task.split("_")[0]
     return names.get(config.task, f"{benchmark}-noops" if benchmark.startswith("atari") else f"{benchmark}-episodes")
 

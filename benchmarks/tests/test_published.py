@@ -79,7 +79,7 @@ def test_a_bad_row_is_refused_with_file_and_line(folder: Path, old: str, new: st
 
 def test_a_duplicate_key_is_refused(folder: Path):
     (folder / "x.csv").write_text(HEAD + GOOD + GOOD)
-    with pytest.raises(ValueError, match=r"x\.csv:3: key 'a' stands twice"):
+    with pytest.raises(ValueError, match=r"x\.csv:3: key 'x a' stands twice"):
         published.load(folder)
 
 

@@ -122,7 +122,7 @@ def test_reproduce_leaves_long_controls_to_bench(tmp_path: Path, monkeypatch: py
         ("diamond", "video_pong", "cpu"),
         ("ijepa", "pong", "cpu"),
     }
-    assert not any(job.overrides for job in started)
+    assert {job.overrides for job in started} == {(), ("updates=0",)}  # an untrained control takes no time
 
 
 @pytest.mark.parametrize(("paper", "task"), [("ha2018", "car"), ("ijepa", "boxing"), ("dreamerv3", "crafter")])
