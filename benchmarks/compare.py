@@ -192,7 +192,6 @@ def effect_of(
         return None, False
     mean_ours, mean_floor = (summary([summary(group).mean for group in groups]).mean for groups in (ours, floor))
     effect = (mean_ours - mean_floor) / (reported.value - mean_floor)
-    # On the scale itself, noise of the denominator would skew the interval where the effect is far from 1.
     values = (a - b) / (c - b)
     if reported.std is None:
         reach = TENTH

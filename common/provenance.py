@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +57,21 @@ def git_revision() -> str:
 
 
 def command_line() -> str:
-    """The command as a reader would type it, without the path of the interpreter and without --run.
-
-    Where a run folder lies belongs to the machine and not to the record.
-    """
+    """The command as a reader would type it, without the path of the interpreter and without its run folder."""
     words = [word for word in sys.orig_argv[1:] if word != "-u"]
-    kept = [
-        word for before, word in zip(["", *words], words, strict=False)
-        if before != "--run" and word != "--run" and not word.startswith("--run=")
-    ]  # fmt: skip
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
     launcher = ["python"] if ranks == "1" else ["torchrun", f"--nproc-per-node={ranks}"]
-    return shlex.join(launcher + kept)
+    return without_place(shlex.join(launcher + words))
+
+
+def without_place(command: str) -> str:
+    """A command without its --run: where a run folder lies belongs to the machine and not to the record."""
+    kept = [
+        word
+        for before, word in pairwise(["", *shlex.split(command)])
+        if before != "--run" and word != "--run" and not word.startswith("--run=")
+    ]
+    return shlex.join(kept)
 
 
 def _requirements(paper: str) -> set[str]:

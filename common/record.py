@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from common.config import to_dict
 from common.files import atomic_write
-from common.provenance import command_line, describe_device, git_revision, package_versions
+from common.provenance import command_line, describe_device, git_revision, package_versions, without_place
 
 SCHEMA = 1
 TEXTS = (
@@ -68,7 +68,7 @@ def of_run(info: Mapping[str, Any]) -> dict[str, Any]:
         "revision": ", ".join(dict.fromkeys(revisions)),
         "packages": meta["packages"],
         "config": config,
-        "command": meta["command"],
+        "command": without_place(meta["command"]),
         "finished": True,
     }
 

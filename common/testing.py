@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,9 @@ def log_lines(folder: Path) -> list[dict[str, Any]]:
 
 def same_log(ours: Path, theirs: Path) -> None:
     """Raises ProgramError if the logs of two run folders differ in more than wall time."""
-    for mine, other in zip(log_lines(ours), log_lines(theirs), strict=False):
+    for mine, other in zip_longest(log_lines(ours), log_lines(theirs)):
         if mine != other:
-            raise ProgramError(f"metrics.jsonl differs: {mine} and {other}")
-    if len(log_lines(ours)) != len(log_lines(theirs)):
-        raise ProgramError(f"metrics.jsonl has {len(log_lines(ours))} and {len(log_lines(theirs))} lines")
+            raise ProgramError(f"metrics.jsonl differs: {mine or 'no line'} and {other or 'no line'}")
 
 
 def same_checkpoints(ours: Path, theirs: Path) -> None:

@@ -295,7 +295,7 @@ def test_a_curve_above_is_not_a_curve_below():
     theirs = PUBLISHED.curves["ha2018", "doom-population"]
     on = theirs.y[:10]
     for shift, words in ((0.0, "on"), (5.0, "above"), (-5.0, "below")):
-        y = [a + shift * s for a, s in zip(on, theirs.spread, strict=False)]
+        y = [a + shift * s for a, s in zip(on, theirs.spread[:10], strict=True)]
         result = verdict("dream-curve", record(NEAR, curves=curve(*y)))
         assert result.verdict.text.startswith(f"{words} the curve (reduced model: Z 32")
         assert result.notes[0].startswith("of 10 published points up to generation 10: 10 ")
@@ -305,7 +305,7 @@ def test_a_curve_above_is_not_a_curve_below():
 
 def test_every_published_point_counts_and_not_the_last_alone():
     theirs = PUBLISHED.curves["ha2018", "doom-population"]
-    y = [a + 3 * s for a, s in zip(theirs.y[:9], theirs.spread, strict=False)] + [theirs.y[9]]
+    y = [a + 3 * s for a, s in zip(theirs.y[:9], theirs.spread[:9], strict=True)] + [theirs.y[9]]
     result = verdict("dream-curve", record(NEAR, curves=curve(*y)))
     assert result.verdict.text.startswith("above the curve")
     assert "9 above, 1 on" in result.notes[0]

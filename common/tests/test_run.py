@@ -366,6 +366,13 @@ def test_no_part_of_a_folder_of_this_machine_reaches_the_command(folder, monkeyp
         assert command_line() == "python -m ha2018.train --seed 1"
 
 
+def test_a_run_of_an_earlier_version_hides_its_folder_too():
+    run = Run.open("ha2018", Config(), "smoke", FOLDER)
+    info = Run.load("ha2018", run.folder)
+    info["meta"]["command"] = "python -m ha2018.train --run '/x/my secret/run' --seed 1"
+    assert of_run(info)["command"] == "python -m ha2018.train --seed 1"
+
+
 def test_without_a_terminal_progress_is_a_line_a_minute(monkeypatch, capsys):
     monkeypatch.setattr(run_module, "LINE_SECONDS", 0.05)
     with run_module.progress_bar(4, "vision", unit="update") as bar:
