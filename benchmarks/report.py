@@ -22,8 +22,8 @@ from common.files import atomic_write
 ROOT = suites.ROOT
 PAGE = "report.html"
 LEAD = (
-    "Papers on world models, rebuilt from their equations and proven equal to the authors' code part by part: published "
-    "numbers with their source beside what this code measured, from committed records only."
+    "Papers on world models, rebuilt from their equations and proven equal to the authors' code part by part: "
+    "published numbers with their source beside what this code measured, from committed records only."
 )
 LOCAL_LEAD = (
     "Published numbers beside the runs of this machine; rows without a run of this machine show the committed records."
