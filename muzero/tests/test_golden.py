@@ -46,14 +46,19 @@ GUMBEL_CASES = [
 ]
 
 
+def named(form: Any) -> str:
+    """The file of a form of the search."""
+    return str(form.__module__).split(".")[-1]
+
+
 def check_tree(parity: Parity, what: str, found: search.Result, case: Case, prefix: str) -> None:
     for name in INTEGERS:
-        parity.check(f"{what}: {name}", getattr(found.tree, name), case[prefix + name], atol=0)
-    parity.check(f"{what}: root visits", found.visits, case[prefix + "root_visit_counts"], atol=0)
+        parity.check(f"{what}: counts and choices", getattr(found.tree, name), case[prefix + name], atol=0)
+    parity.check(f"{what}: counts and choices", found.visits, case[prefix + "root_visit_counts"], atol=0)
     for name in NUMBERS:
-        parity.check(f"{what}: {name}", getattr(found.tree, name), case[prefix + name], atol=1e-5, rtol=1e-5)
-    parity.check(f"{what}: root value", found.value, case[prefix + "root_value"], atol=1e-5, rtol=1e-5)
-    parity.check(f"{what}: root q", found.q, case[prefix + "root_qvalues"], atol=1e-5, rtol=1e-5)
+        parity.check(f"{what}: values", getattr(found.tree, name), case[prefix + name], atol=1e-5, rtol=1e-5)
+    parity.check(f"{what}: values", found.value, case[prefix + "root_value"], atol=1e-5, rtol=1e-5)
+    parity.check(f"{what}: values", found.q, case[prefix + "root_qvalues"], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -72,16 +77,16 @@ def test_trees_of_mctx(parity: Parity, form, file: str, model: str, prefix: str)
     rules = table(case, model)
     states = tensor(case.get(f"{model}root_states", case.get("root_states"))).long()
     found = form(rules.root(states, invalid), rules, settings)
-    what = f"{form.__module__.split('.')[-1]}, {file.removeprefix('search_')}"
+    what = f"{named(form)}, trees of mctx"
     check_tree(parity, what, found, case, prefix)
     parity.check(
-        f"{what}: states",
+        f"{what}: counts and choices",
         found.tree.embeddings * (found.tree.node_visits > 0),
         case[prefix + "node_state"] * (case[prefix + "node_visits"] > 0),
         atol=0,
     )
-    parity.check(f"{what}: policy", found.policy, case[prefix + "action_weights"], atol=1e-5, rtol=1e-5)
-    parity.check(f"{what}: action", found.action, case[prefix + "action_t0"], atol=0)
+    parity.check(f"{what}: values", found.policy, case[prefix + "action_weights"], atol=1e-5, rtol=1e-5)
+    parity.check(f"{what}: counts and choices", found.action, case[prefix + "action_t0"], atol=0)
 
 
 GUMBEL_SETTINGS: dict[str, dict[str, Any]] = {
@@ -107,12 +112,12 @@ def test_gumbel_trees_of_mctx(parity: Parity, form, file: str, model: str, prefi
     rules = table(case, model)
     noise = None if prefix.startswith("noiseless") else tensor(case[prefix + "gumbel"])
     found = form(rules.root(tensor(case["root_states"]).long(), invalid), rules, settings, noise)
-    what = f"{form.__module__.split('.')[-1]}, {file.removeprefix('search_')}"
+    what = f"{named(form)}, Gumbel trees of mctx"
     check_tree(parity, what, found, case, prefix)
     sigma_q = search.completed(found.tree, 0, settings)
-    parity.check(f"{what}: completed q", sigma_q, case[prefix + "completed_qvalues"], atol=1e-4)
-    parity.check(f"{what}: policy", found.policy, case[prefix + "action_weights"], atol=1e-4)
-    parity.check(f"{what}: action", found.action, case[prefix + "action"], atol=0)
+    parity.check(f"{what}: values", sigma_q, case[prefix + "completed_qvalues"], atol=1e-4)
+    parity.check(f"{what}: values", found.policy, case[prefix + "action_weights"], atol=1e-4)
+    parity.check(f"{what}: counts and choices", found.action, case[prefix + "action"], atol=0)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -126,14 +131,14 @@ def test_trees_of_the_pseudocode(parity: Parity, form, model: str, prefix: str) 
     rules = table(case, model, discount)
     roots = rules.root(tensor(case[f"{model}root_states"]).long(), tensor(case[f"{model}legal_mask"]) == 0)
     found = form(roots, rules, settings)
-    what = f"{form.__module__.split('.')[-1]}, pseudocode"
-    parity.check(f"{what}: visits", found.visits, case[prefix + "visit_counts"], atol=0)
-    parity.check(f"{what}: depth", search.depths(found.tree).amax(-1), case[prefix + "max_depth"], atol=0)
-    parity.check(f"{what}: root value", found.value, case[prefix + "root_value"], atol=1e-5, rtol=1e-5)
+    what = f"{named(form)}, trees of the pseudocode"
+    parity.check(f"{what}: counts and choices", found.visits, case[prefix + "visit_counts"], atol=0)
+    parity.check(f"{what}: counts and choices", search.depths(found.tree).amax(-1), case[prefix + "max_depth"], atol=0)
+    parity.check(f"{what}: values", found.value, case[prefix + "root_value"], atol=1e-5, rtol=1e-5)
     children = found.tree.children_values[:, 0]
-    parity.check(f"{what}: child values", children, case[prefix + "child_values"], atol=1e-5, rtol=1e-5)
+    parity.check(f"{what}: values", children, case[prefix + "child_values"], atol=1e-5, rtol=1e-5)
     bounds = torch.stack([found.tree.low, found.tree.high], 1)
-    parity.check(f"{what}: bounds", bounds, case[prefix + "tree_min_max"], atol=1e-5, rtol=1e-5)
+    parity.check(f"{what}: values", bounds, case[prefix + "tree_min_max"], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -141,15 +146,15 @@ def test_trees_of_the_anchor(parity: Parity, form) -> None:
     case = load(GOLDEN / "anchor_mlp_search.npz")
     model = anchor(case)
     roots = model.root(tensor(case["root_embedding"]))
-    what = f"{form.__module__.split('.')[-1]}, anchor"
+    what = f"{named(form)}, trees of the anchor"
     found = form(roots, model, Settings(simulations=50, normalisation="node", counts_root=True))
-    parity.check(f"{what}: visits", found.visits, case["muzero_visit_counts"], atol=0)
-    parity.check(f"{what}: root value", found.value, case["muzero_root_value"], atol=1e-5)
+    parity.check(f"{what}: counts and choices", found.visits, case["muzero_visit_counts"], atol=0)
+    parity.check(f"{what}: values", found.value, case["muzero_root_value"], atol=1e-5)
     found = form(roots, model, Settings(simulations=50, policy="gumbel"))
-    parity.check(f"{what}: Gumbel visits", found.visits, case["gumbel_visit_counts"], atol=0)
-    parity.check(f"{what}: Gumbel root value", found.value, case["gumbel_root_value"], atol=1e-5)
-    parity.check(f"{what}: Gumbel action", found.action, case["gumbel_action"], atol=0)
-    parity.check(f"{what}: Gumbel policy", found.policy, case["gumbel_action_weights"], atol=1e-4)
+    parity.check(f"{what}: counts and choices", found.visits, case["gumbel_visit_counts"], atol=0)
+    parity.check(f"{what}: values", found.value, case["gumbel_root_value"], atol=1e-5)
+    parity.check(f"{what}: counts and choices", found.action, case["gumbel_action"], atol=0)
+    parity.check(f"{what}: values", found.policy, case["gumbel_action_weights"], atol=1e-4)
 
 
 def test_halving_tables(parity: Parity) -> None:
@@ -313,16 +318,16 @@ def test_loss_and_gradients(parity: Parity, name: str) -> None:
     )
     found = unroll(network, batch.obs, batch.actions)
     for ours, theirs in ((found.states, "hidden"), (found.value, "value_pred"), (found.policy, "policy_logits")):
-        parity.check(f"{name}: {theirs}", ours.detach(), case[theirs], atol=1e-9)
-    parity.check(f"{name}: reward_pred", found.reward.detach(), case["reward_pred"], atol=1e-9)
+        parity.check(f"{name}: outputs", ours.detach(), case[theirs], atol=1e-9)
+    parity.check(f"{name}: outputs", found.reward.detach(), case["reward_pred"], atol=1e-9)
     losses = step_losses(found, batch)
     parts = torch.stack([losses[part].T for part in ("value", "reward", "policy")], 1)
     parity.check(f"{name}: losses", parts.detach(), case["loss_value_reward_policy"], atol=1e-9)
     data = weighted_loss(losses, batch.weights, float(case["value_loss_weight"]))
     penalty = weight_penalty(network.weights.values(), float(case["weight_decay_c"]))
-    parity.check(f"{name}: data loss", data.detach(), case["data_loss"], atol=1e-9)
-    parity.check(f"{name}: penalty", penalty.detach(), case["l2_loss"], atol=1e-9)
-    parity.check(f"{name}: total loss", (data + penalty).detach(), case["total_loss"], atol=1e-9)
+    parity.check(f"{name}: losses", data.detach(), case["data_loss"], atol=1e-9)
+    parity.check(f"{name}: losses", penalty.detach(), case["l2_loss"], atol=1e-9)
+    parity.check(f"{name}: losses", (data + penalty).detach(), case["total_loss"], atol=1e-9)
     data.backward()
     for key, weight in network.weights.items():
         assert weight.grad is not None
@@ -374,4 +379,4 @@ def check_network(parity: Parity, what: str, network: Any, case: Case, obs: Tens
     next_policy, next_value = network.predict(after)
     pairs = {"hidden0": state, "policy0": policy, "value0": value, "hidden1": after, "reward1": reward}
     for name, ours in {**pairs, "policy1": next_policy, "value1": next_value}.items():
-        parity.check(f"{what}: {name}", ours, case[name], atol=atol)
+        parity.check(what, ours, case[name], atol=atol)
