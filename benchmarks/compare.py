@@ -1,7 +1,6 @@
 """One verdict per row: joins records and published numbers by fixed rules; pure functions of both.
 
-The common scale: effect = (ours - floor) / (published - floor), 0 at the floor, 1 at the published number, with a 95 %
-bootstrap interval over our seeds and their episodes, the floor's episodes, and the published spread and rounding.
+Numbers are judged on the common scale of `scale.py`.
 Seeds are never picked: every record of an experiment counts, unfinished ones too.
 """
 
@@ -13,20 +12,25 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.published import Published, PublishedCurve, PublishedNumber
 from benchmarks.records import Record, sample
 from benchmarks.rows import Beside, Calibration, Claim, Curve, Experiment, Number, Quantity, Row, Suite
-from common.stats import RESAMPLES, draws_of_mean, interval, summary
+from benchmarks.scale import (
+    SAME_BUDGET,
+    Draws,
+    budget_shares,
+    budget_words,
+    effect_of,
+    percent,
+    published_draws,
+    unknown_sizes,
+)
+from common.stats import draws_of_mean, interval, summary
 
-SAME_BUDGET = 0.05  # a budget within this share of the published one is the same: a last, partial batch does not matter
 HALF = 0.5  # of the effect that a reproduction must be sure of
-TENTH = 0.1  # of the effect is as near as can be told where no spread is published
-Z95 = 1.96
 
 Tone = Literal["good", "bad", "partial", "none"]
-Draws = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -169,71 +173,6 @@ def number_verdict(effect: tuple[float, float, float], is_near: bool) -> Verdict
     if high >= 1 and low > HALF and is_near:
         return Verdict("reproduced", "good")
     return Verdict("inconclusive", "none")
-
-
-def effect_of(
-    ours: Sequence[Sequence[float]], floor: Sequence[Sequence[float]], reported: PublishedNumber
-) -> tuple[tuple[float, float, float] | None, bool]:
-    """(mean, low, high) on the common scale, None if the published number cannot be told from the floor; and is_near.
-
-    Our mean is taken to be at least as uncertain as the published spread says that a mean over as many seeds or
-    episodes is: a few quiet episodes prove no difference. is_near: 1 lies as near to our mean as chance alone would
-    bring it, by the published spread; without one, within a tenth of the effect. Our own noise has no part in it, so
-    noise can make a row inconclusive, never reproduced.
-    """
-    count = len(ours) if reported.std_over == "seeds" else sum(map(len, ours))
-    implied = 0.0 if reported.std is None else reported.std / count**0.5
-    a, b, c = draws_of_mean(ours, seed=0), draws_of_mean(floor, seed=1), published_draws(reported)
-    own = float(a.std())
-    if own < implied:
-        a = a + np.random.default_rng(3).normal(0.0, (implied**2 - own**2) ** 0.5, len(a))
-    low, high = interval(c - b)
-    if low <= 0 <= high:
-        return None, False
-    mean_ours, mean_floor = (summary([summary(group).mean for group in groups]).mean for groups in (ours, floor))
-    effect = (mean_ours - mean_floor) / (reported.value - mean_floor)
-    values = (a - b) / (c - b)
-    if reported.std is None:
-        reach = TENTH
-    else:
-        reach = Z95 * (implied**2 + float(c.std()) ** 2 + float(b.std()) ** 2) ** 0.5 / abs(reported.value - mean_floor)
-    low, high = interval(values)
-    return (effect, low, high), abs(effect - 1) <= reach
-
-
-def published_draws(reported: PublishedNumber) -> Draws:
-    """Draws of the published mean: its standard error where spread and number are known, and its rounding."""
-    rng = np.random.default_rng(2)
-    error = 0.0 if reported.std is None or not reported.n else reported.std / reported.n**0.5
-    noise: Draws = rng.normal(0.0, error, RESAMPLES) if error else np.zeros(RESAMPLES)
-    return reported.value + noise + rng.uniform(-reported.rounding, reported.rounding, RESAMPLES)
-
-
-def budget_shares(suite: Suite, records: Sequence[Record], reported: PublishedNumber) -> dict[str, float]:
-    """Each published budget size as ours / published, the smallest over records; a size that we do not know is 0."""
-    shares = {}
-    for name, size in reported.spent.items():
-        ours = [{**r.data["budget"], "parameters": sum(r.data["parameters"].values())}.get(name, 0.0) for r in records]
-        shares[name] = min(ours) / size
-    return shares
-
-
-def unknown_sizes(suite: Suite, records: Sequence[Record], reported: PublishedNumber) -> tuple[str, ...]:
-    """Sizes that we spent and whose published value is not known: unknown is not equal."""
-    spent = {name for record in records for name, size in record.data["budget"].items() if size}
-    return tuple(name for name in suite.budget if name in spent and name not in reported.spent)
-
-
-def budget_words(suite: Suite, shares: Mapping[str, float], unknown: Sequence[str] = ()) -> str:
-    """The shares in words, for instance "2 % of the environment frames, 8 % of the CMA-ES rollouts"."""
-    words = [f"{percent(share)} of the {suite.budget[name]}" for name, share in shares.items()]
-    return ", ".join([*words, *(f"an unknown share of the {suite.budget[name]}" for name in unknown)])
-
-
-def percent(share: float) -> str:
-    """A share as a percentage with two significant digits: 0.02 → "2.0 %", 0.6 → "60 %"."""
-    value = 100 * share
-    return f"{value:.0f} %" if abs(value) >= 9.95 or value == 0 else f"{value:.2g} %"
 
 
 # --- curves -----------------------------------------------------------------------------------------------------------

@@ -17,8 +17,9 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.compare import SAME_BUDGET, Result, percent
+from benchmarks.compare import Result
 from benchmarks.rows import Curve, Number
+from benchmarks.scale import SAME_BUDGET, percent
 
 # Each stands for a CSS variable: matplotlib writes the hex value, `_themed` puts the variable in its place.
 INK, MUTED, LINE, OURS, PUBLISHED, CONTROL = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import content, published, records, report, suites
+from benchmarks import published, records, report, suites, words
 from benchmarks.compare import Result
 from benchmarks.rows import CALIBRATION, PAPERS, Experiment, Row, Suite, experiments, first
 from benchmarks.smoke import tour
@@ -121,12 +121,12 @@ def _job(suite: Suite, one: Experiment, seed: int, overrides: Sequence[str]) -> 
 
 def _name(one: Experiment, seed: int, changed: Sequence[str]) -> str:
     """The run folder of an experiment; with settings or without a run of its own it has its claim word in it."""
-    words = [
+    parts = [
         one.task,
         *([one.suite] if one.is_trained else []),
         *([one.claim] if one.settings or not one.is_trained else []),
     ]
-    return folder_name("-".join((*words, f"seed{seed}", *sorted(changed))))
+    return folder_name("-".join((*parts, f"seed{seed}", *sorted(changed))))
 
 
 def run(job: Job) -> bool:
@@ -316,7 +316,7 @@ def _print_table(
         for result in rows.values():
             if _is_shown(result, preset, task):
                 shown.add(paper)
-                numbers = f"{content.ours(result):>16} {content.control(result):>10} {content.reported(result):>16}"
+                numbers = f"{words.ours(result):>16} {words.control(result):>10} {words.reported(result):>16}"
                 print(f"{paper:<10} {numbers}  {result.verdict.text}")
                 notes = "".join(f"\n{'':<12} {note}" for note in result.notes)
                 print(f"{'':<10} {result.row.title}{notes}")

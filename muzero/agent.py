@@ -39,7 +39,7 @@ def load_network(info: Mapping[str, Any], config: Config, device: torch.device) 
     network = network_for(space_of(config), config)
     total = total_moves(config)
     if total:
-        _load(folder, network, checkpoint.load_final(folder / STAGE, total, device))
+        _load(folder, network, checkpoint.load_final(folder / STAGE, total, device, info["meta"]["identity"]))
     return network.to(device).eval(), config.updates
 
 
@@ -48,10 +48,11 @@ def snapshots(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in (folder / SNAPSHOTS).glob("*") if path.name.isdigit())
 
 
-def load_snapshot(folder: Path, updates: int, config: Config, device: torch.device) -> Network:
+def load_snapshot(info: Mapping[str, Any], updates: int, config: Config, device: torch.device) -> Network:
     """The network that a run had after so many updates; one line and exit code 2 if it is gone or does not fit."""
+    folder = info["folder"]
     place = folder / SNAPSHOTS / str(updates)
-    found = checkpoint.load_latest(place, device)
+    found = checkpoint.load_latest(place, device, info["meta"]["identity"])
     if found is None:
         user_error(f"{place} has no checkpoint")
     network = network_for(space_of(config), config)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ def grade(positions: Positions, mover: judges.Mover, label: str) -> dict[str, An
     }
 
 
-def games_and_grades(network: Network, config: Config, simulations: int, folder: Path) -> dict[str, Any]:
+def games_and_grades(network: Network, config: Config, simulations: int, info: Mapping[str, Any]) -> dict[str, Any]:
     """Games against alpha-beta of five plies, the graded positions, and the ladder of the run's own snapshots."""
     game, name = GAMES["connect4"], protocol(config)
     rng = np.random.default_rng(derive_seed(config.seed, "test"))
@@ -149,7 +149,7 @@ def games_and_grades(network: Network, config: Config, simulations: int, folder:
         "unit": "%",
         "controls": {"uniform random": sample(control, name), "even games": sample([50.0], name)},
         "measurements": found,
-        "curves": {"Elo of the snapshots": ladder(network, config, simulations, folder, rng)},
+        "curves": {"Elo of the snapshots": ladder(network, config, simulations, info, rng)},
     }
 
 
@@ -170,13 +170,13 @@ def _grades_of_floors(positions: Positions, game: LineGame) -> dict[str, Any]:
 
 
 def ladder(
-    network: Network, config: Config, simulations: int, folder: Path, rng: np.random.Generator
+    network: Network, config: Config, simulations: int, info: Mapping[str, Any], rng: np.random.Generator
 ) -> dict[str, Any]:
     """Elo of the run's snapshots by matches of each with the two before it; the first has 0."""
-    game, steps = GAMES["connect4"], snapshots(folder)
+    game, steps = GAMES["connect4"], snapshots(info["folder"])
     movers, device = [], next(network.parameters()).device
     for step in steps:
-        earlier = load_snapshot(folder, step, config, device)
+        earlier = load_snapshot(info, step, config, device)
         movers.append(board_mover(earlier, game, config, simulations))
     results = np.zeros((len(movers), len(movers)))
     for later in range(1, len(movers)):
@@ -243,7 +243,7 @@ def record_of_run(info: dict[str, Any], network: Network, config: Config, update
     if config.task == "tictactoe":
         found = every_reply(network, config, simulations)
     elif config.task == "connect4":
-        found = games_and_grades(network, config, simulations, info["folder"])
+        found = games_and_grades(network, config, simulations, info)
     else:
         found = episodes(network, config, simulations)
     info["stage_seconds"]["test"] = time.monotonic() - start

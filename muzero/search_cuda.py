@@ -15,12 +15,12 @@ from torch import Tensor
 from muzero import gumbel as seq
 from muzero.search import (
     Model,
-    Outcome,
     Result,
     Root,
     Settings,
     Tree,
     empty_tree,
+    expand,
     exploration,
     prepare,
     root_actions,
@@ -95,7 +95,8 @@ def simulate(
     node = jumps[-1][:, 0]
     last = action[rows, node]
     out = model(tree.embeddings[rows, node], last)
-    leaf = _expand(tree, depth, node, last, simulation, out)
+    leaf = expand(tree, node, last, simulation, out)
+    depth[rows, leaf] = depth[rows, node] + 1
 
     # G = r + d G' of each step, composed along the path; at its end stands the leaf's value.
     reward, discount = at(tree.children_rewards, action), at(tree.children_discounts, action)
@@ -118,25 +119,6 @@ def simulate(
     highest = q.masked_fill(~is_on_path, -torch.inf).amax(1)
     tree.low.copy_(torch.minimum(tree.low, torch.minimum(lowest, top)))
     tree.high.copy_(torch.maximum(tree.high, torch.maximum(highest, top)))
-
-
-def _expand(tree: Tree, depth: Tensor, node: Tensor, action: Tensor, simulation: int, out: Outcome) -> Tensor:
-    """As `search.expand`, with the depth of the node."""
-    rows = torch.arange(len(node), device=node.device)
-    known = tree.children_index[rows, node, action].long()
-    leaf = torch.where(known >= 0, known, simulation + 1)
-    tree.children_index[rows, node, action] = leaf.int()
-    tree.children_rewards[rows, node, action] = out.reward
-    tree.children_discounts[rows, node, action] = out.discount
-    tree.children_logits[rows, leaf] = out.logits
-    tree.raw_values[rows, leaf] = out.value
-    tree.node_values[rows, leaf] = out.value
-    tree.node_visits[rows, leaf] = tree.node_visits[rows, leaf] + 1
-    tree.parents[rows, leaf] = node.int()
-    tree.action_from_parent[rows, leaf] = action.int()
-    tree.embeddings[rows, leaf] = out.embedding
-    depth[rows, leaf] = depth[rows, node] + 1
-    return leaf
 
 
 def _put(x: Tensor, action: Tensor, value: Tensor, where: Tensor) -> None:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from benchmarks import ha2018, published, suites
-from benchmarks.compare import Result, compare, effect_of, number_verdict, percent
+from benchmarks.compare import Result, compare, number_verdict
 from benchmarks.published import PublishedNumber
 from benchmarks.records import Record
 from benchmarks.rows import Calibration, Claim, Curve, Experiment, Number, Quantity, Row, Suite
+from benchmarks.scale import effect_of, percent
 from benchmarks.tests.hand_made import record, sample
 
 PUBLISHED = published.load()

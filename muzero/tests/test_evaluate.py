@@ -99,7 +99,7 @@ def test_an_agent_of_connect_four_is_graded(tmp_path: Path, monkeypatch) -> None
     )
     monkeypatch.setattr(evaluate, "load_positions", lambda: small)
     monkeypatch.setattr(evaluate, "GRADED_SIMULATIONS", (1, 3))
-    found = games_and_grades(network, config, 3, tmp_path)
+    found = games_and_grades(network, config, 3, {"folder": tmp_path, "meta": {"identity": ""}})
     measured = found["measurements"]
     assert len([name for name in measured if "mistakes" in name]) == 6 * (2 * 2 + 2)
     assert measured["begin-easy: mistakes, 3 simulations"]["episodes"] == 8
