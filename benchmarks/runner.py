@@ -311,11 +311,11 @@ def _print_table(
     done: Sequence[Job],
 ) -> None:
     print(f"\n{'paper':<10} {'ours':>16} {'control':>10} {'published':>16}  verdict")
-    shown = set()
+    shown: set[str] = set()  # papers with a row of this preset; calibrations are of none
     for paper, rows in report.results(local, papers, published.load()).items():
         for result in rows.values():
             if _is_shown(result, preset, task):
-                shown.add(paper)
+                shown |= {paper} if first(result.row).suite == preset else set()
                 numbers = f"{words.ours(result):>16} {words.control(result):>10} {words.reported(result):>16}"
                 print(f"{paper:<10} {numbers}  {result.verdict.text}")
                 notes = "".join(f"\n{'':<12} {note}" for note in result.notes)

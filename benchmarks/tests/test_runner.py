@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import ha2018, records, report, runner, smoke, suites
 from benchmarks.rows import first
-from benchmarks.tests.hand_made import record
+from benchmarks.tests.hand_made import record, sample
 from common.testing import ProgramError
 
 TOY_TRAIN = """
@@ -146,6 +146,29 @@ def test_a_task_without_rows_is_reproduced_all_the_same(
     assert "Take Cover" not in out  # rows of other tasks
     with pytest.raises(ValueError, match="unknown task 'nothing'; there are ha2018: doom, car; "):
         runner.reproduce(suites.load(), argparse.Namespace(seeds=None, preset=None, task="nothing", set=[]))
+
+
+def test_the_numbers_of_a_preset_without_rows_stand_beside_the_calibrations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    def run(job: runner.Job) -> bool:
+        (tmp_path / job.folder).mkdir(parents=True)
+        claim = job.name.removeprefix("doom-").removesuffix("-seed0") if not job.is_trained else "dream-transfer"
+        words = {"task": "doom", "preset": job.preset, "suite": job.preset, "claim": claim, "config": {}, "seed": 0}
+        kept = {"kept length": sample([300.0, 310.0], "doom-collect")}
+        data = dict(record([210.0, 190.0]).data) | words | {"measurements": kept}
+        (tmp_path / job.folder / "record.json").write_text(json.dumps(data))
+        (tmp_path / job.folder / "config.json").write_text("{}")
+        return True
+
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    monkeypatch.setattr(runner, "run", run)
+    monkeypatch.setattr(report, "build_local", lambda *parts: "")
+    options = argparse.Namespace(seeds=None, preset="smoke", task="doom", set=[])
+    assert runner.reproduce([ha2018.SUITE], options) == 0
+    out = capsys.readouterr().out
+    assert "Take Cover: uniform random play" in out
+    assert "doom-smoke-seed0: no row has this task at preset smoke" in out
 
 
 def test_records_of_rows_with_settings_have_names_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
