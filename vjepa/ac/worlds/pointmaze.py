@@ -25,6 +25,7 @@ ROWS, COLUMNS = len(CELLS), len(CELLS[0])
 DOT = 0.1  # radius of the ball in the physics
 DRAWN = 0.2  # and of its picture, in cells
 SPEED = 5.226  # largest start velocity, cells a second
+SECONDS = 0.01  # of a step
 WALL_COLOUR, FLOOR_COLOUR, DOT_COLOUR = (90, 110, 160), (235, 230, 220), (20, 170, 60)
 
 
@@ -103,6 +104,14 @@ class PointMaze:
         alpha = ((DRAWN - distance) / unit + 0.5).clamp(0, 1)[..., None, :, :]
         dot = ground.new_tensor(DOT_COLOUR)[:, None, None]
         return (alpha * dot + (1 - alpha) * ground).round().to(torch.uint8)
+
+    def advance(self, state: Tensor, action: Tensor) -> Tensor:
+        """A hundredth of a second of free flight, [..., 4]: the place moves on, the force is not known to change it."""
+        return torch.cat([state[..., :2] + SECONDS * state[..., 2:], state[..., 2:]], -1)
+
+    def scaled(self, state: Tensor) -> Tensor:
+        """Places by half the width of the U, velocities by the largest at a start."""
+        return state / state.new_tensor([1.5, 1.5, SPEED, SPEED])
 
     def distance(self, state: Tensor, goal: Tensor) -> Tensor:
         """Cells between two places, [...]."""

@@ -231,6 +231,14 @@ class Rooms:
         in_door = (pixels[:, None] - door).abs() <= DOOR
         return (in_wall & ~in_door) | is_border | is_border[:, None]
 
+    def advance(self, state: Tensor, action: Tensor) -> Tensor:
+        """A step without walls, [..., 2]."""
+        return state + self.gain * action
+
+    def scaled(self, state: Tensor) -> Tensor:
+        """From pixels to [-1, 1] between the borders."""
+        return (state - (LOW + HIGH) / 2) / ((HIGH - LOW) / 2)
+
     def distance(self, state: Tensor, goal: Tensor) -> Tensor:
         """Pixels between two dots, [...]."""
         return (state - goal).norm(dim=-1)

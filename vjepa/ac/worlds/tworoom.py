@@ -82,7 +82,7 @@ class TwoRoom:
 
     def step(self, state: Tensor, action: Tensor, layout: Tensor, noise: Tensor) -> Tensor:
         """The next state [E, 2]; noise is not looked at."""
-        q = (state + SPEED * action.clamp(-1, 1)).clamp(WALK_LOW, WALK_HIGH)
+        q = self.advance(state, action)
         is_left = state[:, 0] < WALL
         face = torch.where(is_left, WALL - HALF - DOT, WALL + HALF + DOT)
         is_beyond = torch.where(is_left, q[:, 0] > face, q[:, 0] < face)
@@ -104,6 +104,14 @@ class TwoRoom:
         ground = torch.where(walls, 0.0, 255.0).to(alpha.dtype)
         red, rest = alpha * 255 + (1 - alpha) * ground, (1 - alpha) * ground
         return torch.stack([red, rest, rest], -3).to(torch.uint8)
+
+    def advance(self, state: Tensor, action: Tensor) -> Tensor:
+        """A step without the middle wall, [..., 2]."""
+        return (state + SPEED * action.clamp(-1, 1)).clamp(WALK_LOW, WALK_HIGH)
+
+    def scaled(self, state: Tensor) -> Tensor:
+        """From pixels to [-1, 1] over the picture."""
+        return state / (SIZE / 2) - 1
 
     def distance(self, state: Tensor, goal: Tensor) -> Tensor:
         """Pixels between two agents, [...]."""

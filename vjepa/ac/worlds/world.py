@@ -73,6 +73,14 @@ class World(Protocol):
         """state [..., S], layout [..., L] -> pictures [..., C, H, W], uint8."""
         ...
 
+    def advance(self, state: Tensor, action: Tensor) -> Tensor:
+        """Where a step [..., A] from [..., S] would lead if there were no walls, [..., S]."""
+        ...
+
+    def scaled(self, state: Tensor) -> Tensor:
+        """States [..., S] in about [-1, 1], for a network."""
+        ...
+
     def distance(self, state: Tensor, goal: Tensor) -> Tensor:
         """[..., S], [..., S] -> [...], in the world's unit of length; below `radius` the goal is reached."""
         ...

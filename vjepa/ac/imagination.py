@@ -1,0 +1,141 @@
+"""What a planner asks of a world model: the present and the goal as latents, and the cost of sequences of actions.
+
+Both families of models stand behind the same two questions. Shapes: E episodes, S samples, H model steps, A numbers of
+a model's action (those of `frame_skip` steps of the world), C x H x W pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vjepa.ac.losses import energy, normalise, roll_out
+from vjepa.ac.predictor import ACPredictor
+from vjepa.ac.recipe import RecipeModel, to_input
+from vjepa.ac.worlds.world import World
+from vjepa.vit import VideoTransformer
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Imagination(Protocol):
+    """A world model as planners see it."""
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """pictures [E, C, H, W] uint8 -> latents [E, ...]."""
+        ...
+
+    def dream(self, latents: Tensor, states: Tensor, actions: Tensor) -> Tensor:
+        """R rollouts: latents [R, ...], states [R, .], actions [R, H, A] -> the latents that follow, [R, H, ...]."""
+        ...
+
+    def apart(self, latents: Tensor, goals: Tensor) -> Tensor:
+        """How far latents [..., R, ...] are from goals that broadcast, [..., R]."""
+        ...
+
+
+@dataclass(frozen=True)
+class RecipeImagination:
+    """The end-to-end recipe: distances are mean squares."""
+
+    model: RecipeModel
+    side: int
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """-> [E, D]."""
+        return self.model.encoder(to_input(resized(pictures, self.side)))
+
+    def dream(self, latents: Tensor, states: Tensor, actions: Tensor) -> Tensor:
+        """-> [R, H, D]; the states are not asked for."""
+        return self.model.predict(latents, actions)
+
+    def apart(self, latents: Tensor, goals: Tensor) -> Tensor:
+        """Mean squared difference."""
+        return (latents - goals).square().mean(-1)
+
+
+@dataclass(frozen=True)
+class ACImagination:
+    """V-JEPA 2-AC: a frozen encoder of single pictures, and a predictor whose states are advanced by arithmetic."""
+
+    encoder: VideoTransformer
+    predictor: ACPredictor
+    world: World
+    side: int
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """-> patches [E, P, D], normalised."""
+        return encode_pictures(self.encoder, pictures, self.side)
+
+    def dream(self, latents: Tensor, states: Tensor, actions: Tensor) -> Tensor:
+        """-> [R, H, P, D]."""
+        told = told_states(self.world, states, actions)
+        return roll_out(self.predictor, latents, actions, told)
+
+    def apart(self, latents: Tensor, goals: Tensor) -> Tensor:
+        """Mean absolute difference: the energy of V-JEPA 2-AC."""
+        return energy(latents, goals)
+
+
+def resized(pictures: Tensor, side: int) -> Tensor:
+    """Pictures [..., C, H, W] uint8 -> [..., C, side, side]: averages where they shrink, bilinear where they grow."""
+    if pictures.shape[-2:] == (side, side):
+        return pictures
+    flat = pictures.flatten(0, -4).float()
+    if side < pictures.shape[-1]:
+        found = F.adaptive_avg_pool2d(flat, side)
+    else:
+        found = F.interpolate(flat, (side, side), mode="bilinear")
+    return found.unflatten(0, pictures.shape[:-3])
+
+
+@torch.no_grad()
+def encode_pictures(encoder: VideoTransformer, pictures: Tensor, side: int) -> Tensor:
+    """Single pictures [..., 3, H, W] uint8 -> patches [..., P, D], normalised, no gradient.
+
+    Each picture is doubled into a clip of a tubelet's length: the encoder never sees motion here. Source: V-JEPA 2,
+    section 3.1; reference code: app/vjepa_droid/train.py.
+    """
+    x = resized(pictures, side).flatten(0, -4).float() / 255
+    mean, std = (x.new_tensor(part)[:, None, None] for part in (IMAGENET_MEAN, IMAGENET_STD))
+    clips = ((x - mean) / std)[:, :, None].expand(-1, -1, encoder.tubelet, -1, -1)
+    return normalise(encoder(clips)).unflatten(0, pictures.shape[:-3])
+
+
+def told_states(world: World, states: Tensor, actions: Tensor) -> Tensor:
+    """What the predictor is told of the state before each action: states [R, .], actions [R, H, A] -> [R, H, .].
+
+    Advanced as if there were no walls, as the arm's is without a look at the table; scaled to about [-1, 1].
+    """
+    found = []
+    for step in range(actions.shape[1]):
+        found.append(world.scaled(states))
+        for action in actions[:, step].split(world.action_size, -1):
+            states = world.advance(states, action)
+    return torch.stack(found, 1)
+
+
+def cost_of(
+    imagination: Imagination, present: Tensor, state: Tensor, goal: Tensor, objective: str
+) -> Callable[[Tensor], Tensor]:
+    """The cost of actions [E, S, H, A] -> [E, S]: how far what is imagined is from the goal.
+
+    present, goal [E, ...] latents, state [E, .]. objective: "sum" over all states, the present too (Two Rooms), or
+    "last".
+    """
+
+    def cost(actions: Tensor) -> Tensor:
+        episodes, samples = actions.shape[:2]
+        latents, states = (part.repeat_interleave(samples, 0) for part in (present, state))
+        dreamt = imagination.dream(latents, states, actions.flatten(0, 1)).unflatten(0, (episodes, samples))
+        wanted = goal[:, None]
+        if objective == "last":
+            return imagination.apart(dreamt[:, :, -1], wanted)
+        return imagination.apart(dreamt, wanted[:, None]).sum(-1) + imagination.apart(present, goal)[:, None]
+
+    return cost
