@@ -1,0 +1,87 @@
+"""Bouncing shapes: generated clips whose positions and velocities are known.
+
+A clip is a function of the seed and its number; nothing is stored.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from vjepa.statistics import IMAGENET, Statistics
+
+SHIFT = 4  # bits of a pixel that OpenCV draws with
+NAMES = ("disc x", "disc y", "square x", "square y")
+# Of the side: one to two and a half patches of an eighth across.
+RADIUS = (0.07, 0.14)
+SPEED = (0.01, 0.04)  # of the side, a frame
+
+
+class Shapes:
+    """Clips [F, side, side, 3] of a disc and a square that fly straight on and bounce off the borders.
+
+    states [N, 8]: x and y of disc and square at the last frame, in sides, then their velocities there, in hundredths of
+    a side a frame. Two states of the same clip that come from different frames need more than one frame to be told.
+    """
+
+    channels = 3
+    state_names = (*NAMES, *(f"{name} velocity" for name in NAMES))
+
+    def __init__(self, side: int, frames: int, count: int, seed: int, statistics: Statistics = IMAGENET[3]) -> None:
+        """`side` in pixels; `count` clips of so many `frames`."""
+        self.side, self.frames, self.count, self.seed, self.statistics = side, frames, count, seed, statistics
+        self.states = np.stack([self._state(index) for index in range(count)]).astype(np.float32)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, index: int, rng: np.random.Generator | None = None) -> np.ndarray:
+        """Clip `index`, the same at each call."""
+        draws = np.random.default_rng([self.seed, index])
+        paths, radii = self._motion(draws)
+        ground = draws.integers(20, 90, 3) + draws.normal(0, 4, (self.side, self.side, 3))
+        ground = ground.clip(0, 255).astype(np.uint8)
+        colours = [_bright(draws) for _ in range(2)]
+        clip = np.empty((self.frames, self.side, self.side, 3), np.uint8)
+        for number in range(self.frames):
+            image = ground.copy()
+            for kind in range(2):
+                draw_shape(image, kind, paths[number, kind] * self.side, radii[kind] * self.side, colours[kind])
+            clip[number] = image
+        return clip
+
+    def _motion(self, draws: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Centres [F, 2 objects, 2] and radii [2], in sides."""
+        radii = draws.uniform(*RADIUS, 2)
+        room = 1 - 2 * radii[:, None]
+        start = radii[:, None] + room * draws.uniform(0, 1, (2, 2))
+        angle, speed = draws.uniform(0, 2 * np.pi, 2), draws.uniform(*SPEED, 2)
+        velocity = speed[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
+        straight = start + np.arange(self.frames + 1)[:, None, None] * velocity
+        return bounced(straight - radii[:, None], room) + radii[:, None], radii
+
+    def _state(self, index: int) -> np.ndarray:
+        paths, _ = self._motion(np.random.default_rng([self.seed, index]))
+        last, after = paths[self.frames - 1], paths[self.frames]
+        return np.concatenate([last.flatten(), 100 * (after - last).flatten()])
+
+
+def bounced(straight: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """Where something is that would be at `straight` if no walls at 0 and `room` had thrown it back."""
+    folded = np.mod(straight, 2 * room)
+    return np.where(folded > room, 2 * room - folded, folded)
+
+
+def draw_shape(image: np.ndarray, kind: int, centre: np.ndarray, radius: float, colour: np.ndarray) -> None:
+    """A disc (0), a square (1), a triangle (2) or a diamond (3) into image [H, W, 3], at fractions of pixels."""
+    count, turn = {0: (32, 0.0), 1: (4, np.pi / 4), 2: (3, -np.pi / 2), 3: (4, 0.0)}[kind]
+    angles = turn + np.arange(count) * 2 * np.pi / count
+    corners = centre - 0.5 + radius * np.stack([np.cos(angles), np.sin(angles)], 1)
+    points = np.round((1 << SHIFT) * corners).astype(np.int32)
+    cv2.fillPoly(image, [points], colour.tolist(), cv2.LINE_AA, SHIFT)
+
+
+def _bright(draws: np.random.Generator) -> np.ndarray:
+    """A colour with one strong and one weak channel."""
+    colour = np.array([draws.integers(200, 256), draws.integers(90, 200), draws.integers(30, 90)])
+    return draws.permutation(colour)
