@@ -74,9 +74,9 @@ def make_walks(folder: Path, world: World, config: Config) -> None:
     if config.trajectories == 0 or _read(folder, config) is not None:
         return
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "walks"))
-    made = world.trajectories(config.trajectories, config.trajectory_steps, generator)
+    states, actions, layouts = world.trajectories(config.trajectories, config.trajectory_steps, generator)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **dict(zip(("states", "actions", "layouts"), (a.numpy() for a in made), strict=True)))
+    np.savez_compressed(buffer, states=states.numpy(), actions=actions.numpy(), layouts=layouts.numpy())
     atomic_write(folder / WALKS, buffer.getvalue())
 
 

@@ -6,21 +6,30 @@ a model's action (those of `frame_skip` steps of the world), C x H x W pictures.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vjepa.ac.losses import energy, normalise, roll_out
+from vjepa.ac.losses import energy, roll_out
 from vjepa.ac.predictor import ACPredictor
 from vjepa.ac.recipe import RecipeModel, to_input
 from vjepa.ac.worlds.world import World
+from vjepa.jepa import normalise
 from vjepa.vit import VideoTransformer
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class ACModel(nn.Module):
+    """A frozen encoder and the predictor that learns on it."""
+
+    def __init__(self, encoder: VideoTransformer, predictor: ACPredictor) -> None:
+        super().__init__()
+        self.encoder, self.predictor = encoder.requires_grad_(False), predictor
 
 
 class Imagination(Protocol):
@@ -30,12 +39,12 @@ class Imagination(Protocol):
         """pictures [E, C, H, W] uint8 -> latents [E, ...]."""
         ...
 
-    def dream(self, latents: Tensor, states: Tensor, actions: Tensor) -> Tensor:
-        """R rollouts: latents [R, ...], states [R, .], actions [R, H, A] -> the latents that follow, [R, H, ...]."""
+    def dream(self, latents: Tensor, states: Tensor, actions: Tensor) -> Iterator[Tensor]:
+        """R rollouts: latents [R, ...], states [R, .], actions [R, H, A] -> H times the latents that follow."""
         ...
 
     def apart(self, latents: Tensor, goals: Tensor) -> Tensor:
-        """How far latents [..., R, ...] are from goals that broadcast, [..., R]."""
+        """How far latents [E, S, ...] are from goals [E, ...], [E, S]."""
         ...
 
 
@@ -50,36 +59,34 @@ class RecipeImagination:
         """-> [E, D]."""
         return self.model.encoder(to_input(resized(pictures, self.side)))
 
-    def dream(self, latents: Tensor, states: Tensor, actions: Tensor) -> Tensor:
-        """-> [R, H, D]; the states are not asked for."""
+    def dream(self, latents: Tensor, states: Tensor, actions: Tensor) -> Iterator[Tensor]:
+        """-> H times [R, D]; the states are not asked for."""
         return self.model.predict(latents, actions)
 
     def apart(self, latents: Tensor, goals: Tensor) -> Tensor:
         """Mean squared difference."""
-        return (latents - goals).square().mean(-1)
+        return (latents - goals[:, None]).square().mean(-1)
 
 
 @dataclass(frozen=True)
 class ACImagination:
     """V-JEPA 2-AC: a frozen encoder of single pictures, and a predictor whose states are advanced by arithmetic."""
 
-    encoder: VideoTransformer
-    predictor: ACPredictor
+    model: ACModel
     world: World
     side: int
 
     def encode(self, pictures: Tensor) -> Tensor:
         """-> patches [E, P, D], normalised."""
-        return encode_pictures(self.encoder, pictures, self.side)
+        return encode_pictures(self.model.encoder, pictures, self.side)
 
-    def dream(self, latents: Tensor, states: Tensor, actions: Tensor) -> Tensor:
-        """-> [R, H, P, D]."""
-        told = told_states(self.world, states, actions)
-        return roll_out(self.predictor, latents, actions, told)
+    def dream(self, latents: Tensor, states: Tensor, actions: Tensor) -> Iterator[Tensor]:
+        """-> H times [R, P, D]."""
+        return roll_out(self.model.predictor, latents, actions, told_states(self.world, states, actions))
 
     def apart(self, latents: Tensor, goals: Tensor) -> Tensor:
         """Mean absolute difference: the energy of V-JEPA 2-AC."""
-        return energy(latents, goals)
+        return energy(latents, goals[:, None])
 
 
 def resized(pictures: Tensor, side: int) -> Tensor:
@@ -94,6 +101,13 @@ def resized(pictures: Tensor, side: int) -> Tensor:
     return found.unflatten(0, pictures.shape[:-3])
 
 
+def normalised_pictures(pictures: Tensor, side: int) -> Tensor:
+    """Pictures [..., 3, H, W] uint8 -> [..., 3, side, side], less ImageNet's mean, by its deviation."""
+    x = resized(pictures, side).float() / 255
+    mean, std = (x.new_tensor(part)[:, None, None] for part in (IMAGENET_MEAN, IMAGENET_STD))
+    return (x - mean) / std
+
+
 @torch.no_grad()
 def encode_pictures(encoder: VideoTransformer, pictures: Tensor, side: int) -> Tensor:
     """Single pictures [..., 3, H, W] uint8 -> patches [..., P, D], normalised, no gradient.
@@ -101,23 +115,20 @@ def encode_pictures(encoder: VideoTransformer, pictures: Tensor, side: int) -> T
     Each picture is doubled into a clip of a tubelet's length: the encoder never sees motion here. Source: V-JEPA 2,
     section 3.1; reference code: app/vjepa_droid/train.py.
     """
-    x = resized(pictures, side).flatten(0, -4).float() / 255
-    mean, std = (x.new_tensor(part)[:, None, None] for part in (IMAGENET_MEAN, IMAGENET_STD))
-    clips = ((x - mean) / std)[:, :, None].expand(-1, -1, encoder.tubelet, -1, -1)
+    frames = normalised_pictures(pictures, side).flatten(0, -4)
+    clips = frames[:, :, None].expand(-1, -1, encoder.tubelet, -1, -1)
     return normalise(encoder(clips)).unflatten(0, pictures.shape[:-3])
 
 
-def told_states(world: World, states: Tensor, actions: Tensor) -> Tensor:
-    """What the predictor is told of the state before each action: states [R, .], actions [R, H, A] -> [R, H, .].
+def told_states(world: World, states: Tensor, actions: Tensor) -> Iterator[Tensor]:
+    """What the predictor is told of the state before each action: states [R, .], actions [R, H, A] -> H times [R, .].
 
     Advanced as if there were no walls, as the arm's is without a look at the table; scaled to about [-1, 1].
     """
-    found = []
-    for step in range(actions.shape[1]):
-        found.append(world.scaled(states))
-        for action in actions[:, step].split(world.action_size, -1):
-            states = world.advance(states, action)
-    return torch.stack(found, 1)
+    for action in actions.unbind(1):
+        yield world.scaled(states)
+        for part in action.split(world.action_size, -1):
+            states = world.advance(states, part)
 
 
 def cost_of(
@@ -130,12 +141,12 @@ def cost_of(
     """
 
     def cost(actions: Tensor) -> Tensor:
-        episodes, samples = actions.shape[:2]
-        latents, states = (part.repeat_interleave(samples, 0) for part in (present, state))
-        dreamt = imagination.dream(latents, states, actions.flatten(0, 1)).unflatten(0, (episodes, samples))
-        wanted = goal[:, None]
-        if objective == "last":
-            return imagination.apart(dreamt[:, :, -1], wanted)
-        return imagination.apart(dreamt, wanted[:, None]).sum(-1) + imagination.apart(present, goal)[:, None]
+        shape = actions.shape[:2]
+        latents, states = (part.repeat_interleave(shape[1], 0) for part in (present, state))
+        total = imagination.apart(present[:, None], goal).expand(shape)
+        for dreamt in imagination.dream(latents, states, actions.flatten(0, 1)):
+            distance = imagination.apart(dreamt.unflatten(0, shape), goal)
+            total = distance if objective == "last" else total + distance
+        return total
 
     return cost

@@ -6,6 +6,7 @@ Source: V-JEPA 2, Eq. 2 to 4; reference code: app/vjepa_droid/train.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vjepa.ac.predictor import ACPredictor, Memory
-
-
-def normalise(z: Tensor) -> Tensor:
-    """A layer norm over D without weights: every target, and every prediction before it is used or compared."""
-    return F.layer_norm(z, z.shape[-1:])
+from vjepa.jepa import normalise  # every target, and every prediction before it is used or compared
 
 
 @dataclass(frozen=True)
@@ -55,18 +52,16 @@ def ac_losses(predictor: ACPredictor, z: Tensor, actions: Tensor, states: Tensor
     }
 
 
-def roll_out(predictor: ACPredictor, z: Tensor, actions: Tensor, states: Tensor) -> Tensor:
-    """Predictions of frames 2 to H + 1, [B, H, P, D], each from its own predecessor.
+def roll_out(predictor: ACPredictor, z: Tensor, actions: Tensor, states: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Predictions of frames 2 to H + 1, each [B, P, D], from its own predecessor.
 
-    z [B, P, D] normalised: the present; actions [B, H, A]; states [B, H, .], which the caller advances. What was read
-    once stays in a memory of keys and values.
+    z [B, P, D] normalised: the present; actions [B, H, A]; states: before each action, [B, .]. What was read once stays
+    in a memory of keys and values.
     """
-    memory, found = Memory(), []
-    for step in range(actions.shape[1]):
-        now = slice(step, step + 1)
-        z = normalise(predictor.extend(z, actions[:, now], states[:, now], memory))
-        found.append(z)
-    return torch.stack(found, 1)
+    memory = Memory()
+    for action, state in zip(actions.unbind(1), states, strict=True):
+        z = normalise(predictor.extend(z, action[:, None], state[:, None], memory))
+        yield z
 
 
 def energy(z: Tensor, goal: Tensor) -> Tensor:

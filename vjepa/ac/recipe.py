@@ -7,7 +7,7 @@ Source: EB-JEPA (arXiv 2602.03604), facebookresearch/eb_jepa: examples/ac_video_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -66,13 +66,11 @@ class RecipeModel(nn.Module):
         self.inverse = _mlp(2 * width, action_size, 2)
         self.probe = _mlp(width, 2, 1)
 
-    def predict(self, z: Tensor, actions: Tensor) -> Tensor:
-        """z [B, D], actions [B, K, A] -> the K frames that follow, [B, K, D], each from the one predicted before."""
-        found = []
-        for k in range(actions.shape[1]):
-            z = self.encoder.norm(self.gru(actions[:, k], z))
-            found.append(z)
-        return torch.stack(found, 1)
+    def predict(self, z: Tensor, actions: Tensor) -> Iterator[Tensor]:
+        """z [B, D], actions [B, K, A] -> the K frames that follow, each [B, D], from the one predicted before."""
+        for action in actions.unbind(1):
+            z = self.encoder.norm(self.gru(action, z))
+            yield z
 
 
 def _mlp(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
@@ -112,7 +110,7 @@ def recipe_losses(model: RecipeModel, frames: Tensor, actions: Tensor, steps: in
     the action guessed from two of those.
     """
     z = model.encoder(frames)
-    predicted = model.predict(z[:, 0], actions[:, :steps]).float()
+    predicted = torch.stack(list(model.predict(z[:, 0], actions[:, :steps])), 1).float()
     z = z.float()
     flat = z.flatten(0, 1)
     centred = flat - flat.mean(0)

@@ -1,0 +1,281 @@
+"""Plan to goals: success on the published test episodes, beside a random policy, with an audit of every episode.
+
+    python -m vjepa.ac.evaluate --preset cpu --seed 0          the run of that preset and seed
+    python -m vjepa.ac.evaluate --run FOLDER --planner cem     another planner for the same networks
+
+Writes record.json, traces.npz (the states of every episode), curves.png and pictures into the run folder.
+Source: EB-JEPA (arXiv 2602.03604); DINO-WM, section 4; V-JEPA 2, section 3.2.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common import run as runs
+from common.config import parse, user_error
+from common.curves import draw_curves
+from common.files import atomic_write
+from common.program import program
+from common.record import close, curve, of_run, sample
+from vjepa.ac import audit, pictures
+from vjepa.ac.build import PRETRAINING, STAGES, Model, imagination_of, load_models
+from vjepa.ac.config import PRESETS, TASKS, Config
+from vjepa.ac.imagination import Imagination, cost_of
+from vjepa.ac.planner import EpisodeNoise, Plan, anywhere, cem, mppi, within_norm
+from vjepa.ac.worlds.catalogue import new_world
+from vjepa.ac.worlds.world import Episodes, World, new_episodes, seeds_of_test
+
+TEST_SETTINGS = (
+    *("device", "planner", "samples", "iterations", "elites", "horizon", "execute", "std", "most", "has_mean"),
+    *("objective", "episodes", "budget", "judged"),
+)
+SHARPNESS = 0.005
+RANDOM_EPISODES = 100  # of the floor, whose own noise would else be as large as what it is compared with
+TRACES = "traces.npz"
+
+
+def protocol(config: Config) -> str:
+    """The name of the test: world, budget in its steps, and when the goal counts."""
+    return f"{config.task}-{config.budget}-{config.judged}"
+
+
+def claim(config: Config) -> str:
+    """The word that tells apart the records of one task: family, ablations, planner, and whether it was trained."""
+    word = "plan-success" if config.model == "recipe" else "plan-success-ac"
+    for name in ("variance", "covariance", "similarity", "inverse_dynamics"):
+        if config.model == "recipe" and getattr(config, name) == 0:
+            word += f"-no-{name.replace('_', '-')}"
+    if config.model == "vjepa2-ac":
+        word += "" if config.init_from or config.encoder_updates else "-untrained-encoder"
+        word += "" if config.rollout_steps > 1 else "-no-rollout-loss"
+    known = TASKS[config.task]
+    planner, objective = known.get("planner", "mppi"), known.get("objective", "sum")
+    word += "" if config.planner == planner else f"-{config.planner}"
+    word += "" if config.objective == objective else f"-{config.objective}"
+    return word + ("" if config.updates else "-untrained")
+
+
+# --- planning ---------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def plan_once(
+    imagination: Imagination, world: World, episodes: Episodes, state: Tensor, goal: Tensor, step: int, config: Config
+) -> Plan:
+    """The plan of each episode at a step of the world: state [E, S], goal [E, ...] latents -> actions [E, H, A]."""
+    left = -(-(config.budget - step) // config.frame_skip)
+    horizon, size = min(config.horizon, left), config.frame_skip * world.action_size
+    noise = EpisodeNoise(episodes.seeds, step, (config.samples, horizon, size), state.device)
+    present = imagination.encode(world.render(state, episodes.layout))
+    cost = cost_of(imagination, present, state, goal, config.objective)
+    mean = torch.zeros(len(state), horizon, size, device=state.device)
+    std = torch.full_like(mean, config.std)
+    counts = {"iterations": config.iterations, "elites": config.elites}
+    if config.planner == "mppi":
+        return mppi(cost, noise, mean, std, noise.choice, **counts, sharpness=SHARPNESS)
+    bound = anywhere if config.most is None else within_norm(config.most)
+    return cem(cost, noise, mean, std, **counts, bound=bound, has_mean=config.has_mean)
+
+
+@torch.no_grad()
+def play_plans(imagination: Imagination, world: World, episodes: Episodes, config: Config) -> Tensor:
+    """The trace [E, budget + 1, S] of planning, acting and planning again; all episodes are planned as one batch.
+
+    An episode that has reached a goal that counts on the way is planned no further; its last state is repeated.
+    """
+    goal = imagination.encode(world.render(episodes.goal, episodes.layout))
+    pushes = audit.push_noise(episodes, config.budget)
+    trace = episodes.start[:, None].repeat(1, config.budget + 1, 1)
+    step = 0
+    running = torch.arange(len(trace), device=trace.device)
+    while step < config.budget and len(running):
+        part = Episodes(
+            episodes.start[running],
+            episodes.goal[running],
+            episodes.layout[running],
+            tuple(episodes.seeds[k] for k in running.tolist()),
+        )
+        state = trace[running, step]
+        plan = plan_once(imagination, world, part, state, goal[running], step, config)
+        moves = plan.actions[:, : config.execute].unflatten(2, (config.frame_skip, -1)).flatten(1, 2)
+        is_there = torch.zeros(len(running), dtype=torch.bool, device=trace.device)
+        for move in moves[:, : config.budget - step].unbind(1):
+            after = world.step(state, move, part.layout, pushes[running, step])
+            state = torch.where(is_there[:, None], state, after)
+            step += 1
+            trace[running, step:] = state[:, None]
+            if config.judged == "step":
+                is_there |= world.distance(state, part.goal) < world.radius
+        if config.judged == "plan":
+            is_there = world.distance(state, part.goal) < world.radius
+        running = running[~is_there]
+    return trace
+
+
+def play_all(imagination: Imagination, world: World, episodes: Episodes, config: Config, name: str) -> Tensor:
+    """`play_plans` of all episodes: on a GPU as one batch, on a CPU one after the other.
+
+    Rounding in a matrix product depends on how many rows it has. One by one, each product of an episode has the same
+    shape whatever the test holds beside it, so its plans are the same bit for bit; and on a CPU it costs nothing.
+    """
+    count = len(episodes.start)
+    size = 1 if episodes.start.device.type == "cpu" else count
+    traces = []
+    with runs.progress_bar(count, name, unit="episode") as bar:
+        for first in range(0, count, size):
+            traces.append(play_plans(imagination, world, episodes.select(slice(first, first + size)), config))
+            bar.update(min(size, count - first))
+    return torch.cat(traces)
+
+
+def judged_every(config: Config) -> int:
+    """Steps of the world between two looks at the goal; 0: at the end alone."""
+    return {"end": 0, "step": 1, "plan": config.execute * config.frame_skip}[config.judged]
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tested:
+    """The part of a record that the episodes give, and their traces [checkpoints, E, T + 1, S]."""
+
+    record: dict[str, Any]
+    traces: Tensor
+
+
+def to_device(episodes: Episodes, device: torch.device) -> Episodes:
+    """The same on a device."""
+    start, goal, layout = (part.to(device) for part in (episodes.start, episodes.goal, episodes.layout))
+    return Episodes(start, goal, layout, episodes.seeds)
+
+
+def test(models: Sequence[tuple[int, Model]], world: World, config: Config, device: torch.device) -> Tested:
+    """All episodes with each of the networks, and the random policy on as many and more."""
+    name, every = protocol(config), judged_every(config)
+    episodes = to_device(new_episodes(world, seeds_of_test(config.episodes)), device)
+    start, traces = time.monotonic(), []
+    for updates, model in models:
+        imagination = imagination_of(model, world, config)
+        traces.append(play_all(imagination, world, episodes, config, f"test after {updates}"))
+    seconds = (time.monotonic() - start) / (len(models) * config.episodes)
+    found = [audit.judge(world, episodes, trace, judged_every=every) for trace in traces]
+    floor_episodes = new_episodes(world, seeds_of_test(max(config.episodes, RANDOM_EPISODES)))
+    floor_trace = audit.play_random(world, floor_episodes, config.budget)
+    floor = audit.judge(world, floor_episodes, floor_trace, judged_every=every)
+
+    def share(parts: Sequence[Tensor]) -> dict[str, Any]:
+        return sample(100 * torch.cat([part.float() for part in parts]).cpu().numpy(), name)
+
+    def mean(parts: Sequence[Tensor]) -> dict[str, Any]:
+        return sample(torch.cat([part.float() for part in parts]).cpu().numpy(), f"{name}-part")
+
+    record = {
+        **share([one.is_reached for one in found]),
+        "metric": "success",
+        "unit": "%",
+        "controls": {"random policy": share([floor.is_reached])},
+        "measurements": {
+            "strict success": share([one.is_strict for one in found]),
+            "strict success of the random policy": share([floor.is_strict]),
+            "solved at the start": share([floor.is_solved]),
+            "steps through a wall": mean([one.crossings for one in found]),
+            "distance when judged": mean([one.distance for one in found]),
+            "distance of the random policy": mean([floor.distance]),
+            "steps of the world": mean([one.steps for one in found]),
+            "seconds an episode": sample([seconds], f"{name}-part"),
+        },
+    }
+    return Tested(record, torch.stack(traces))
+
+
+def record_of_run(
+    info: dict[str, Any], config: Config, models: Sequence[tuple[int, Model]], tested: Tested
+) -> dict[str, Any]:
+    """The test of a finished run as record.json."""
+    lines = [line for line in runs.read_metrics(info["folder"]) if line["stage"] == STAGES[config.model]]
+    names = {
+        "recipe": {
+            "prediction": ("prediction", "mean squared error"),
+            "variance term": ("variance", "mean of what is missing to 1"),
+            "guessed actions": ("inverse_dynamics", "mean squared error"),
+            "place read from a picture": ("probe", "squared error / variance"),
+        },
+        "vjepa2-ac": {
+            "teacher forcing": ("loss_teacher_forcing", "mean absolute error"),
+            "rollout": ("loss_rollout", "mean absolute error"),
+        },
+    }[config.model]
+    curves = {title: curve(lines, key, "update", unit) for title, (key, unit) in names.items()}
+    if config.encoder_updates:
+        first = [line for line in runs.read_metrics(info["folder"]) if line["stage"] == PRETRAINING]
+        curves["encoder: spread of features"] = curve(first, "spread", "update", "std over tokens")
+    model, steps = models[0][1], config.batch_size * config.updates
+    walked = config.trajectories or steps
+    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    checkpoints = ", ".join(str(updates) for updates, _ in models)
+    return of_run(info) | tested.record | {
+        "claim": claim(config),
+        "protocol": protocol(config),
+        "policy": (
+            f"{config.planner}, {config.samples} samples, {config.iterations} iterations, horizon {config.horizon}, "
+            f"{config.execute} executed, after {checkpoints} updates"
+        ),
+        "budget": {
+            "env_frames": walked * config.trajectory_steps,
+            "updates": config.updates,
+            "windows": steps,
+            "encoder_updates": config.encoder_updates,
+            "rollouts": config.samples * config.iterations,
+        },
+        "curves": {title: points for title, points in curves.items() if points["x"]},
+        "parameters": parts,
+    }  # fmt: skip
+
+
+def keep_traces(folder: Path, tested: Tested, world: World, config: Config) -> None:
+    """The states of every episode, with starts, goals and layouts, as traces.npz."""
+    episodes = new_episodes(world, seeds_of_test(config.episodes))
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        states=tested.traces.cpu().numpy(),
+        goals=episodes.goal.numpy(),
+        layouts=episodes.layout.numpy(),
+        seeds=np.array(episodes.seeds),
+    )
+    atomic_write(folder / TRACES, buffer.getvalue())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config, options = parse(Config, TASKS, PRESETS, argv, prog="python -m vjepa.ac.evaluate", description=__doc__ or "")
+    try:
+        info, config = runs.run_under_test("vjepa", Config, config, options, TEST_SETTINGS)
+        device = runs.usable_device(config.device)
+        runs.seed_everything(config.seed, config.device)
+        world = new_world(config.task)
+        models = load_models(info, config, world, device)
+        start = time.monotonic()
+        tested = test(models, world, config, device)
+        info["stage_seconds"]["test"] = time.monotonic() - start
+        info["wall_seconds"] += info["stage_seconds"]["test"]
+        record = record_of_run(info, config, models, tested)
+        keep_traces(info["folder"], tested, world, config)
+        draw_curves(record, info["folder"] / "curves.png")
+        pictures.show(models[0][1], world, tested.traces[0], config, info["folder"])
+    except ValueError as error:
+        user_error(str(error))
+    close(record, info["folder"])
+
+
+if __name__ == "__main__":
+    program(main)
