@@ -29,8 +29,7 @@ from common.record import close, curve, of_run, sample
 from vjepa.ac import audit, pictures
 from vjepa.ac.build import PRETRAINING, STAGES, Model, imagination_of, load_models
 from vjepa.ac.config import PRESETS, TASKS, Config
-from vjepa.ac.imagination import Imagination, cost_of
-from vjepa.ac.planner import EpisodeNoise, Plan, anywhere, cem, mppi, within_norm
+from vjepa.ac.play import judged_every, play_all
 from vjepa.ac.worlds.catalogue import new_world
 from vjepa.ac.worlds.world import Episodes, World, new_episodes, seeds_of_test
 
@@ -38,7 +37,6 @@ TEST_SETTINGS = (
     *("device", "planner", "samples", "iterations", "elites", "horizon", "execute", "std", "most", "has_mean"),
     *("objective", "episodes", "budget", "judged"),
 )
-SHARPNESS = 0.005
 RANDOM_EPISODES = 100  # of the floor, whose own noise would else be as large as what it is compared with
 TRACES = "traces.npz"
 
@@ -64,92 +62,15 @@ def claim(config: Config) -> str:
     return word + ("" if config.updates else "-untrained")
 
 
-# --- planning ---------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def plan_once(
-    imagination: Imagination, world: World, episodes: Episodes, state: Tensor, goal: Tensor, step: int, config: Config
-) -> Plan:
-    """The plan of each episode at a step of the world: state [E, S], goal [E, ...] latents -> actions [E, H, A]."""
-    left = -(-(config.budget - step) // config.frame_skip)
-    horizon, size = min(config.horizon, left), config.frame_skip * world.action_size
-    noise = EpisodeNoise(episodes.seeds, step, (config.samples, horizon, size), state.device)
-    present = imagination.encode(world.render(state, episodes.layout))
-    cost = cost_of(imagination, present, state, goal, config.objective)
-    mean = torch.zeros(len(state), horizon, size, device=state.device)
-    std = torch.full_like(mean, config.std)
-    counts = {"iterations": config.iterations, "elites": config.elites}
-    if config.planner == "mppi":
-        return mppi(cost, noise, mean, std, noise.choice, **counts, sharpness=SHARPNESS)
-    bound = anywhere if config.most is None else within_norm(config.most)
-    return cem(cost, noise, mean, std, **counts, bound=bound, has_mean=config.has_mean)
-
-
-@torch.no_grad()
-def play_plans(imagination: Imagination, world: World, episodes: Episodes, config: Config) -> Tensor:
-    """The trace [E, budget + 1, S] of planning, acting and planning again; all episodes are planned as one batch.
-
-    An episode that has reached a goal that counts on the way is planned no further; its last state is repeated.
-    """
-    goal = imagination.encode(world.render(episodes.goal, episodes.layout))
-    pushes = audit.push_noise(episodes, config.budget)
-    trace = episodes.start[:, None].repeat(1, config.budget + 1, 1)
-    step = 0
-    running = torch.arange(len(trace), device=trace.device)
-    while step < config.budget and len(running):
-        part = Episodes(
-            episodes.start[running],
-            episodes.goal[running],
-            episodes.layout[running],
-            tuple(episodes.seeds[k] for k in running.tolist()),
-        )
-        state = trace[running, step]
-        plan = plan_once(imagination, world, part, state, goal[running], step, config)
-        moves = plan.actions[:, : config.execute].unflatten(2, (config.frame_skip, -1)).flatten(1, 2)
-        is_there = torch.zeros(len(running), dtype=torch.bool, device=trace.device)
-        for move in moves[:, : config.budget - step].unbind(1):
-            after = world.step(state, move, part.layout, pushes[running, step])
-            state = torch.where(is_there[:, None], state, after)
-            step += 1
-            trace[running, step:] = state[:, None]
-            if config.judged == "step":
-                is_there |= world.distance(state, part.goal) < world.radius
-        if config.judged == "plan":
-            is_there = world.distance(state, part.goal) < world.radius
-        running = running[~is_there]
-    return trace
-
-
-def play_all(imagination: Imagination, world: World, episodes: Episodes, config: Config, name: str) -> Tensor:
-    """`play_plans` of all episodes: on a GPU as one batch, on a CPU one after the other.
-
-    Rounding in a matrix product depends on how many rows it has. One by one, each product of an episode has the same
-    shape whatever the test holds beside it, so its plans are the same bit for bit; and on a CPU it costs nothing.
-    """
-    count = len(episodes.start)
-    size = 1 if episodes.start.device.type == "cpu" else count
-    traces = []
-    with runs.progress_bar(count, name, unit="episode") as bar:
-        for first in range(0, count, size):
-            traces.append(play_plans(imagination, world, episodes.select(slice(first, first + size)), config))
-            bar.update(min(size, count - first))
-    return torch.cat(traces)
-
-
-def judged_every(config: Config) -> int:
-    """Steps of the world between two looks at the goal; 0: at the end alone."""
-    return {"end": 0, "step": 1, "plan": config.execute * config.frame_skip}[config.judged]
-
-
 # --- records ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Tested:
-    """The part of a record that the episodes give, and their traces [checkpoints, E, T + 1, S]."""
+    """The part of a record that the episodes give, the episodes, and their traces [checkpoints, E, T + 1, S]."""
 
     record: dict[str, Any]
+    episodes: Episodes
     traces: Tensor
 
 
@@ -195,7 +116,7 @@ def test(models: Sequence[tuple[int, Model]], world: World, config: Config, devi
             "seconds an episode": sample([seconds], f"{name}-part"),
         },
     }
-    return Tested(record, torch.stack(traces))
+    return Tested(record, episodes, torch.stack(traces))
 
 
 def record_of_run(
@@ -242,17 +163,12 @@ def record_of_run(
     }  # fmt: skip
 
 
-def keep_traces(folder: Path, tested: Tested, world: World, config: Config) -> None:
-    """The states of every episode, with starts, goals and layouts, as traces.npz."""
-    episodes = new_episodes(world, seeds_of_test(config.episodes))
+def keep_traces(folder: Path, tested: Tested) -> None:
+    """The states of every episode, with goals and layouts, as traces.npz."""
+    parts = (tested.traces, tested.episodes.goal, tested.episodes.layout)
+    states, goals, layouts = (part.cpu().numpy() for part in parts)
     buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        states=tested.traces.cpu().numpy(),
-        goals=episodes.goal.numpy(),
-        layouts=episodes.layout.numpy(),
-        seeds=np.array(episodes.seeds),
-    )
+    np.savez_compressed(buffer, states=states, goals=goals, layouts=layouts, seeds=np.array(tested.episodes.seeds))
     atomic_write(folder / TRACES, buffer.getvalue())
 
 
@@ -269,9 +185,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         info["stage_seconds"]["test"] = time.monotonic() - start
         info["wall_seconds"] += info["stage_seconds"]["test"]
         record = record_of_run(info, config, models, tested)
-        keep_traces(info["folder"], tested, world, config)
+        keep_traces(info["folder"], tested)
         draw_curves(record, info["folder"] / "curves.png")
-        pictures.show(models[0][1], world, tested.traces[0], config, info["folder"])
+        pictures.show(models[0][1], world, tested.episodes, tested.traces[0], config, info["folder"])
     except ValueError as error:
         user_error(str(error))
     close(record, info["folder"])

@@ -93,12 +93,12 @@ def resized(pictures: Tensor, side: int) -> Tensor:
     """Pictures [..., C, H, W] uint8 -> [..., C, side, side]: averages where they shrink, bilinear where they grow."""
     if pictures.shape[-2:] == (side, side):
         return pictures
-    flat = pictures.flatten(0, -4).float()
+    flat = pictures.reshape(-1, *pictures.shape[-3:]).float()
     if side < pictures.shape[-1]:
         found = F.adaptive_avg_pool2d(flat, side)
     else:
         found = F.interpolate(flat, (side, side), mode="bilinear")
-    return found.unflatten(0, pictures.shape[:-3])
+    return found.reshape(*pictures.shape[:-2], side, side)
 
 
 def normalised_pictures(pictures: Tensor, side: int) -> Tensor:
@@ -115,9 +115,9 @@ def encode_pictures(encoder: VideoTransformer, pictures: Tensor, side: int) -> T
     Each picture is doubled into a clip of a tubelet's length: the encoder never sees motion here. Source: V-JEPA 2,
     section 3.1; reference code: app/vjepa_droid/train.py.
     """
-    frames = normalised_pictures(pictures, side).flatten(0, -4)
-    clips = frames[:, :, None].expand(-1, -1, encoder.tubelet, -1, -1)
-    return normalise(encoder(clips)).unflatten(0, pictures.shape[:-3])
+    frames = normalised_pictures(pictures, side).reshape(-1, 3, side, side)
+    tokens = normalise(encoder(frames[:, :, None].expand(-1, -1, encoder.tubelet, -1, -1)))
+    return tokens.reshape(*pictures.shape[:-3], *tokens.shape[1:])
 
 
 def told_states(world: World, states: Tensor, actions: Tensor) -> Iterator[Tensor]:

@@ -49,8 +49,8 @@ class Impala(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """frames [..., C, H, W], normalised -> [..., D]."""
-        x = F.relu(self.stacks(frames.flatten(0, -4))).flatten(1)
-        return self.norm(self.linear(x)).unflatten(0, frames.shape[:-3])
+        x = F.relu(self.stacks(frames.reshape(-1, *frames.shape[-3:]))).flatten(1)
+        return self.norm(self.linear(x)).reshape(*frames.shape[:-3], -1)
 
 
 class RecipeModel(nn.Module):

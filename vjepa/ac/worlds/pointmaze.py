@@ -113,6 +113,11 @@ class PointMaze:
         """Places by half the width of the U, velocities by the largest at a start."""
         return state / state.new_tensor([1.5, 1.5, SPEED, SPEED])
 
+    def to_pixels(self, state: Tensor) -> Tensor:
+        """Column and row of the picture, [..., 2]."""
+        cells = torch.stack([COLUMNS / 2 + state[..., 0], ROWS / 2 - state[..., 1]], -1)
+        return cells * (SIZE / COLUMNS) - 0.5
+
     def distance(self, state: Tensor, goal: Tensor) -> Tensor:
         """Cells between two places, [...]."""
         return (state[..., :2] - goal[..., :2]).norm(dim=-1)

@@ -239,6 +239,10 @@ class Rooms:
         """From pixels to [-1, 1] between the borders."""
         return (state - (LOW + HIGH) / 2) / ((HIGH - LOW) / 2)
 
+    def to_pixels(self, state: Tensor) -> Tensor:
+        """Column and row of the picture, [..., 2]."""
+        return state
+
     def distance(self, state: Tensor, goal: Tensor) -> Tensor:
         """Pixels between two dots, [...]."""
         return (state - goal).norm(dim=-1)

@@ -113,6 +113,10 @@ class TwoRoom:
         """From pixels to [-1, 1] over the picture."""
         return state / (SIZE / 2) - 1
 
+    def to_pixels(self, state: Tensor) -> Tensor:
+        """Column and row of the picture, [..., 2]."""
+        return state
+
     def distance(self, state: Tensor, goal: Tensor) -> Tensor:
         """Pixels between two agents, [...]."""
         return (state - goal).norm(dim=-1)

@@ -81,6 +81,10 @@ class World(Protocol):
         """States [..., S] in about [-1, 1], for a network."""
         ...
 
+    def to_pixels(self, state: Tensor) -> Tensor:
+        """Column and row of the picture for states [..., S], [..., 2]."""
+        ...
+
     def distance(self, state: Tensor, goal: Tensor) -> Tensor:
         """[..., S], [..., S] -> [...], in the world's unit of length; below `radius` the goal is reached."""
         ...
