@@ -165,7 +165,8 @@ _SMALL_AC: Mapping[str, Any] = {
 }
 _NIGHT_AC: Mapping[str, Any] = {
     **_SMALL_AC,
-    "encoder_updates": 2000,
+    "patch": 16,
+    "encoder_updates": 6000,
     "updates": 3000,
     "batch_size": 16,
     "episodes": 20,
@@ -193,6 +194,7 @@ _AC_TASKS = ("wall", "tworoom-swm", "pointmaze")
 
 _GPU_AC: Mapping[str, Any] = {
     **_NIGHT_AC,
+    "patch": 8,
     "encoder": "tiny",
     "ac_width": 192,
     "ac_depth": 6,

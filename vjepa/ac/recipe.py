@@ -69,8 +69,17 @@ class RecipeModel(nn.Module):
     def predict(self, z: Tensor, actions: Tensor) -> Iterator[Tensor]:
         """z [B, D], actions [B, K, A] -> the K frames that follow, each [B, D], from the one predicted before."""
         for action in actions.unbind(1):
-            z = self.encoder.norm(self.gru(action, z))
+            z = self.encoder.norm(gru_step(self.gru, action, z))
             yield z
+
+
+def gru_step(cell: nn.GRUCell, x: Tensor, h: Tensor) -> Tensor:
+    """What `cell` gives, x [B, A], h [B, D] -> [B, D], written out: a compiler fuses all but the products."""
+    new, old = F.linear(x, cell.weight_ih, cell.bias_ih), F.linear(h, cell.weight_hh, cell.bias_hh)
+    (x_reset, x_keep, x_n), (h_reset, h_keep, h_n) = new.chunk(3, -1), old.chunk(3, -1)
+    reset, keep = torch.sigmoid(x_reset + h_reset), torch.sigmoid(x_keep + h_keep)
+    n = torch.tanh(x_n + reset * h_n)
+    return n + keep * (h - n)
 
 
 def _mlp(inputs: int, outputs: int, hidden: int) -> nn.Sequential:

@@ -9,7 +9,9 @@ Source: facebookresearch/eb_jepa and gaoyuezhou/dino_wm, whose code made the pub
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -96,9 +98,11 @@ class Rooms:
         is_through = torch.rand(count, generator=generator, device=generator.device) < self.cross_share
         actions = torch.where(is_through[:, None, None], through, actions)
         state = torch.where(is_through[:, None], through_start, start)
+        # Some hundred small operations a step: on a GPU they are made one, on a CPU the compiler would take longer.
+        step = _compiled(self) if state.device.type == "cuda" else self.step_stopping
         states = [state]
         for t in range(steps):
-            state = self.step_stopping(state, actions[:, t], layout)
+            state = step(state, actions[:, t], layout)
             states.append(state)
         return torch.stack(states, 1), actions, layout
 
@@ -261,6 +265,11 @@ class Rooms:
         )
         corners = torch.stack([torch.stack(box, -1) for box in boxes], -2)  # [..., 6, 4]
         return sweep.crosses(before, after, corners[..., :2], corners[..., 2:])
+
+
+@functools.cache
+def _compiled(rooms: Rooms) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    return torch.compile(rooms.step_stopping)
 
 
 def walk(angle: Tensor, steps: int, generator: torch.Generator) -> Tensor:

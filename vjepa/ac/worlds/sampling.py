@@ -27,10 +27,9 @@ def truncated_normal(
 ) -> Tensor:
     """Normal with mean and std, kept to [low, high]: float32 [*shape], by the inverse distribution function."""
     u = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
-    a, b = (torch.special.ndtr(torch.as_tensor((edge - mean) / std, dtype=torch.float64)) for edge in (low, high))
-    a, b = a.to(generator.device), b.to(generator.device)
-    found = mean + std * torch.special.ndtri(a + (b - a) * u)
-    return torch.clamp(found, min=torch.as_tensor(low), max=torch.as_tensor(high)).float()
+    edges = [torch.as_tensor(edge, dtype=torch.float64, device=generator.device) for edge in (low, high)]
+    a, b = (torch.special.ndtr((edge - mean) / std) for edge in edges)
+    return (mean + std * torch.special.ndtri(a + (b - a) * u)).clamp(*edges).float()
 
 
 def von_mises(concentration: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
