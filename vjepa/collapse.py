@@ -38,7 +38,8 @@ def constant_error(tokens: Tensor, targets: list[Tensor]) -> Tensor:
 
     It knows where a token is and nothing of what its clip shows. The median is the best constant for L1.
     """
-    error = F.l1_loss(tokens.median(0).values.expand_as(tokens), tokens, reduction="none").mean((0, 2))
+    middle = tokens.contiguous().median(0).values  # of an expanded axis, torch's median is wrong
+    error = F.l1_loss(middle.expand_as(tokens), tokens, reduction="none").mean((0, 2))
     return torch.stack([error[target].mean() for target in targets]).mean()
 
 

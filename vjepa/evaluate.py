@@ -26,7 +26,7 @@ from common.config import parse, user_error
 from common.program import program
 from common.record import close, curve, of_run, sample
 from common.seeding import derive_seed
-from vjepa import data, label_probe, official, physics, pictures
+from vjepa import data, label_probe, official, physics, pictures, scenes
 from vjepa.build import STAGE, load_model, new_model
 from vjepa.config import PRESETS, TASKS, Config
 from vjepa.data import Splits
@@ -107,6 +107,7 @@ def state_record(
         }
     headline = f"velocity, {PROBED}"
     ours = fits["V-JEPA"]
+    controls = {name: parts[headline] for name, parts in fits.items() if name != "V-JEPA"}
     measurements = {
         key if name == "V-JEPA" else f"{key}, {name}": sample(_grouped(values), f"{config.task}-readout")
         for name, parts in fits.items()
@@ -118,11 +119,7 @@ def state_record(
         "metric": "R²",
         "unit": "%",
         "policy": "velocities by an attentive probe on the target encoder",
-        "controls": {
-            name: sample(_grouped(parts[headline]), protocol(config))
-            for name, parts in fits.items()
-            if name != "V-JEPA"
-        },
+        "controls": {name: sample(_grouped(values), protocol(config)) for name, values in controls.items()},
         "measurements": measurements,
     }
 
@@ -145,7 +142,7 @@ def physics_record(config: Config, model: JEPA, device: torch.device, has_contro
         subjects |= {"copy of the last frame": physics.copy_of(model)}
     surprises = physics.measure(subjects, model.encoder, config, seed, device)
     fixed = physics.fixed_context(model.encoder.grid)
-    name = protocol(config)
+    name, frames = protocol(config), (fixed + 1) * config.tubelet
     hits = {who: physics.hits(table) for who, table in surprises.items()}
     measurements: dict[str, dict[str, Any]] = {}
     for who, table in hits.items():
@@ -158,7 +155,7 @@ def physics_record(config: Config, model: JEPA, device: torch.device, has_contro
         **sample(_grouped(hits["V-JEPA"].mean[:, fixed].mean(0)), name),
         "metric": "accuracy",
         "unit": "%",
-        "policy": f"mean surprise after {(fixed + 1) * config.tubelet} frames, mean over {len(hits['V-JEPA'].mean)} blocks",
+        "policy": f"mean surprise after {frames} frames, mean over {len(scenes.BLOCKS)} blocks",
         "controls": {
             who: sample(_grouped(table.mean[:, fixed].mean(0)), name) for who, table in hits.items() if who != "V-JEPA"
         },

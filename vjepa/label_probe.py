@@ -82,11 +82,9 @@ def train_label_probe(
     schedule = probe_schedule(recipe, recipe.epochs * per_epoch)
     optimizer = torch.optim.AdamW(parameter_groups([probe]))
     parts = _Parts(videos, config, recipe.batch_size)
-    faults, done = Faults(len(videos)), 0
-    with progress_bar(recipe.epochs * per_epoch, f"probe {name}", unit="update") as bar:
-        for k, (clips, labels, names) in enumerate(
-            _stream(parts, config, range(recipe.epochs * per_epoch * parts.count))
-        ):
+    faults, total = Faults(len(videos)), recipe.epochs * per_epoch
+    with progress_bar(total, f"probe {name}", unit="update") as bar:
+        for k, (clips, labels, names) in enumerate(_stream(parts, config, range(total * parts.count))):
             update, part = divmod(k, parts.count)
             faults.note(names)
             if part == 0:
@@ -99,7 +97,6 @@ def train_label_probe(
             if part + 1 == parts.count:
                 torch.nn.utils.clip_grad_norm_(probe.parameters(), CLIP_NORM)
                 optimizer.step()
-                done += 1
                 bar.update()
     return probe.eval()
 

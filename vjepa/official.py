@@ -6,6 +6,7 @@ reference code: app/vjepa/train.py, where the keys carry the prefixes of Distrib
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import zipfile
@@ -165,20 +166,27 @@ def _state(path: Path, part: str, given: Mapping[str, Tensor], keys: list[str], 
                 f"init_from: {path}: {part} {word} {names[0]} ({len(names)} in all); is it another model size?"
             )
     state = {key: given[PREFIX + key] for key in wanted}
-    if table in state:
-        state[table] = _fitted(state[table], model.encoder.grid)
+    if table in state and state[table].shape != getattr(model, part).state_dict()[table].shape:
+        grid = grid_of(state[table].float())
+        if grid is not None:
+            state[table] = resized_table(state[table].float(), grid, model.encoder.grid)
     return state
 
 
-def _fitted(table: Tensor, wanted: Grid) -> Tensor:
-    """A table for the model's grid; one whose own grid cannot be told is left for the comparison of sizes.
+def grid_of(table: Tensor) -> Grid | None:
+    """The grid of a table [1, N, D], which the files do not say, or none if it is no table of a grid.
 
-    The files do not say their grid. Released tables are of 8 time steps and a square: of any other, time is ours.
+    The channels of the time stay the same for a whole time step, those of the row for a whole row.
     """
-    if table.ndim != 3 or table.shape[1] == wanted[0] * wanted[1] * wanted[2]:
-        return table
-    for steps in (8, wanted[0]):
-        side = round((table.shape[1] / steps) ** 0.5)
-        if steps * side**2 == table.shape[1]:
-            return resized_table(table.float(), (steps, side, side), wanted)
-    return table
+    if table.ndim != 3:
+        return None
+    _, tokens, width = table.shape
+    group = 2 * math.ceil(width / 6)
+    runs = []
+    for first in (0, group):
+        is_same = (table[0, :, first : first + group] - table[0, 0, first : first + group]).abs().amax(1) < 1e-5
+        runs.append(int(is_same.int().cumprod(0).sum()))
+    per_step, columns = runs[0], min(runs)  # a frame of one row goes on with the next time step
+    if not columns or per_step % columns or tokens % per_step:
+        return None
+    return tokens // per_step, per_step // columns, columns

@@ -30,7 +30,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an attentive probe is trained: passes over the clips, clips per update, rate and decay at first, and where."""
+    """How an attentive probe is trained: passes over the clips, clips per update, rate and decay at first, where."""
 
     epochs: int
     batch_size: int

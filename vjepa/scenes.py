@@ -57,12 +57,12 @@ def length_of(frames: int) -> int:
 def new_scene(block: str, length: int, draws: np.random.Generator, *, is_test: bool) -> Scene:
     """A scene of one of BLOCKS. Consumes `draws`. Raises ValueError for another block."""
     radius = draws.uniform(0.055, 0.065)
-    colours = (
-        _colour(draws, 0.3, 0.35, is_test),
-        _colour(draws, 0.4, 0.65, is_test),
-        _colour(draws, 0.2, 0.5, is_test),
-    )
-    bright, other = _colour(draws, 0.9, 1.0, is_test), _colour(draws, 0.9, 1.0, is_test)
+    hues = draws.integers(HUES // 2, size=4)
+    shades = ((0.3, 0.35), (0.4, 0.65), (0.2, 0.5))
+    ground, front, back = (_colour(hue, *shade, is_test) for hue, shade in zip(hues[:3], shades, strict=True))
+    colours = (ground, front, back)
+    another = hues[3] + 1 + draws.integers(HUES // 2 - 1)  # never the same one
+    bright, other = (_colour(hue, 0.9, 1.0, is_test) for hue in (hues[3], another))
     kind, second = draws.permutation(4)[:2]
     times = np.arange(length) - length // 2
     speed = draws.uniform(1.05, 1.2) / length * (1 if draws.random() < 0.5 else -1)
@@ -188,8 +188,7 @@ def _noise(draws: np.random.Generator, length: int, side: int) -> np.ndarray:
     return draws.integers(-NOISE, NOISE, (length, side, side, 3), np.int16, endpoint=True)
 
 
-def _colour(draws: np.random.Generator, saturation: float, value: float, is_test: bool) -> np.ndarray:
-    """[3] uint8 with a hue that training and test do not share."""
-    hue = (2 * draws.integers(HUES // 2) + int(is_test)) / HUES
-    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
-    return np.round(255 * np.array([red, green, blue])).astype(np.uint8)
+def _colour(hue: int, saturation: float, value: float, is_test: bool) -> np.ndarray:
+    """[3] uint8 of one of HUES / 2 hues, which training and test do not share."""
+    place = (2 * hue + int(is_test)) % HUES / HUES
+    return np.round(255 * np.array(colorsys.hsv_to_rgb(place, saturation, value))).astype(np.uint8)

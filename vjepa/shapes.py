@@ -12,8 +12,8 @@ from vjepa.statistics import IMAGENET, Statistics
 
 SHIFT = 4  # bits of a pixel that OpenCV draws with
 NAMES = ("disc x", "disc y", "square x", "square y")
-# Of the side: one to two and a half patches of an eighth across.
-RADIUS = (0.07, 0.14)
+# Of the side: one to two patches of a sixth across.
+RADIUS = (0.08, 0.16)
 SPEED = (0.01, 0.04)  # of the side, a frame
 
 

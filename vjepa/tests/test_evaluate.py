@@ -1,0 +1,201 @@
+"""The files of an evaluated run, the three ways to read, and the published test on labelled videos."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from common import testing
+from common.config import from_dict
+from common.record import RECORD_KEYS
+from vjepa import evaluate, label_probe, readout, train
+from vjepa.build import new_model
+from vjepa.config import Config
+from vjepa.features import last_frame, pixel_features
+from vjepa.readout import READOUTS, Recipe
+from vjepa.statistics import Statistics
+from vjepa.tests.calculation import CONFIG
+from vjepa.tests.test_data import write
+
+
+def check_record(folder, task):
+    record = json.loads((folder / "record.json").read_text())
+    assert set(record) == RECORD_KEYS
+    assert record["finished"] is True
+    assert (record["paper"], record["task"], record["seed"]) == ("vjepa", task, 0)
+    for part in (record, *record["controls"].values(), *record["measurements"].values()):
+        assert len(part["values"]) == part["episodes"] >= 1
+        assert part["value"] == pytest.approx(sum(part["values"]) / part["episodes"], abs=1e-6)
+        assert isinstance(part["protocol"], str)
+    return record
+
+
+def check_film(path):
+    film = cv2.VideoCapture(str(path))
+    ok, frame = film.read()
+    film.release()
+    assert ok
+    assert frame.std() > 5
+
+
+def test_a_run_on_shapes_is_read_pictured_and_recorded(trained, start, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    output, errors = testing.finish(start("vjepa.evaluate", "--run", str(folder)))
+    assert errors == ""
+    record = check_record(folder, "shapes")
+    assert (record["claim"], record["protocol"]) == ("velocity-r2", "shapes-attentive-r2")
+    assert record["budget"] == {"env_frames": 0, "updates": 30, "clips": 240}
+    assert set(record["controls"]) == {"untrained encoder", "pixels", "last frame alone"}
+    for what in ("velocity", "position"):
+        for how in READOUTS:
+            for who in ("", ", untrained encoder", ", pixels", ", last frame alone"):
+                is_headline = (what, how, who) == ("velocity", "attentive probe", "")
+                assert (f"{what}, {how}{who}" in record["measurements"]) != is_headline
+    assert set(record["curves"]) == {"loss", "loss beside a constant", "feature spread", "effective rank"}
+    assert f"{record['value']:.1f}" in output
+    for name in ("curves.png", "masks.png"):
+        picture = cv2.imread(str(folder / name))
+        assert picture is not None, name
+        assert picture.std() > 5, name
+    check_film(folder / "video.webm")
+
+
+def test_a_run_on_scenes_is_surprised_and_filmed(tmp_path, start):
+    folder = tmp_path / "run"
+    words = ("--preset", "smoke", "--task", "physics", "--updates", "4", "--pairs", "2", "--run", str(folder))
+    testing.finish(start("vjepa.train", *words))
+    testing.finish(start("vjepa.evaluate", "--run", str(folder)))
+    record = check_record(folder, "physics")
+    assert record["claim"] == "physics-accuracy"
+    assert set(record["controls"]) == {"untrained encoder", "copy of the last frame"}
+    parts = record["measurements"]
+    for who in ("", ", untrained encoder", ", copy of the last frame"):
+        assert parts[f"best context of each block{who}"]["value"] >= parts[f"after 4 frames{who}"]["value"]
+    assert record["value"] == parts["after 4 frames"]["value"]
+    check_film(folder / "surprise.webm")
+
+
+def test_the_weights_of_a_run_are_exported(trained, tmp_path, monkeypatch):
+    path = tmp_path / "file.pth.tar"
+    evaluate.main(["--run", str(trained), "--export", str(path)])
+    config = from_dict(Config, json.loads((trained / "config.json").read_text()))
+    model = new_model(config, 3, str(path))
+    assert not torch.equal(model.encoder.norm.bias, model.target_encoder.norm.bias)
+
+
+def test_claims_name_what_was_changed():
+    for changes, word in (
+        ({}, "velocity-r2"),
+        ({"masking": "random-tube"}, "velocity-r2-random-tube"),
+        ({"target": "pixels", "task": "physics"}, "physics-accuracy-pixels"),
+        ({"updates": 0}, "velocity-r2-untrained"),
+        ({"updates": 0, "task": "videos", "init_from": "x"}, "probe-accuracy-official"),
+    ):
+        assert evaluate.claim(Config(**{**vars(CONFIG), **changes})) == word
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def tokens_of(wanted, spread):
+    """Tokens that hold numbers in one of their places, which is hidden if `spread`."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = 0.1 * torch.randn(len(wanted), 6, 16, generator=generator)
+    tokens[:, 2, : wanted.shape[1]] += wanted
+    if spread:
+        tokens[:, 4, : wanted.shape[1]] -= wanted
+    return tokens
+
+
+def test_numbers_that_cancel_in_the_mean_are_read_from_the_tokens():
+    wanted = torch.randn(600, 2, generator=torch.Generator().manual_seed(1))
+    tokens = tokens_of(wanted, spread=True)
+    recipe = Recipe(6, 32, 3e-3, 0.01, 1, 2)
+    read = readout.read_all(tokens[:400], wanted[:400], tokens[400:], recipe, 0)
+    found = {how: readout.fit(part, wanted[400:]).mean() for how, part in read.items()}
+    assert found["mean of tokens"] < 20
+    assert found["256 components of all tokens"] > 90
+    assert set(found) == set(READOUTS)
+
+
+def test_an_attentive_probe_learns_what_one_token_holds():
+    wanted = torch.randn(600, 2, generator=torch.Generator().manual_seed(1))
+    tokens = tokens_of(wanted, spread=False)
+    tokens[:, 2, 8:] += 1  # what the query can find it by
+    recipe = Recipe(20, 32, 3e-3, 0.01, 1, 2)
+    read = readout.read_all(tokens[:400], wanted[:400], tokens[400:], recipe, 0)
+    assert readout.fit(read["attentive probe"], wanted[400:]).mean() > 50
+
+
+def test_the_fit_is_r2():
+    true = torch.tensor([[0.0, 1], [2, 3], [4, 8]])
+    assert readout.fit(true, true).tolist() == [100] * 3
+    assert readout.fit(true.mean(0).expand(3, -1), true).mean() == pytest.approx(0)
+
+
+def test_a_ridge_regression_survives_constant_features():
+    x = torch.randn(100, 5, generator=torch.Generator().manual_seed(0))
+    x[:, 1] = 3
+    assert readout.ridge(x, x[:, :1], x).isfinite().all()
+
+
+def test_controls_see_what_they_should():
+    encoder = new_model(CONFIG, 3).target_encoder
+    clips = torch.rand(2, 3, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    other = clips.clone()
+    other[:, :, :-1] = 0
+    with torch.no_grad():
+        assert torch.equal(last_frame(encoder, clips), last_frame(encoder, other))
+    pixels = pixel_features(encoder, clips)
+    assert pixels.shape == (2, 32, 3 * 2 * 8 * 8 + 24)
+    assert pixels.shape[2] % 4 == 0
+
+
+# --- labelled videos --------------------------------------------------------------------------------------------------
+
+
+def labelled(folder, count):
+    """Videos that get brighter (0) or darker (1) and one that cannot be read."""
+    for number in range(count):
+        write(folder / ("up" if number % 2 else "down") / f"{number}.avi", 12 + number % 3)
+    return folder
+
+
+def test_labelled_videos_are_probed(tmp_path):
+    videos = labelled(tmp_path / "videos", 8)
+    words = ["--preset", "smoke", "--task", "videos", "--run", str(tmp_path / "run"), "--set"]
+    words += [f"data={videos}", f"test_data={videos}", "frames=4", "frame_step=2", "updates=2", "probe_segments=2"]
+    words += ["probe_views=2", "probe_epochs=1", "probe_batch_size=4", "workers=0"]
+    train.main(words)
+    evaluate.main(["--run", str(tmp_path / "run")])
+    record = check_record(tmp_path / "run", "videos")
+    assert (record["claim"], record["episodes"]) == ("probe-accuracy", 8)
+    assert set(record["controls"]) == {"untrained encoder", "most frequent class"}
+    assert record["policy"].endswith("2 clips x 2 views")
+
+
+def test_videos_without_labels_train_and_say_what_a_test_needs(tmp_path, capsys):
+    for number in range(8):
+        write(tmp_path / "videos" / f"{number}.avi", 12)
+    words = ["--preset", "smoke", "--task", "videos", "--run", str(tmp_path / "run"), "--set"]
+    train.main([*words, f"data={tmp_path / 'videos'}", "frames=4", "frame_step=2", "updates=1", "workers=0"])
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(["--run", str(tmp_path / "run")])
+    assert end.value.code == 2
+    assert "task videos needs test_data, with labels" in capsys.readouterr().err
+
+
+def test_tokens_of_several_clips_stand_one_after_the_other():
+    encoder = new_model(CONFIG, 3).target_encoder
+    clips = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 32, 32, 3), np.uint8)
+    statistics = Statistics(np.zeros(3), np.ones(3))
+    found = label_probe._tokens(encoder, clips, statistics, CONFIG, torch.device("cpu"))
+    assert found.shape == (2, 3 * 32, 64)
+    alone = label_probe._tokens(encoder, clips[1:, 2:], statistics, CONFIG, torch.device("cpu"))
+    torch.testing.assert_close(found[1:, 64:], alone)
