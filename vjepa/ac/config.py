@@ -231,10 +231,11 @@ PRESETS = {
         "plans reach goals more often than a random policy, and than those of a model without inverse dynamics",
         {
             "side": 33,
+            "channels": (8, 16, 16),
             "width": 128,
             "frames": 9,
-            "batch_size": 32,
-            "updates": 600,
+            "batch_size": 48,
+            "updates": 900,
             "epochs": 1,
             "precision": "float32",
             "samples": 100,

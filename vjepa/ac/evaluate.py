@@ -9,7 +9,10 @@ Source: EB-JEPA (arXiv 2602.03604); DINO-WM, section 4; V-JEPA 2, section 3.2.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,10 +24,11 @@ import torch
 from torch import Tensor
 
 from common import run as runs
-from common.config import parse, user_error
+from common.config import parse, to_dict, user_error
 from common.curves import draw_curves
 from common.files import atomic_write
 from common.program import program
+from common.provenance import git_revision
 from common.record import close, curve, of_run, sample
 from vjepa.ac import audit, pictures
 from vjepa.ac.build import PRETRAINING, STAGES, Model, imagination_of, load_models
@@ -80,25 +84,29 @@ def to_device(episodes: Episodes, device: torch.device) -> Episodes:
     return Episodes(start, goal, layout, episodes.seeds)
 
 
-def test(models: Sequence[tuple[int, Model]], world: World, config: Config, device: torch.device) -> Tested:
-    """All episodes with each of the networks, and the random policy on as many and more."""
+def test(models: Sequence[tuple[int, Model]], world: World, config: Config, device: torch.device, kept: Path) -> Tested:
+    """All episodes with each of the networks, and the random policy on as many and more.
+
+    kept: a folder where finished episodes of these networks wait for an interrupted test to go on.
+    """
     name, every = protocol(config), judged_every(config)
-    episodes = to_device(new_episodes(world, seeds_of_test(config.episodes)), device)
-    start, traces = time.monotonic(), []
+    episodes = new_episodes(world, seeds_of_test(config.episodes))
+    here, traces, seconds = to_device(episodes, device), [], 0.0
     for updates, model in models:
         imagination = imagination_of(model, world, config)
-        traces.append(play_all(imagination, world, episodes, config, f"test after {updates}"))
-    seconds = (time.monotonic() - start) / (len(models) * config.episodes)
+        trace, spent = play_all(imagination, world, here, config, f"test after {updates}", kept / str(updates))
+        traces.append(trace)
+        seconds += spent
     found = [audit.judge(world, episodes, trace, judged_every=every) for trace in traces]
     floor_episodes = new_episodes(world, seeds_of_test(max(config.episodes, RANDOM_EPISODES)))
     floor_trace = audit.play_random(world, floor_episodes, config.budget)
     floor = audit.judge(world, floor_episodes, floor_trace, judged_every=every)
 
     def share(parts: Sequence[Tensor]) -> dict[str, Any]:
-        return sample(100 * torch.cat([part.float() for part in parts]).cpu().numpy(), name)
+        return sample(100 * torch.cat([part.float() for part in parts]).numpy(), name)
 
     def mean(parts: Sequence[Tensor]) -> dict[str, Any]:
-        return sample(torch.cat([part.float() for part in parts]).cpu().numpy(), f"{name}-part")
+        return sample(torch.cat([part.float() for part in parts]).numpy(), f"{name}-part")
 
     record = {
         **share([one.is_reached for one in found]),
@@ -113,7 +121,7 @@ def test(models: Sequence[tuple[int, Model]], world: World, config: Config, devi
             "distance when judged": mean([one.distance for one in found]),
             "distance of the random policy": mean([floor.distance]),
             "steps of the world": mean([one.steps for one in found]),
-            "seconds an episode": sample([seconds], f"{name}-part"),
+            "seconds an episode": sample([seconds / (len(models) * config.episodes)], f"{name}-part"),
         },
     }
     return Tested(record, episodes, torch.stack(traces))
@@ -166,7 +174,7 @@ def record_of_run(
 def keep_traces(folder: Path, tested: Tested) -> None:
     """The states of every episode, with goals and layouts, as traces.npz."""
     parts = (tested.traces, tested.episodes.goal, tested.episodes.layout)
-    states, goals, layouts = (part.cpu().numpy() for part in parts)
+    states, goals, layouts = (part.numpy() for part in parts)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, states=states, goals=goals, layouts=layouts, seeds=np.array(tested.episodes.seeds))
     atomic_write(folder / TRACES, buffer.getvalue())
@@ -181,13 +189,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         world = new_world(config.task)
         models = load_models(info, config, world, device)
         start = time.monotonic()
-        tested = test(models, world, config, device)
+        # Of another planner or code, finished episodes are no part of this test.
+        words = json.dumps([to_dict(config), git_revision()])
+        kept = info["folder"] / f"test-{hashlib.sha256(words.encode()).hexdigest()[:16]}"
+        tested = test(models, world, config, device, kept)
         info["stage_seconds"]["test"] = time.monotonic() - start
         info["wall_seconds"] += info["stage_seconds"]["test"]
         record = record_of_run(info, config, models, tested)
         keep_traces(info["folder"], tested)
         draw_curves(record, info["folder"] / "curves.png")
-        pictures.show(models[0][1], world, tested.episodes, tested.traces[0], config, info["folder"])
+        shutil.rmtree(kept)
+        here = to_device(tested.episodes, device)
+        pictures.show(models[0][1], world, here, tested.traces[0].to(device), config, info["folder"])
     except ValueError as error:
         user_error(str(error))
     close(record, info["folder"])

@@ -6,10 +6,17 @@ Source: V-JEPA 2, section 3.2; EB-JEPA (arXiv 2602.03604); DINO-WM (arXiv 2411.0
 
 from __future__ import annotations
 
+import io
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from common import run as runs
+from common.files import atomic_write
 from vjepa.ac import audit
 from vjepa.ac.config import Config
 from vjepa.ac.imagination import Imagination, cost_of
@@ -73,20 +80,52 @@ def play_plans(imagination: Imagination, world: World, episodes: Episodes, confi
     return trace
 
 
-def play_all(imagination: Imagination, world: World, episodes: Episodes, config: Config, name: str) -> Tensor:
-    """`play_plans` of all episodes: on a GPU as one batch, on a CPU one after the other.
+def play_all(
+    imagination: Imagination, world: World, episodes: Episodes, config: Config, name: str, kept: Path | None = None
+) -> tuple[Tensor, float]:
+    """`play_plans` of all episodes, and the seconds they took: on a GPU as one batch, on a CPU one after the other.
 
     Rounding in a matrix product depends on how many rows it has. One by one, each product of an episode has the same
     shape whatever the test holds beside it, so its plans are the same bit for bit; and on a CPU it costs nothing.
+    kept: a folder for the traces of finished episodes, so that an interrupted test goes on.
     """
     count = len(episodes.start)
     size = 1 if episodes.start.device.type == "cpu" else count
-    traces = []
+    traces, total = [], 0.0
     with runs.progress_bar(count, name, unit="episode") as bar:
         for first in range(0, count, size):
-            traces.append(play_plans(imagination, world, episodes.select(slice(first, first + size)), config))
-            bar.update(min(size, count - first))
-    return torch.cat(traces)
+            part = episodes.select(slice(first, first + size))
+            path = None if kept is None else kept / f"{first}.npz"
+            found = None if path is None else _read_trace(path, part, config)
+            if found is None:
+                start = time.monotonic()
+                trace = play_plans(imagination, world, part, config).cpu()  # waits for the device
+                found = trace, time.monotonic() - start
+                if path is not None:
+                    _write_trace(path, *found)
+            traces.append(found[0])
+            total += found[1]
+            bar.update(len(part.start))
+    return torch.cat(traces), total
+
+
+def _write_trace(path: Path, trace: Tensor, seconds: float) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, states=trace.numpy(), seconds=np.float64(seconds))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, buffer.getvalue())
+
+
+def _read_trace(path: Path, episodes: Episodes, config: Config) -> tuple[Tensor, float] | None:
+    """None if there is none, or no whole one."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            trace, seconds = torch.from_numpy(file["states"]), float(file["seconds"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    wanted = (len(episodes.start), config.budget + 1, episodes.start.shape[1])
+    is_ours = trace.shape == wanted and torch.equal(trace[:, 0], episodes.start.cpu())
+    return (trace, seconds) if is_ours else None
 
 
 def judged_every(config: Config) -> int:
