@@ -139,6 +139,7 @@ _AC: Mapping[str, Any] = {
 TASKS: dict[str, Mapping[str, Any]] = {
     "two-rooms": {},
     "two-rooms-random": {},
+    # Deviation D8: DINO-WM plans until the goal is reached, without end; here for 1,000 steps.
     "wall": {**_AC, "trajectories": 1920, "trajectory_steps": 50, "budget": 1000, "judged": "plan"},
     "tworoom-swm": {
         **_AC,

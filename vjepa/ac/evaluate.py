@@ -150,7 +150,9 @@ def record_of_run(
         curves["encoder: spread of features"] = curve(first, "spread", "update", "std over tokens")
     model, steps = models[0][1], config.batch_size * config.updates
     walked = config.trajectories or steps
-    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    # The probe is a watch: neither predictions nor plans ask it.
+    counted = {name: part for name, part in model.named_children() if name != "probe"}
+    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in counted.items()}
     checkpoints = ", ".join(str(updates) for updates, _ in models)
     return of_run(info) | tested.record | {
         "claim": claim(config),

@@ -89,6 +89,15 @@ class ACImagination:
         return energy(latents, goals[:, None])
 
 
+def in_colour(pictures: Tensor) -> Tensor:
+    """Pictures [..., 3, H, W] as they are; dot and walls as channels, [..., 2, H, W], become red and black on white."""
+    if pictures.shape[-3] == 3:
+        return pictures
+    dot, walls = pictures.unbind(-3)
+    white = 255 - walls
+    return torch.stack([white, torch.minimum(white, 255 - dot), torch.minimum(white, 255 - dot)], -3)
+
+
 def resized(pictures: Tensor, side: int) -> Tensor:
     """Pictures [..., C, H, W] uint8 -> [..., C, side, side]: averages where they shrink, bilinear where they grow."""
     if pictures.shape[-2:] == (side, side):
@@ -102,8 +111,8 @@ def resized(pictures: Tensor, side: int) -> Tensor:
 
 
 def normalised_pictures(pictures: Tensor, side: int) -> Tensor:
-    """Pictures [..., 3, H, W] uint8 -> [..., 3, side, side], less ImageNet's mean, by its deviation."""
-    x = resized(pictures, side).float() / 255
+    """Pictures [..., C, H, W] uint8 -> [..., 3, side, side], less ImageNet's mean, by its deviation."""
+    x = resized(in_colour(pictures), side).float() / 255
     mean, std = (x.new_tensor(part)[:, None, None] for part in (IMAGENET_MEAN, IMAGENET_STD))
     return (x - mean) / std
 
@@ -123,7 +132,7 @@ def encode_pictures(encoder: VideoTransformer, pictures: Tensor, side: int) -> T
 def told_states(world: World, states: Tensor, actions: Tensor) -> Iterator[Tensor]:
     """What the predictor is told of the state before each action: states [R, .], actions [R, H, A] -> H times [R, .].
 
-    Advanced as if there were no walls, as the arm's is without a look at the table; scaled to about [-1, 1].
+    Deviation D9: advanced as if there were no walls, as the arm's is without a look at the table. In about [-1, 1].
     """
     for action in actions.unbind(1):
         yield world.scaled(states)

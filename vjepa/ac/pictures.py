@@ -21,7 +21,7 @@ from common.seeding import derive_seed
 from common.video import Frames, label, side_by_side, write_video
 from vjepa.ac.build import Model, imagination_of
 from vjepa.ac.config import Config
-from vjepa.ac.imagination import Imagination, cost_of
+from vjepa.ac.imagination import Imagination, cost_of, in_colour
 from vjepa.ac.planner import Plan
 from vjepa.ac.play import plan_once
 from vjepa.ac.worlds.world import Episodes, World
@@ -102,12 +102,8 @@ def draw_landscape(values: np.ndarray, most: float, chosen: np.ndarray) -> Frame
 
 
 def panel(picture: Tensor, words: str) -> Frames:
-    """A picture [C, H, W] uint8, enlarged and labelled; dot and walls of two channels become red on white."""
-    image = picture.cpu().numpy().transpose(1, 2, 0)
-    if image.shape[2] == 2:
-        dot, walls = image[..., 0].astype(int), image[..., 1] > 0
-        image = np.stack([np.full_like(dot, 255), 255 - dot, 255 - dot], -1).astype(np.uint8)
-        image[walls] = 60
+    """A picture [C, H, W] uint8, enlarged and labelled."""
+    image = in_colour(picture).cpu().numpy().transpose(1, 2, 0)
     return label(cv2.resize(image, (PANEL, PANEL), interpolation=cv2.INTER_NEAREST).astype(np.uint8), words)
 
 

@@ -141,9 +141,9 @@ class RobotSettings:
     """Planning for an arm: xyz and gripper are searched, rotations stay 0. Defaults: the paper; what it is silent about
     from the released notebook.
 
-    most: metres a step on each axis. The paper calls it an L1 ball of radius 0.075, but its "about 13 cm" is the
-    diagonal of this box. fixed: (axis, value) pairs. close_gripper: from this step on the gripper is told to close
-    (-1: never).
+    most: metres a step on each axis. Deviation D2: the paper calls it an L1 ball of radius 0.075, but its "about 13 cm"
+    is the diagonal of this box, the code's. fixed: (axis, value) pairs. close_gripper: the step from which on the
+    gripper is told to close (-1: never).
     """
 
     samples: int = 800

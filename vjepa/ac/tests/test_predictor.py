@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from vjepa.ac import official
-from vjepa.ac.imagination import encode_pictures
+from vjepa.ac.imagination import encode_pictures, in_colour
 from vjepa.ac.losses import ac_losses, roll_out
 from vjepa.ac.predictor import ACPredictor, Memory, attend, block_causal_mask, new_ac_predictor
 from vjepa.jepa import normalise
@@ -109,6 +109,12 @@ def test_an_encoder_sees_each_picture_alone():
     torch.testing.assert_close(encode_pictures(encoder, pictures[1, 2], 16), z[1, 2], atol=1e-5, rtol=1e-4)
     assert float(z.mean(-1).abs().max()) < 1e-5
     assert encode_pictures(encoder, pictures[..., :15, :15], 16).shape == z.shape
+    assert encode_pictures(encoder, pictures[..., :2, :, :], 16).shape == z.shape
+
+
+def test_dot_and_walls_become_a_colour_picture():
+    pictures = torch.tensor([[[0, 200, 255]], [[0, 0, 255]]], dtype=torch.uint8)
+    assert in_colour(pictures)[:, 0].T.tolist() == [[255, 255, 255], [255, 55, 55], [0, 0, 0]]
 
 
 # --- the official file ------------------------------------------------------------------------------------------------

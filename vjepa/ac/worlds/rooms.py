@@ -301,4 +301,5 @@ def _pushed(p: Tensor, at: Tensor, push: Tensor, axis: int) -> Tensor:
 
 TWO_ROOMS = Rooms("two-rooms")
 TWO_ROOMS_RANDOM = Rooms("two-rooms-random", wall_x=(20, 44), door_y=(10, 54))
+# Deviation D10: the released walks are a file; how many of them are led through the door is not said.
 WALL = Rooms("wall", door_y=(10, 10), half=3, dot_std=1.7, gain=2.0, has_noise=False, is_rgb=True)

@@ -110,7 +110,10 @@ def new_episodes(world: World, seeds: tuple[int, ...]) -> Episodes:
 
 
 def seeds_of_test(count: int) -> tuple[int, ...]:
-    """The seeds of a test's episodes: the same for every run, as in the published protocols."""
+    """The seeds of a test's episodes: the same for every run, as in the published protocols.
+
+    Deviation D7: published episodes come from one generator, in which each depends on those before it.
+    """
     return tuple(derive_seed(0, "test episode", k) for k in range(count))
 
 
