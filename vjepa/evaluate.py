@@ -60,7 +60,9 @@ def protocol(config: Config) -> str:
     """The name of the test."""
     if config.task in ("shapes", "digits"):
         return f"{config.task}-attentive-r2"
-    return "violation-of-expectation" if config.task == "physics" else f"{config.task}-attentive"
+    if config.task == "physics":
+        return "violation-of-expectation"
+    return f"{config.task}-attentive-{config.probe_segments}x{config.probe_views}"
 
 
 def recipe_of(config: Config, device: torch.device, heads: int) -> Recipe:

@@ -5,6 +5,8 @@ A clip is a function of the seed and its number; nothing is stored.
 
 from __future__ import annotations
 
+from colorsys import hsv_to_rgb
+
 import cv2
 import numpy as np
 
@@ -14,14 +16,15 @@ SHIFT = 4  # bits of a pixel that OpenCV draws with
 NAMES = ("disc x", "disc y", "square x", "square y")
 # Of the side: one to two patches of a sixth across.
 RADIUS = (0.08, 0.16)
-SPEED = (0.01, 0.04)  # of the side, a frame
+SPEED = (0.02, 0.06)  # of the side, a frame
+HUES = ((-0.08, 0.12), (0.45, 0.65))  # red to yellow, and cyan to blue: even where forms are too small to be told
 
 
 class Shapes:
-    """Clips [F, side, side, 3] of a disc and a square that fly straight on and bounce off the borders.
+    """Clips [F, side, side, 3] of a warm disc and a cold square that fly straight on and bounce off the borders.
 
     states [N, 8]: x and y of disc and square at the last frame, in sides, then their velocities there, in hundredths of
-    a side a frame. Two states of the same clip that come from different frames need more than one frame to be told.
+    a side a frame, which no single frame shows.
     """
 
     channels = 3
@@ -39,9 +42,9 @@ class Shapes:
         """Clip `index`, the same at each call."""
         draws = np.random.default_rng([self.seed, index])
         paths, radii = self._motion(draws)
-        ground = draws.integers(20, 90, 3) + draws.normal(0, 4, (self.side, self.side, 3))
+        ground = draws.integers(20, 60) + draws.normal(0, 4, (self.side, self.side, 3))
         ground = ground.clip(0, 255).astype(np.uint8)
-        colours = [_bright(draws) for _ in range(2)]
+        colours = [np.round(255 * np.array(hsv_to_rgb(draws.uniform(*hues) % 1, 0.8, 1.0))) for hues in HUES]
         clip = np.empty((self.frames, self.side, self.side, 3), np.uint8)
         for number in range(self.frames):
             image = ground.copy()
@@ -79,9 +82,3 @@ def draw_shape(image: np.ndarray, kind: int, centre: np.ndarray, radius: float, 
     corners = centre - 0.5 + radius * np.stack([np.cos(angles), np.sin(angles)], 1)
     points = np.round((1 << SHIFT) * corners).astype(np.int32)
     cv2.fillPoly(image, [points], colour.tolist(), cv2.LINE_AA, SHIFT)
-
-
-def _bright(draws: np.random.Generator) -> np.ndarray:
-    """A colour with one strong and one weak channel."""
-    colour = np.array([draws.integers(200, 256), draws.integers(90, 200), draws.integers(30, 90)])
-    return draws.permutation(colour)

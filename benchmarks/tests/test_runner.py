@@ -121,6 +121,7 @@ def test_reproduce_leaves_long_controls_to_bench(tmp_path: Path, monkeypatch: py
         ("muzero", "tictactoe", "cpu"),
         ("diamond", "video_pong", "cpu"),
         ("ijepa", "pong", "cpu"),
+        ("vjepa", "shapes", "cpu"),
     }
     assert {job.overrides for job in started} == {(), ("updates=0",)}  # an untrained control takes no time
 

@@ -1,0 +1,158 @@
+"""V-JEPA: pretraining updates of both generations, and mask sampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.speed.timing import Timing, figure, timed
+from common.precision import compute_dtype
+from vjepa.build import mask_kinds, new_model, new_schedule
+from vjepa.config import TASKS, Config
+from vjepa.jepa import JEPA, new_optimizer
+from vjepa.masks import Masks, sample_masks
+from vjepa.train import compile_blocks, train_step
+from vjepa.vit import Attention, Block, Rotation, rotate
+
+CPU = torch.device("cpu")
+SMALL = Config(
+    frames=8, size=(64, 64), patch=8, encoder="tiny", predictor_width=96, predictor_depth=4, predictor_heads=3,
+    batch_size=8, micro_batch_size=8,
+)  # fmt: skip
+SECOND_SMALL = replace(SMALL, positions="rotary", clip=None)
+LARGE = Config(batch_size=24)
+GIANT = Config(**{**TASKS["videos-2"], "batch_size": 8, "micro_batch_size": 8})
+
+
+def measure(device: torch.device) -> list[dict[str, Any]]:
+    """Pretraining updates on random clips, and mask sampling."""
+    torch.manual_seed(0)
+    rates: dict[str, float] = {}
+    found = []
+    for words, config in _precisions(SMALL, device).items():
+        side, product = _product(compute_dtype(config.precision, device), device)
+        rates[words] = 2 * side**3 / product.median / 1e9
+        found.append(figure(f"{words} matrix product {side}", "GFLOP/s", product, 2 * side**3 / 1e9))
+    for case in [LARGE, GIANT] if device.type == "cuda" else [SMALL, SECOND_SMALL]:
+        plain = None
+        if device.type == "cpu":
+            exact = replace(case, precision="float32")
+            plain = timed(_update(exact, device, is_written_out=True)[0], device, repeats=5, warmup=1).median
+        for words, config in _precisions(case, device).items():
+            step, flops = _update(config, device)
+            timing = timed(step, device, repeats=5, warmup=3)
+            written_out = "" if plain is None else f"{config.batch_size / plain:,.2f} clips/s"
+            found += [
+                figure(
+                    f"pretraining update, {_title(case)}, {words}",
+                    "clips/s",
+                    timing,
+                    config.batch_size,
+                    peer=None
+                    if plain is None
+                    else f"in float32 with attention and optimiser written out: {written_out}",
+                    ratio=None if plain is None else round(plain / timing.median, 2),
+                ),
+                figure(
+                    f"pretraining update, {_title(case)}, {words}, share of the {words} matrix product rate",
+                    "GFLOP/s",
+                    timing,
+                    flops / 1e9,
+                    peer=f"{words} matrix product, {rates[words]:,.0f} GFLOP/s",
+                    ratio=round(flops / timing.median / 1e9 / rates[words], 3),
+                ),
+            ]
+    kinds, generator = mask_kinds(Config()), torch.Generator().manual_seed(0)
+    sampling = timed(lambda: sample_masks(kinds, (8, 14, 14), 24, 0, generator), CPU)
+    return [*found, figure("masks of 24 clips, 8 x 14 x 14 tokens", "ms", sampling)]
+
+
+def _title(config: Config) -> str:
+    name = "V-JEPA" if config.positions == "sincos" else "V-JEPA 2"
+    letter = config.encoder if config.encoder == "tiny" else config.encoder[0].upper()
+    return f"{name} ViT-{letter}/{config.patch} at {config.frames} x {config.size[0]} px, batch {config.batch_size}"
+
+
+def _product(dtype: torch.dtype, device: torch.device) -> tuple[int, Timing]:
+    """The rate that a device can reach: side of a square matrix and the seconds of one product with another."""
+    side = 8192 if device.type == "cuda" else 2048
+    a, b = torch.randn(2, side, side, device=device).to(dtype)
+    return side, timed(lambda: a @ b, device, repeats=15, warmup=3)
+
+
+def _precisions(config: Config, device: torch.device) -> dict[str, Config]:
+    """The configuration in float32 and as it is on this device, by the name of what is multiplied."""
+    shipped = str(compute_dtype(config.precision, device)).removeprefix("torch.")
+    return {words: replace(config, precision=words) for words in ("float32", shipped)}
+
+
+def _update(config: Config, device: torch.device, is_written_out: bool = False) -> tuple[Callable[[], object], float]:
+    """One update on fixed clips and masks, and its floating point operations in matrix products.
+
+    is_written_out: attention as softmax(q k) v and AdamW tensor by tensor.
+    """
+    model = new_model(config, 3).to(device)
+    generator = torch.Generator().manual_seed(0)
+    masks = sample_masks(mask_kinds(config), model.encoder.grid, config.batch_size, 0, generator)
+    clips = torch.randn(config.batch_size, 3, config.frames, *config.size, device=device)
+    rates, optimizer = new_schedule(config, 1000), new_optimizer(model)
+    if is_written_out:
+        groups = [{**group, "fused": False, "foreach": False} for group in optimizer.param_groups]
+        optimizer = torch.optim.AdamW(groups, foreach=False)
+        for module in model.modules():
+            if isinstance(module, Attention):
+                module.forward = partial(_written_out, module)  # type: ignore[method-assign]
+            elif isinstance(module, Block):
+                module.forward = partial(_cut, module)  # type: ignore[method-assign]
+    elif device.type == "cuda":
+        compile_blocks(model)
+    batches = [(clips, masks.to(device))]
+
+    def update() -> None:
+        train_step(model, optimizer, batches, rates, 5, dtype=compute_dtype(config.precision, device))
+
+    return update, _flops(model, config, masks)
+
+
+def _cut(
+    block: Block,
+    x: torch.Tensor,
+    by: Rotation | None = None,
+    mask: torch.Tensor | None = None,
+    last: int | None = None,
+) -> torch.Tensor:
+    """All tokens of a block, then the last ones."""
+    x = x + block.attn(block.norm1(x), by, mask)
+    x = x + block.mlp(block.norm2(x))
+    return x if last is None else x[:, -last:]
+
+
+def _written_out(attention: Attention, x: torch.Tensor, by: Rotation | None, mask: torch.Tensor | None) -> torch.Tensor:
+    q, k, v = attention.qkv(x).unflatten(-1, (3, attention.heads, -1)).permute(2, 0, 3, 1, 4)
+    if by is not None:
+        q, k = rotate(q, by), rotate(k, by)
+    weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+    return attention.proj((weights @ v).transpose(1, 2).flatten(2))
+
+
+def _flops(model: JEPA, config: Config, masks: Masks) -> float:
+    """Of the matrix products of one update: the target encoder once, the rest three times for its gradient."""
+    size, tokens = model.encoder.size, math.prod(model.encoder.grid)
+
+    def transformer(tokens: int, width: int, hidden: int, depth: int) -> float:
+        return depth * tokens * (8 * width**2 + 4 * width * hidden + 4 * tokens * width)
+
+    pixels = 2 * 3 * config.tubelet * config.patch**2 * size.width
+    total = transformer(tokens, size.width, size.hidden, size.depth) + tokens * pixels
+    narrow = config.predictor_width
+    for context, target in zip(masks.context, masks.target, strict=True):
+        known, asked = context.shape[1], target.shape[1]
+        total += 3 * (transformer(known, size.width, size.hidden, size.depth) + known * pixels)
+        total += 3 * transformer(known + asked, narrow, 4 * narrow, config.predictor_depth)
+        total += 3 * 2 * (known + asked) * narrow * size.width
+    return config.batch_size * total

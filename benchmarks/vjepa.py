@@ -1,0 +1,235 @@
+"""Rows of V-JEPA (Bardes et al. 2024) and V-JEPA 2 (Assran et al. 2025): shapes, digits, physics, labelled videos."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from benchmarks.compare import Result
+from benchmarks.content import Cell, Table
+from benchmarks.plots import Plot, dots
+from benchmarks.published import Published
+from benchmarks.rows import Beside, Claim, Experiment, Number, Quantity, Row, Suite
+
+SEEDS = (0, 1, 2)
+UNTRAINED, PIXELS, STILL = "untrained encoder", "pixels", "last frame alone"
+COPY = "copy of the last frame"
+ATTENTIVE, COMPONENTS, MEAN = "attentive probe", "256 components of all tokens", "mean of tokens"
+READINGS = (
+    (ATTENTIVE, "by an attentive probe"),
+    (COMPONENTS, "from 256 components of all tokens"),
+    (MEAN, "from the mean of the tokens"),
+)
+BLOCKS = ("permanence", "continuity", "constancy", "solidity", "gravity")
+BEST = "best context of each block"
+
+CPU = Experiment("cpu", "shapes", "velocity-r2", SEEDS, minutes=8)
+NIGHT_SHAPES = Experiment("night", "shapes", "velocity-r2", SEEDS, minutes=30)
+NIGHT_DIGITS = Experiment("night", "digits", "velocity-r2", SEEDS, minutes=30)
+PHYSICS = Experiment("night", "physics", "physics-accuracy", (0,), minutes=150)
+GPU_PHYSICS = Experiment("gpu", "physics", "physics-accuracy", (0,), minutes=60, needs_gpu=True)
+
+
+def states(run: Experiment, name: str) -> tuple[Claim, ...]:
+    """Velocities and positions of what moves, each way to read them, beside the encoder before its training.
+
+    Of velocities also beside pixels, and beside single frames, which show none.
+    """
+    id = f"{run.suite}-{run.task}"
+    rows = []
+    for what in ("velocity", "position"):
+        for reading, words in READINGS:
+            parts = _reading(what, reading)
+            rows.append(
+                Claim(
+                    id=f"{id}-{what}-{reading.split()[0]}",
+                    title=f"{name}: {what} read {words} on V-JEPA, beside the same encoder before its training (R²)",
+                    ours=(Quantity(run, parts[0]),),
+                    control=(Quantity(run, f"{parts[1]}{UNTRAINED}"),),
+                    against="the same encoder before its training",
+                    asserted_by="us",
+                    is_paired=True,
+                )
+            )
+    for control, words in ((STILL, "on the last frame alone"), (PIXELS, "on pixels")):
+        rows.append(
+            Claim(
+                id=f"{id}-velocity-{control.split()[0]}",
+                title=f"{name}: velocity read by an attentive probe on V-JEPA, beside one {words} (R²)",
+                ours=(Quantity(run),),
+                control=(Quantity(run, f"controls/{control}"),),
+                against=f"an attentive probe {words}",
+                asserted_by="us",
+                is_paired=True,
+            )
+        )
+    return tuple(rows)
+
+
+def _reading(what: str, reading: str) -> tuple[str, str]:
+    """Where a record has a reading of ours, and how the places of its controls begin."""
+    if (what, reading) == ("velocity", ATTENTIVE):
+        return "value", "controls/"
+    return f"measurements/{what}, {reading}", f"measurements/{what}, {reading}, "
+
+
+def physics(run: Experiment) -> tuple[Row, ...]:
+    """The published ordering: trained above untrained and above a predictor of pixels, at one context and at the best.
+
+    The published numbers take the best context of each property on the pairs they are measured on; so do the rows named
+    so, with the same choice for the controls.
+    """
+    id = f"{run.suite}-physics"
+    title = "Possible and impossible videos told apart by surprise"
+    pixels = replace(run, claim="physics-accuracy-pixels", settings=("target=pixels",))
+    controls = (
+        ("untrained", UNTRAINED, "the same networks before their training", run),
+        ("copy", COPY, "a copy of the last frame", run),
+        ("pixels", "", "a predictor of pixels of equal size", pixels),
+    )
+    rows: list[Row] = []
+    for word, control, words, other in controls:
+        for place, start in (("value", "controls/"), (f"measurements/{BEST}", f"measurements/{BEST}, ")):
+            is_best = place != "value"
+            rows.append(
+                Claim(
+                    id=f"{id}-{word}{'-best' if is_best else ''}",
+                    title=f"{title}, {'best context of each block' if is_best else 'half a window seen'}: V-JEPA "
+                    f"beside {words}",
+                    ours=(Quantity(run, place),),
+                    control=(Quantity(other, start + control if control else place),),
+                    against=words,
+                    asserted_by="us" if word == "copy" else "paper",
+                    is_paired=True,
+                    equal="" if control else "updates",
+                )
+            )
+    rows.append(
+        Beside(
+            id=f"{id}-published",
+            title=f"{title}, best context of each block, beside IntPhys",
+            ours=Quantity(run, f"measurements/{BEST}"),
+            published="intphys-v-jepa-vit-h-rope",
+            why="another world's",
+        )
+    )
+    return tuple(rows)
+
+
+def masks(run: Experiment) -> tuple[Claim, ...]:
+    """Table 4 on bouncing shapes: multi-block masks against random tubes, each way to read."""
+    other = replace(run, claim="velocity-r2-random-tube", settings=("masking=random-tube",))
+    return tuple(
+        Claim(
+            id=f"{run.suite}-{run.task}-tubes-{reading.split()[0]}",
+            title=f"Bouncing shapes: velocity read {words} after training with multi-block masks, beside random tubes "
+            "(direction of table 4)",
+            ours=(Quantity(run, _reading("velocity", reading)[0]),),
+            control=(Quantity(other, _reading("velocity", reading)[0]),),
+            against="training with random tubes",
+            asserted_by="paper",
+            is_paired=True,
+            equal="updates",
+        )
+        for reading, words in READINGS
+    )
+
+
+def videos(id: str, words: str, published: str, settings: tuple[str, ...]) -> Number:
+    """Top-1 of an attentive probe on the authors' own weights; the videos are named by data and test_data."""
+    run = Experiment(
+        "paper", "videos", "probe-accuracy-official", (0,), minutes=2000, settings=("updates=0", *settings),
+        needs_gpu=True,
+    )  # fmt: skip
+    return Number(
+        id=id,
+        title=f"{words}: top-1 of an attentive probe on the authors' ViT-L/16",
+        ours=Quantity(run),
+        floor=Quantity(run, f"controls/{UNTRAINED}"),
+        published=published,
+        is_official=True,
+    )
+
+
+def tables(results: Mapping[str, Result], published: Published) -> Sequence[Table]:
+    """Physics block by block, and the three ways to read side by side."""
+    return (_blocks(results), _readings(results))
+
+
+def _blocks(results: Mapping[str, Result]) -> Table:
+    found = results["night-physics-untrained"].ours
+    rows = []
+    parts = {} if found is None else found.records[0].data["measurements"]
+    for name in (*BLOCKS, BEST, "largest surprise"):
+        if name in parts:
+            cells = [Cell(f"{parts[name + end]['value']:.1f}") for end in ("", f", {UNTRAINED}", f", {COPY}")]
+            rows.append((Cell(name), *cells))
+    columns = ("pairs told apart, %", "V-JEPA", "before its training", "copy of the last frame")
+    return Table("Intuitive physics, block by block", columns, tuple(rows), "No run is recorded yet.")
+
+
+def _readings(results: Mapping[str, Result]) -> Table:
+    rows = []
+    for run, words in ((CPU, "shapes, cpu"), (NIGHT_SHAPES, "shapes, night"), (NIGHT_DIGITS, "digits, night")):
+        for what in ("velocity", "position"):
+            for reading, _ in READINGS:
+                result = results[f"{run.suite}-{run.task}-{what}-{reading.split()[0]}"]
+                if result.ours is not None and result.other is not None:
+                    cells = (Cell(f"{result.ours.mean:.1f}"), Cell(f"{result.other.mean:.1f}"))
+                    rows.append((Cell(f"{words}: {what}, {reading}"), *cells))
+    columns = ("R² in %, mean over seeds", "V-JEPA", "before its training")
+    return Table(
+        "Where things are and how they move, by the way to read", columns, tuple(rows), "No run is recorded yet."
+    )
+
+
+def plots(results: Mapping[str, Result], published: Published) -> Sequence[Plot]:
+    """A dot a block of physics."""
+    found = results["night-physics-untrained"].ours
+    if found is None:
+        return ()
+    parts = found.records[0].data["measurements"]
+    lines = [
+        (
+            block,
+            {
+                "V-JEPA": (parts[block]["value"], "ours"),
+                "before its training": (parts[f"{block}, {UNTRAINED}"]["value"], "control"),
+                "copy of the last frame": (parts[f"{block}, {COPY}"]["value"], "control"),
+            },
+        )
+        for block in BLOCKS
+    ]
+    caption = "How often an impossible video surprises more than the possible one of its pair (preset night, one seed)"
+    return (dots("vjepa-physics", caption, "pairs told apart, %", lines),)
+
+
+SUITE = Suite(
+    paper="vjepa",
+    title="V-JEPA and V-JEPA 2",
+    citation="Bardes et al. 2024, arXiv 2404.08471; Assran et al. 2025, arXiv 2506.09985",
+    tasks=("shapes", "physics"),
+    headline="cpu-shapes-velocity-attentive",
+    scale="bouncing shapes, an attentive probe on frozen features",
+    budget={"updates": "updates", "parameters": "parameters"},
+    rows=(
+        *states(CPU, "Bouncing shapes"),
+        *states(NIGHT_SHAPES, "Bouncing shapes"),
+        *masks(NIGHT_SHAPES),
+        *states(NIGHT_DIGITS, "Moving digits"),
+        *physics(PHYSICS),
+        *physics(GPU_PHYSICS),
+        videos(
+            "k400-official", "Kinetics-400", "kinetics-400-frozen-attentive-probe-16x8x3-v-jepa-vit-l-16",
+            ("probe_segments=8",),
+        ),
+        videos(
+            "ssv2-official", "Something-Something v2", "ssv2-frozen-attentive-probe-16x2x3-v-jepa-vit-l-16",
+            ("probe_segments=2",),
+        ),
+    ),
+    tables=tables,
+    plots=plots,
+    speed=("measure",),
+    film=("night", "physics", "physics-accuracy"),
+)  # fmt: skip
