@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from benchmarks import vjepa_ac
 from benchmarks.compare import Result
 from benchmarks.content import Cell, Table
 from benchmarks.plots import Plot, dots
@@ -227,6 +228,7 @@ SUITE = Suite(
             "ssv2-official", "Something-Something v2", "ssv2-frozen-attentive-probe-16x2x3-v-jepa-vit-l-16",
             ("probe_segments=2",),
         ),
+        *vjepa_ac.ROWS,
     ),
     tables=tables,
     plots=plots,
