@@ -43,27 +43,37 @@ class Batch:
 
 
 def batch_of(world: World, config: Config, walks: Walks | None, purpose: str, update: int, ranks: dist.Ranks) -> Batch:
-    """The windows of this rank for one update, made on its device."""
+    """The windows of this rank for one update, made on its device.
+
+    Of walks that were made before, all ranks together have the windows that one process would have; fresh walks are
+    drawn by each rank for itself.
+    """
     mine = dist.share(config.batch_size, ranks)
-    count = mine.stop - mine.start
-    generator = torch.Generator(ranks.device).manual_seed(derive_seed(config.seed, purpose, update, ranks.rank))
+    keys = (purpose, update) if walks is not None else (purpose, update, ranks.rank)
+    generator = torch.Generator(ranks.device).manual_seed(derive_seed(config.seed, *keys))
     if walks is None:
-        chosen = Walks(*world.trajectories(count, config.trajectory_steps, generator))
-    else:
-        index = torch.randint(len(walks.states), (count,), generator=generator, device=ranks.device)
-        chosen = Walks(walks.states[index], walks.actions[index], walks.layouts[index])
-    return windows(world, config, chosen, generator)
+        chosen = Walks(*world.trajectories(mine.stop - mine.start, config.trajectory_steps, generator))
+        return windows(world, config, chosen, starts_of(config, len(chosen.states), generator))
+    shape = (config.batch_size,)
+    index = torch.randint(len(walks.states), shape, generator=generator, device=ranks.device)[mine]
+    first = starts_of(config, config.batch_size, generator)[mine]
+    chosen = Walks(walks.states[index], walks.actions[index], walks.layouts[index])
+    return windows(world, config, chosen, first)
 
 
-def windows(world: World, config: Config, walks: Walks, generator: torch.Generator) -> Batch:
-    """One window of each walk, its start uniform over those that have a whole action behind every frame."""
-    count, steps = walks.actions.shape[:2]
-    frames, skip = config.frames, config.frame_skip
-    first = torch.randint(steps - frames * skip + 1, (count, 1), generator=generator, device=generator.device)
-    at = first + skip * torch.arange(frames, device=generator.device)
-    row = torch.arange(count, device=generator.device)[:, None]
+def starts_of(config: Config, count: int, generator: torch.Generator) -> Tensor:
+    """First steps [count] of windows, uniform over those that have a whole action behind every frame."""
+    last = config.trajectory_steps - config.frames * config.frame_skip
+    return torch.randint(last + 1, (count,), generator=generator, device=generator.device)
+
+
+def windows(world: World, config: Config, walks: Walks, first: Tensor) -> Batch:
+    """One window of each of B walks, from its step first [B] on."""
+    count, frames, skip = len(first), config.frames, config.frame_skip
+    at = first[:, None] + skip * torch.arange(frames, device=first.device)
+    row = torch.arange(count, device=first.device)[:, None]
     states = walks.states[row, at]
-    moves = (at[..., None] + torch.arange(skip, device=generator.device)).flatten(1)
+    moves = (at[..., None] + torch.arange(skip, device=first.device)).flatten(1)
     actions = walks.actions[row, moves].unflatten(1, (frames, skip)).flatten(2)
     layouts = walks.layouts[:, None].expand(-1, frames, -1)
     return Batch(world.render(states, layouts), states, actions)

@@ -168,25 +168,52 @@ def test_every_preset_of_every_task_is_a_config():
 def test_windows_are_steps_of_the_walk():
     config, world = config_of(*WALL), WALL_WORLD
     walks = data.Walks(*world.trajectories(8, config.trajectory_steps, torch.Generator().manual_seed(0)))
-    batch = data.windows(world, config, walks, torch.Generator().manual_seed(0))
+    first = data.starts_of(config, 8, torch.Generator().manual_seed(0))
+    batch = data.windows(world, config, walks, first)
     assert batch.pictures.shape == (8, 4, 3, 65, 65)
     assert batch.actions.shape == (8, 4, 10)
     state = batch.states[:, 0]
     for move in batch.actions[:, 0].split(2, -1):
         state = world.step_stopping(state, move, walks.layouts)
     assert torch.allclose(state, batch.states[:, 1])
-    starts = {int((walks.states[0] == batch.states[0, 0]).all(-1).nonzero()[0])}
-    assert starts <= set(range(24 - 20 + 1))
+    assert torch.equal(walks.states[0, first[0]], batch.states[0, 0])
+    drawn = data.starts_of(config, 200, torch.Generator().manual_seed(0))
+    assert set(drawn.tolist()) == set(range(24 - 20 + 1))
+
+
+def parts_of_two(config: Config, walks: data.Walks | None) -> list[data.Batch]:
+    world, cpu = new_world(config.task), torch.device("cpu")
+    return [data.batch_of(world, config, walks, "training", 3, dist.Ranks(k, 2, k, cpu)) for k in (0, 1)]
 
 
 def test_two_ranks_draw_other_windows():
-    config, world = config_of(*SMOKE), new_world("two-rooms")
-    one, two = (
-        data.batch_of(world, config, None, "training", 3, dist.Ranks(rank, 2, rank, torch.device("cpu")))
-        for rank in (0, 1)
-    )
+    config = config_of(*SMOKE)
+    one, two = parts_of_two(config, None)
     assert len(one.states) == len(two.states) == config.batch_size // 2
     assert not torch.equal(one.states, two.states)
+
+
+def test_two_ranks_have_the_windows_of_one_process():
+    config = config_of(*WALL)
+    walks = data.Walks(*WALL_WORLD.trajectories(8, config.trajectory_steps, torch.Generator().manual_seed(0)))
+    whole = data.batch_of(WALL_WORLD, config, walks, "training", 3, dist.setup())
+    assert torch.equal(torch.cat([part.states for part in parts_of_two(config, walks)]), whole.states)
+
+
+def test_two_processes_train_what_one_does(start, tmp_path):
+    """Post-training on an untrained encoder; to the rounding of a sum in another order."""
+    words = (*WALL, "--encoder-updates", "0", "--updates", "6")
+    launch = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "vjepa.ac.train", "--")
+    process = start(*launch, *words, "--run", str(tmp_path / "two"))
+    train.main([*words, "--run", str(tmp_path / "one")])
+    testing.finish(process)
+    one, two = (checkpoint.load_latest(tmp_path / name / "post-training") for name in ("one", "two"))
+    assert one is not None
+    assert two is not None
+    assert one.tensors.keys() == two.tensors.keys()
+    for name, value in one.tensors.items():
+        if name.startswith("predictor") and "qkv.bias" not in name:
+            torch.testing.assert_close(two.tensors[name], value, rtol=0, atol=2e-5, msg=name)
 
 
 def test_the_recipe_learns_the_place_of_the_dot():
