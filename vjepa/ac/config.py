@@ -216,6 +216,17 @@ _CPU_AC: Mapping[str, Any] = {
     "budget": 50,
 }
 
+# A ninetieth of the model steps of the published planner.
+_REDUCED_PLANNER: Mapping[str, Any] = {
+    "samples": 100,
+    "iterations": 5,
+    "elites": 10,
+    "horizon": 40,
+    "execute": 5,
+    "episodes": 40,
+    "checkpoints": 1,
+}
+
 PRESETS = {
     "paper": Preset("Two Rooms: 98 % with a fixed wall, 97 +- 2 % with random ones; the other worlds: a frozen ViT-g"),
     "gpu": Preset(
@@ -225,8 +236,11 @@ PRESETS = {
     ),
     "night": Preset(
         "wall: an encoder pretrained here, and plans that reach goals more often than a random policy",
-        {"batch_size": 48, "updates": 1512, "precision": "float32"},
-        dict.fromkeys(_AC_TASKS, _NIGHT_AC),
+        {"precision": "float32"},
+        {
+            **dict.fromkeys(_AC_TASKS, _NIGHT_AC),
+            **dict.fromkeys(RECIPE_TASKS, {"batch_size": 48, "updates": 1200, **_REDUCED_PLANNER}),
+        },
     ),
     "cpu": Preset(
         "plans reach goals more often than a random policy, and than those of a model without inverse dynamics",
@@ -239,13 +253,7 @@ PRESETS = {
             "updates": 900,
             "epochs": 1,
             "precision": "float32",
-            "samples": 100,
-            "iterations": 5,
-            "elites": 10,
-            "horizon": 40,
-            "execute": 5,
-            "episodes": 40,
-            "checkpoints": 1,
+            **_REDUCED_PLANNER,
         },
         dict.fromkeys(_AC_TASKS, _CPU_AC),
     ),
