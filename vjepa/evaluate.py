@@ -26,7 +26,7 @@ from common.config import parse, user_error
 from common.program import program
 from common.record import close, curve, of_run, sample
 from common.seeding import derive_seed
-from vjepa import data, label_probe, official, physics, pictures, scenes
+from vjepa import data, detection, label_probe, official, physics, pictures, scenes
 from vjepa.build import STAGE, load_model, new_model
 from vjepa.config import PRESETS, TASKS, Config
 from vjepa.data import Splits
@@ -81,10 +81,11 @@ def state_record(
 ) -> dict[str, Any]:
     """Velocities and positions read from the tokens of a finished run, and of its controls, in three ways."""
     encoders: dict[str, Encode] = {"V-JEPA": model.target_encoder}
+    models = {"V-JEPA": model}
     if has_controls:
-        untrained = new_model(config, splits.pretrain.channels).target_encoder.to(device).eval()
+        models[UNTRAINED] = new_model(config, splits.pretrain.channels).to(device).eval()
         encoders |= {
-            UNTRAINED: untrained,
+            UNTRAINED: models[UNTRAINED].target_encoder,
             PIXELS: partial(pixel_features, model.encoder),
             STILL: partial(last_frame, model.target_encoder),
         }
@@ -116,6 +117,9 @@ def state_record(
         for key, values in parts.items()
         if (name, key) != ("V-JEPA", headline)
     }
+    if isinstance(splits.train, Digits) and isinstance(splits.test, Digits) and detection.fits(model.encoder.grid):
+        precisions = detection.measure(models, splits.train, splits.test, config, device)
+        measurements |= {key: sample(_grouped(values), "digits-detection") for key, values in precisions.items()}
     return {
         **sample(_grouped(ours[headline]), protocol(config)),
         "metric": "R²",
