@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_conv_bn_weights
 
 from muzero.transform import scale_hidden
 
@@ -246,6 +246,26 @@ def for_inference(network: Network) -> Network:
             module.conv = fuse_conv_bn_eval(module.conv, module.norm)
             module.norm = nn.Identity()
     return folded
+
+
+@torch.no_grad()
+def refresh(folded: Network, network: Network) -> None:
+    """Give a copy that `for_inference` once made the newest numbers, in the memory that it has."""
+    done: set[nn.Module] = set()
+    for module, copied in zip(network.modules(), folded.modules(), strict=True):
+        if isinstance(module, Convolution | Block | PlaneHead) and isinstance(module.norm, nn.BatchNorm2d):
+            conv, norm = module.conv, module.norm
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            fused = fuse_conv_bn_weights(
+                conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            )
+            for mine, new in zip(copied.conv.parameters(), fused, strict=True):  # type: ignore[union-attr]
+                mine.copy_(new)
+            done |= {conv, norm}
+        elif module not in done:
+            for mine, theirs in zip(copied.parameters(recurse=False), module.parameters(recurse=False), strict=True):
+                mine.copy_(theirs)
 
 
 def new_network(
