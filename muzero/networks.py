@@ -291,4 +291,8 @@ def new_network(
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
     torch.set_rng_state(state)
+    # With the planes innermost convolutions are faster, on a CPU and on a GPU.
+    for parameter in network.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return network
