@@ -166,7 +166,7 @@ TASKS: dict[str, Mapping[str, Any]] = {
     },
 }
 
-# No penalty on weights: Adam scales its gradient together with that of the loss, and in the dynamics, where the loss has
+# No penalty on weights: Adam scales its gradient together with the loss's, so that in the dynamics, where the loss has
 # little gradient, the penalty would win.
 _ADAM = {"optimizer": "adam", "lr_decay_updates": None, "weight_decay": 0.0, "counts_root": True}
 _TICTACTOE = {
