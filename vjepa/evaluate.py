@@ -37,7 +37,7 @@ from vjepa.readout import READOUTS, Recipe, fit, read_all
 from vjepa.shapes import Shapes
 
 TEST_SETTINGS = ("device", "workers", "data", "test_data")
-GROUPS = 100
+GROUPS = 50
 PROBED = READOUTS[2]  # the published way to read; the two others stand beside it
 UNTRAINED, PIXELS, STILL = "untrained encoder", "pixels", "last frame alone"
 
@@ -131,7 +131,7 @@ def state_record(
 
 
 def _grouped(values: np.ndarray) -> np.ndarray:
-    """One value a clip, or where it divides, the means of 100 groups, whose mean is the same: records stay small."""
+    """One value a clip, or where it divides, the means of 50 groups, whose mean is the same: records stay small."""
     return values.reshape(GROUPS, -1).mean(1) if len(values) > GROUPS and len(values) % GROUPS == 0 else values
 
 
