@@ -160,6 +160,18 @@ def pole() -> tuple[Row, ...]:
                 equal="env_steps",
             )
         )
+    penalty = replace(SMALL_POLE, claim=f"{PLAYS}-penalty", settings=("weight_decay=0.0001",))
+    rows.append(
+        Claim(
+            id="cartpole-penalty",
+            title="CartPole, trained by Adam: more return without the paper's penalty on weights than with it",
+            ours=(Quantity(SMALL_POLE),),
+            control=(Quantity(penalty),),
+            against="the penalty",
+            asserted_by="us",
+            equal="env_steps",
+        )
+    )
     return tuple(rows)
 
 

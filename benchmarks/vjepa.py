@@ -74,6 +74,36 @@ def _reading(what: str, reading: str) -> tuple[str, str]:
     return f"measurements/{what}, {reading}", f"measurements/{what}, {reading}, "
 
 
+def to_come(run: Experiment) -> tuple[Row, ...]:
+    """Where digits will be, in the manner of EB-JEPA's video example: after two frames, mean over all later ones."""
+    title = "Moving digits: their places after two frames, from predicted tokens (mean average precision)"
+    place = "measurements/digits expected"
+    controls = (
+        ("untrained", f"{place}, {UNTRAINED}", "the same networks before their training"),
+        ("copied", "measurements/digits copied", "the tokens of these frames themselves"),
+    )
+    claims = [
+        Claim(
+            id=f"{run.suite}-digits-to-come-{word}",
+            title=f"{title}, beside {words}",
+            ours=(Quantity(run, place),),
+            control=(Quantity(run, control),),
+            against=words,
+            asserted_by="us",
+            is_paired=True,
+        )
+        for word, control, words in controls
+    ]
+    published = Beside(
+        id=f"{run.suite}-digits-to-come-published",
+        title=f"{title}, beside EB-JEPA's video example",
+        ours=Quantity(run, place),
+        published="moving-mnist-eb-jepa",
+        why="another method's, on other digits",
+    )
+    return (*claims, published)
+
+
 def physics(run: Experiment) -> tuple[Row, ...]:
     """The published ordering: trained above untrained and above a predictor of pixels, at one context and at the best.
 
@@ -218,6 +248,7 @@ SUITE = Suite(
         *states(NIGHT_SHAPES, "Bouncing shapes"),
         *masks(NIGHT_SHAPES),
         *states(NIGHT_DIGITS, "Moving digits"),
+        *to_come(NIGHT_DIGITS),
         *physics(PHYSICS),
         *physics(GPU_PHYSICS),
         videos(

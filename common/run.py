@@ -328,7 +328,8 @@ def seed_everything(seed: int, device: str = "cpu") -> None:
     np.random.seed(seed)
     torch.manual_seed(seed)
     on_cpu = torch.device(device).type == "cpu"
-    torch.use_deterministic_algorithms(on_cpu)
+    # What torch.use_deterministic_algorithms does, without importing the compiler, which a CPU never needs here.
+    torch.set_deterministic_debug_mode("error" if on_cpu else "default")
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32 in a convolution too, unless a package asks for less
     # Filling every fresh buffer is a debugging aid of that mode: it costs time and changes no number here.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

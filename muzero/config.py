@@ -166,7 +166,9 @@ TASKS: dict[str, Mapping[str, Any]] = {
     },
 }
 
-_ADAM = {"optimizer": "adam", "lr_decay_updates": None, "counts_root": True}
+# No penalty on weights: Adam scales its gradient together with the loss's, so that in the dynamics, where the loss has
+# little gradient, the penalty would win.
+_ADAM = {"optimizer": "adam", "lr_decay_updates": None, "weight_decay": 0.0, "counts_root": True}
 _TICTACTOE = {
     **_ADAM,
     "size": "board-tiny",
@@ -203,8 +205,10 @@ _CONTROL = {
     "support": 30,
     "envs": 8,
     "simulations": 16,
+    "td_steps": 20,
     "batch_size": 128,
-    "lr": 1e-3,
+    "lr": 1e-2,
+    "lr_decay_updates": 4_000,
     "first_steps": 1_000,
     "samples_per_state": 16.0,
     "replay_steps": 100_000,
@@ -255,7 +259,7 @@ PRESETS = {
         {
             "tictactoe": _TICTACTOE,
             "connect4": _CONNECT4,
-            **dict.fromkeys(_CONTROL_TASKS, {**_CONTROL, "updates": 4_000}),
+            **dict.fromkeys(_CONTROL_TASKS, {**_CONTROL, "updates": 4_000, "lr_decay_updates": 2_000}),
         },
     ),
     "smoke": Preset(

@@ -230,6 +230,7 @@ def claim(config: Config, preset: str) -> str:
         f"test{config.test_simulations}": is_changed("test_simulations"),
         f"reanalyze{config.reanalyze:g}": is_changed("reanalyze"),
         f"by-{config.normalisation}": is_changed("normalisation"),
+        "penalty": is_changed("weight_decay") and config.weight_decay > 0,
         f"updates{config.updates}": is_changed("updates") and config.updates > 0,
         "untrained": config.updates == 0,
     }

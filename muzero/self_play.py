@@ -20,7 +20,7 @@ from muzero.config import Config
 from muzero.data import Replay
 from muzero.env import Space, Worlds
 from muzero.judges import Mover
-from muzero.networks import Network, for_inference
+from muzero.networks import Network, for_inference, refresh
 from muzero.search import Model, Outcome, Result, Root, Settings
 from muzero.targets import temperature_by_update, visit_policy
 from muzero.transform import decode
@@ -166,7 +166,7 @@ class Player:
         noise, uniform = root_noise(everywhere, config, rng)[self.mine], rng.random(config.envs)[self.mine]
         device = self.ranks.device
         if self.updates != updates:  # into the same memory, which a captured search reads
-            self.model.network.load_state_dict(for_inference(self.network).state_dict())
+            refresh(self.model.network, self.network)
             self.updates = updates
         root = self.model.root(torch.from_numpy(obs).to(device), torch.from_numpy(legal).to(device))
         drawn = torch.from_numpy(noise).to(device)

@@ -26,7 +26,7 @@ from common.config import parse, user_error
 from common.program import program
 from common.record import close, curve, of_run, sample
 from common.seeding import derive_seed
-from vjepa import data, label_probe, official, physics, pictures, scenes
+from vjepa import data, detection, label_probe, official, physics, pictures, scenes
 from vjepa.ac import evaluate as plan
 from vjepa.ac.handover import is_ac
 from vjepa.build import STAGE, load_model, new_model
@@ -39,7 +39,7 @@ from vjepa.readout import READOUTS, Recipe, fit, read_all
 from vjepa.shapes import Shapes
 
 TEST_SETTINGS = ("device", "workers", "data", "test_data")
-GROUPS = 100
+GROUPS = 50
 PROBED = READOUTS[2]  # the published way to read; the two others stand beside it
 UNTRAINED, PIXELS, STILL = "untrained encoder", "pixels", "last frame alone"
 
@@ -83,10 +83,11 @@ def state_record(
 ) -> dict[str, Any]:
     """Velocities and positions read from the tokens of a finished run, and of its controls, in three ways."""
     encoders: dict[str, Encode] = {"V-JEPA": model.target_encoder}
+    models = {"V-JEPA": model}
     if has_controls:
-        untrained = new_model(config, splits.pretrain.channels).target_encoder.to(device).eval()
+        models[UNTRAINED] = new_model(config, splits.pretrain.channels).to(device).eval()
         encoders |= {
-            UNTRAINED: untrained,
+            UNTRAINED: models[UNTRAINED].target_encoder,
             PIXELS: partial(pixel_features, model.encoder),
             STILL: partial(last_frame, model.target_encoder),
         }
@@ -118,6 +119,9 @@ def state_record(
         for key, values in parts.items()
         if (name, key) != ("V-JEPA", headline)
     }
+    if isinstance(splits.train, Digits) and isinstance(splits.test, Digits) and detection.fits(model.encoder.grid):
+        precisions = detection.measure(models, splits.train, splits.test, config, device)
+        measurements |= {key: sample(_grouped(values), "digits-detection") for key, values in precisions.items()}
     return {
         **sample(_grouped(ours[headline]), protocol(config)),
         "metric": "R²",
@@ -129,7 +133,7 @@ def state_record(
 
 
 def _grouped(values: np.ndarray) -> np.ndarray:
-    """One value a clip, or where it divides, the means of 100 groups, whose mean is the same: records stay small."""
+    """One value a clip, or where it divides, the means of 50 groups, whose mean is the same: records stay small."""
     return values.reshape(GROUPS, -1).mean(1) if len(values) > GROUPS and len(values) % GROUPS == 0 else values
 
 

@@ -82,7 +82,8 @@ def check_kind(kind: MaskKind, grid: Grid) -> None:
     Deviation D1: the official sampler loops for ever where no context can be left.
     """
     every = [k / 100 for k in range(101)]
-    shapes = [shape_of(kind, grid, u_time, u, v) for u in every for v in every for u_time in (0.0, 1.0)]
+    times, spaces = ((0.0,) if low == high else every for low, high in (kind.temporal_scale, kind.spatial_scale))
+    shapes = {shape_of(kind, grid, t, u, v) for t in times for u in spaces for v in every}
     steps, rows, columns = grid
     words = f"a grid of {steps} x {rows} x {columns} tokens"
     if any(not height or not width for _, height, width in shapes):

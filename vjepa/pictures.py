@@ -26,9 +26,9 @@ from vjepa.videos import DamagedVideoError
 from vjepa.vit import Grid
 
 CLIPS = 24  # that the colours are taken from
-SHOWN = 4
+SHOWN = 3
 FPS = 8
-PANEL = 192  # height in pixels
+PANEL = 128  # height in pixels
 GREY = 105
 RED, GREEN = (214, 62, 60), (80, 176, 84)
 

@@ -83,6 +83,7 @@ class VideoFiles:
         names of class folders, in the order of their numbers; otherwise they are taken from the folder.
         Raises ValueError in one line if there is no video or a line is no such line.
         """
+        quieten()
         self.frames, self.step, self.fps, self.statistics = frames, step, fps, statistics
         self.classes = tuple(classes)
         pairs = self._listed(place) if place.is_file() else self._found(place)
@@ -176,6 +177,6 @@ def _read(video: cv2.VideoCapture, chosen: np.ndarray, length: int, path: str) -
 
 
 def quieten() -> None:
-    """What FFmpeg says of damaged files stays unsaid: they are named by us."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    """What OpenCV and FFmpeg say of damaged files stays unsaid: we name them ourselves."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read at the first video
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

@@ -15,6 +15,7 @@ from muzero.networks import (
     action_planes,
     for_inference,
     new_network,
+    refresh,
     tower,
 )
 from muzero.transform import decode
@@ -99,3 +100,20 @@ def test_folded_norms_change_nothing() -> None:
         states = [net.dynamics(net.represent(obs), action)[0] for net in (network, folded)]
         torch.testing.assert_close(states[1], states[0], rtol=0, atol=1e-5)
         torch.testing.assert_close(folded.predict(states[0]), network.predict(states[0]), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", ["board-tiny", "board-small", "vector-small"])
+def test_a_refreshed_copy_is_a_new_one(size: str) -> None:
+    network = new_network((3, 6, 7), 7, "column", SIZES[size], None, seed=0).train()
+    copy = for_inference(network)
+    places = [p.data_ptr() for p in copy.parameters()]
+    obs = torch.rand(8, 3, 6, 7)
+    for parameter in network.parameters():
+        parameter.add_(0.1)
+    network.predict(network.represent(obs))  # moves the statistics of the norms
+    refresh(copy, network)
+    wanted = for_inference(network)
+    assert [p.data_ptr() for p in copy.parameters()] == places
+    for ours, theirs in zip(copy.parameters(), wanted.parameters(), strict=True):
+        assert torch.equal(ours, theirs)

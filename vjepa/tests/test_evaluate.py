@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -13,9 +14,10 @@ import torch
 from common import testing
 from common.config import from_dict
 from common.record import RECORD_KEYS
-from vjepa import evaluate, label_probe, readout, train
+from vjepa import detection, evaluate, label_probe, readout, train
 from vjepa.build import new_model
 from vjepa.config import Config
+from vjepa.digits import Digits
 from vjepa.features import last_frame, pixel_features
 from vjepa.readout import READOUTS, Recipe
 from vjepa.statistics import Statistics
@@ -66,11 +68,11 @@ def test_a_run_on_shapes_is_read_pictured_and_recorded(trained, start, tmp_path)
     check_film(folder / "video.webm")
 
 
-def test_a_run_on_scenes_is_surprised_and_filmed(tmp_path, start):
+def test_a_run_on_scenes_is_surprised_and_filmed(tmp_path):
     folder = tmp_path / "run"
-    words = ("--preset", "smoke", "--task", "physics", "--updates", "4", "--pairs", "2", "--run", str(folder))
-    testing.finish(start("vjepa.train", *words))
-    testing.finish(start("vjepa.evaluate", "--run", str(folder)))
+    words = ["--preset", "smoke", "--task", "physics", "--updates", "4", "--pairs", "2", "--workers", "0"]
+    train.main([*words, "--run", str(folder)])
+    evaluate.main(["--run", str(folder)])
     record = check_record(folder, "physics")
     assert record["claim"] == "physics-accuracy"
     assert set(record["controls"]) == {"untrained encoder", "copy of the last frame"}
@@ -199,3 +201,33 @@ def test_tokens_of_several_clips_stand_one_after_the_other():
     assert found.shape == (2, 3 * 32, 64)
     alone = label_probe._tokens(encoder, clips[1:, 2:], statistics, CONFIG, torch.device("cpu"))
     torch.testing.assert_close(found[1:, 64:], alone)
+
+
+# --- digits to come ---------------------------------------------------------------------------------------------------
+
+
+def test_average_precision_of_hand_made_scores():
+    truth = np.array([True, False, True, False])
+    assert detection.average_precision(np.array([4.0, 3, 2, 1]), truth) == pytest.approx((1 + 2 / 3) / 2)
+    assert detection.average_precision(np.array([4.0, 1, 3, 2]), truth) == 1
+    with pytest.raises(ValueError, match="no true place"):
+        detection.average_precision(np.zeros(2), np.zeros(2, bool))
+
+
+def test_cells_stand_where_tokens_stand():
+    clips = Digits(64, 4, 3, 0, False)
+    cells = detection._cells(clips, 2)
+    assert cells.shape == (3, 2 * 64, 2)
+    frame = np.flatnonzero(clips.maps[1, 3])
+    assert cells[1, 64:, 1].nonzero()[:, 0].tolist() == frame.tolist()
+
+
+def test_digits_to_come_are_expected_and_measured():
+    config = replace(CONFIG, task="digits", size=(64, 64))
+    train_clips, test_clips = (Digits(64, 4, 40, k, bool(k)) for k in range(2))
+    models = {"V-JEPA": new_model(config, 1), "other": new_model(replace(config, seed=1), 1)}
+    found = detection.measure(models, train_clips, test_clips, config, torch.device("cpu"))
+    words = {"seen", "expected", "copied", "expected 2 frames ahead"}
+    assert set(found) == {f"digits {word}{end}" for word in words for end in ("", ", other")}
+    assert all(values.shape == (40,) and (values > 0).all() for values in found.values())
+    assert not detection.fits((2, 4, 4))

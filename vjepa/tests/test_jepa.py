@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from vjepa.jepa import JEPA, Schedule, distance, new_jepa, normalise, predict, s
 from vjepa.masks import MaskKind, sample_masks
 from vjepa.predictor import Predictor
 from vjepa.probe import AttentiveProbe, new_probe
-from vjepa.train import micro_step
+from vjepa.train import compile_blocks, micro_step
 from vjepa.vit import SIZES, Size, VideoTransformer
 
 
@@ -123,3 +124,22 @@ def test_the_unused_projection_of_a_probe_has_no_gradient():
     probe(torch.rand(2, 5, 16)).sum().backward()
     unused = [name for name, p in probe.named_parameters() if p.grad is None]
     assert unused == ["pooler.cross_attention_block.xattn.proj.weight", "pooler.cross_attention_block.xattn.proj.bias"]
+
+
+def test_compiled_blocks_are_traced_whole_and_agree(monkeypatch):
+    """Without a code generator: what counts is that no length of a mask breaks the graph, or makes one of its own."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
+    torch._dynamo.reset()
+    model, compiled = new_model("rotary"), new_model("rotary")
+    compile_blocks(compiled)
+    torch._dynamo.utils.counters.clear()
+    losses = []
+    for count in (3, 4, 5):
+        clips, masks = batch(count)
+        one, two = (micro_step(m, clips, masks.context, masks.target)[0] for m in (model, compiled))
+        torch.testing.assert_close(one, two)
+        losses.append(float(two.detach()))
+        if count == 4:
+            before = dict(torch._dynamo.utils.counters["stats"])
+    assert len(set(losses)) == 3
+    assert torch._dynamo.utils.counters["stats"] == before, "a new length made a new graph"

@@ -53,8 +53,8 @@ def test_killed_twice_and_resumed_equals_one_go(trained, start, tmp_path):
     assert len(json.loads((folder / "meta.json").read_text())["restarts"]) == 2
 
 
-def test_the_number_of_workers_changes_nothing(trained, start, tmp_path):
-    testing.finish(start("vjepa.train", *SMOKE, "--workers", "0", "--run", str(tmp_path / "run")))
+def test_the_number_of_workers_changes_nothing(trained, tmp_path):
+    train.main([*SMOKE, "--workers", "0", "--run", str(tmp_path / "run")])
     testing.same_checkpoints(tmp_path / "run" / "jepa", trained / "jepa")
 
 
@@ -153,16 +153,16 @@ def test_a_cooldown_goes_on_with_more_and_larger_frames(tmp_path):
     assert newest(tmp_path / "run").step == 2
 
 
-def test_a_run_without_updates_leaves_the_first_weights_and_is_tested(tmp_path, start):
+def test_a_run_without_updates_leaves_the_first_weights_and_is_tested(tmp_path):
     """The untrained control."""
     folder = tmp_path / "run"
-    testing.finish(start("vjepa.train", *SMOKE, "--updates", "0", "--run", str(folder)))
+    train.main([*SMOKE, "--updates", "0", "--workers", "0", "--run", str(folder)])
     config = from_dict(Config, json.loads((folder / "config.json").read_text()))
     first = new_model(config, 3).target_encoder.state_dict()
     found = newest(folder)
     assert found.step == 0
     assert all(torch.equal(value, found.tensors[f"target_encoder/{name}"]) for name, value in first.items())
-    testing.finish(start("vjepa.evaluate", "--run", str(folder)))
+    evaluate.main(["--run", str(folder)])
     record = json.loads((folder / "record.json").read_text())
     assert (record["claim"], record["budget"]["updates"], record["curves"]) == ("velocity-r2-untrained", 0, {})
     assert record["value"] == record["controls"]["untrained encoder"]["value"]
