@@ -263,6 +263,6 @@ SUITE = Suite(
     ),
     tables=tables,
     plots=plots,
-    speed=("measure",),
+    speed=("measure", "measure_planning"),
     film=("night", "physics", "physics-accuracy"),
 )  # fmt: skip
