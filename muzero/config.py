@@ -166,10 +166,10 @@ TASKS: dict[str, Mapping[str, Any]] = {
     },
 }
 
-# No penalty on weights: Adam scales its gradient together with the loss's, so that in the dynamics, where the loss has
-# little gradient, the penalty would win.
+# Deviation D10: no penalty on weights. Adam scales its gradient together with the loss's, so that in the dynamics, where
+# the loss has little gradient, the penalty would win.
 _ADAM = {"optimizer": "adam", "lr_decay_updates": None, "weight_decay": 0.0, "counts_root": True}
-# Rewards and values as categories, as outside of board games: learnt faster than one number, and the end of a game is a
+# Deviation D10: rewards and values as categories, as outside of board games: learnt faster than one number, and the end of a game is a
 # reward followed by nothing.
 _TICTACTOE = {
     **_ADAM,
