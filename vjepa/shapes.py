@@ -12,11 +12,12 @@ import numpy as np
 
 from vjepa.statistics import IMAGENET, Statistics
 
-GROUND = 40  # grey
+GROUND = (20, 90)  # lowest and highest of a channel, of 255
+GRAIN = 4  # standard deviation of the ground's pixels; it stays where it is
 SHIFT = 4  # bits of a pixel that OpenCV draws with
 NAMES = ("disc x", "disc y", "square x", "square y")
-# Of the side: two to three patches of a sixth across.
-RADIUS = (0.14, 0.22)
+# Of the side: one to two patches of a sixth across.
+RADIUS = (0.1, 0.18)
 SPEED = (0.02, 0.06)  # of the side, a frame
 HUES = ((-0.08, 0.12), (0.45, 0.65))  # red to yellow, and cyan to blue: even where forms are too small to be told
 
@@ -43,10 +44,12 @@ class Shapes:
         """Clip `index`, the same at each call."""
         draws = np.random.default_rng([self.seed, index])
         paths, radii = self._motion(draws)
+        grain = draws.normal(0, GRAIN, (self.side, self.side, 3))
+        ground = (draws.integers(*GROUND, 3) + grain).clip(0, 255).astype(np.uint8)
         colours = [np.round(255 * np.array(hsv_to_rgb(draws.uniform(*hues) % 1, 0.8, 1.0))) for hues in HUES]
         clip = np.empty((self.frames, self.side, self.side, 3), np.uint8)
         for number in range(self.frames):
-            image = np.full((self.side, self.side, 3), GROUND, np.uint8)
+            image = ground.copy()
             for kind in range(2):
                 draw_shape(image, kind, paths[number, kind] * self.side, radii[kind] * self.side, colours[kind])
             clip[number] = image
