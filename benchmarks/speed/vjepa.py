@@ -198,7 +198,7 @@ def _plan_update(config: PlanConfig, device: torch.device, note: str) -> dict[st
     config, world = replace(config, batch_size=WINDOWS[device.type]), new_world(config.task)
     model = plan_build.new_model(config, world).to(device)
     optimizer, schedule = plan_train.optimizer_of(model), plan_build.new_schedule(config)
-    losses = torch.compile(plan_train.model_losses) if device.type == "cuda" else plan_train.model_losses
+    losses = torch.compile(plan_train.model_losses, dynamic=False) if device.type == "cuda" else plan_train.model_losses
     options: dict[str, Any] = {"dtype": compute_dtype(config.precision, device), "losses": losses}
     ranks, numbers = dist.setup(str(device)), iter(range(config.updates))
 

@@ -243,7 +243,7 @@ PRESETS = {
         },
     ),
     "cpu": Preset(
-        "plans reach goals more often than a random policy, and than those of a model without inverse dynamics",
+        "plans reach goals more often than a random policy, and than those of an untrained model",
         {
             "side": 33,
             "channels": (8, 16, 16),

@@ -125,7 +125,7 @@ def train_model(run: Run, config: Config, ranks: dist.Ranks, model: Model, world
     optimizer = optimizer_of(model)
     stage = Stage(run, name, total, config.checkpoint_seconds, ranks, trained_parts(model), optimizer)
     dtype = compute_dtype(config.precision, ranks.device)
-    losses = torch.compile(model_losses) if ranks.device.type == "cuda" else model_losses
+    losses = torch.compile(model_losses, dynamic=False) if ranks.device.type == "cuda" else model_losses
     for update in stage.updates():
         batch = batch_of(world, config, walks, name, update, ranks)
         found = train_step(model, optimizer, batch, world, config, schedule, update, dtype=dtype, losses=losses)

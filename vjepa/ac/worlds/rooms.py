@@ -269,7 +269,7 @@ class Rooms:
 
 @functools.cache
 def _compiled(rooms: Rooms) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    return torch.compile(rooms.step_stopping)
+    return torch.compile(rooms.step_stopping, dynamic=False)
 
 
 def walk(angle: Tensor, steps: int, generator: torch.Generator) -> Tensor:
