@@ -166,11 +166,11 @@ TASKS: dict[str, Mapping[str, Any]] = {
     },
 }
 
-# Deviation D10: no penalty on weights. Adam scales its gradient together with the loss's, so that in the dynamics, where
-# the loss has little gradient, the penalty would win.
+# Deviation D10: no penalty on weights. Adam scales its gradient together with the loss's, so that in the dynamics, to
+# which little of the latter flows, the penalty would win.
 _ADAM = {"optimizer": "adam", "lr_decay_updates": None, "weight_decay": 0.0, "counts_root": True}
-# Deviation D10: rewards and values as categories, as outside of board games: learnt faster than one number, and the end of a game is a
-# reward followed by nothing.
+# Deviation D10: rewards and values as categories, as outside of board games: learnt faster than one number, and the end
+# of a game is a reward followed by nothing.
 _TICTACTOE = {
     **_ADAM,
     "size": "vector-medium",
