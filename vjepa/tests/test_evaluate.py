@@ -51,13 +51,13 @@ def test_a_run_on_shapes_is_read_pictured_and_recorded(trained, start, tmp_path)
     output, errors = testing.finish(start("vjepa.evaluate", "--run", str(folder)))
     assert errors == ""
     record = check_record(folder, "shapes")
-    assert (record["claim"], record["protocol"]) == ("velocity-r2", "shapes-attentive-r2")
+    assert (record["claim"], record["protocol"]) == ("velocity-r2", "shapes-mean-r2")
     assert record["budget"] == {"env_frames": 0, "updates": 30, "clips": 240}
     assert set(record["controls"]) == {"untrained encoder", "pixels", "last frame alone"}
     for what in ("velocity", "position"):
         for how in READOUTS:
             for who in ("", ", untrained encoder", ", pixels", ", last frame alone"):
-                is_headline = (what, how, who) == ("velocity", "attentive probe", "")
+                is_headline = (what, how, who) == ("velocity", "mean of tokens", "")
                 assert (f"{what}, {how}{who}" in record["measurements"]) != is_headline
     assert set(record["curves"]) == {"loss", "loss beside a constant", "feature spread", "effective rank"}
     assert f"{record['value']:.1f}" in output
