@@ -78,7 +78,7 @@ def draw_masks(pixels: np.ndarray, masks: Masks, grid: Grid, path: Path) -> None
     rows = []
     for k, clip in enumerate(pixels):
         steps = np.linspace(0, grid[0] - 1, min(8, grid[0])).astype(int)
-        frames = [_rgb(clip[step * (len(clip) // grid[0])]) for step in steps]
+        frames = [_large(_rgb(clip[step * (len(clip) // grid[0])])) for step in steps]
         rows.append(frames)
         for context in masks.context:
             seen = torch.zeros(grid).flatten().index_fill(0, context[k].cpu(), 1).reshape(grid).numpy()
@@ -185,6 +185,12 @@ def _panel(image: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Enlarged to PANEL rows and an even number of columns, in the proportions of a frame of that shape."""
     width = round(shape[1] * PANEL / shape[0] / 2) * 2
     return cv2.resize(np.ascontiguousarray(image), (width, PANEL), interpolation=cv2.INTER_NEAREST)
+
+
+def _large(image: np.ndarray) -> np.ndarray:
+    """Small frames some whole number of times as large, about 80 rows."""
+    times = max(1, 80 // len(image))
+    return image.repeat(times, 0).repeat(times, 1)
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:
