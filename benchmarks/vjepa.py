@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from benchmarks import vjepa_ac
 from benchmarks.compare import Result
 from benchmarks.content import Cell, Table
 from benchmarks.plots import Plot, dots
@@ -240,7 +241,7 @@ SUITE = Suite(
     paper="vjepa",
     title="V-JEPA and V-JEPA 2",
     citation="Bardes et al. 2024, arXiv 2404.08471; Assran et al. 2025, arXiv 2506.09985",
-    tasks=("shapes", "physics"),
+    tasks=("shapes", "physics", "two-rooms"),
     headline="cpu-shapes-velocity-mean",
     scale="bouncing shapes, velocities from the mean of frozen tokens",
     budget={"updates": "updates", "parameters": "parameters"},
@@ -260,9 +261,10 @@ SUITE = Suite(
             "ssv2-official", "Something-Something v2", "ssv2-frozen-attentive-probe-16x2x3-v-jepa-vit-l-16",
             ("probe_segments=2",),
         ),
+        *vjepa_ac.ROWS,
     ),
     tables=tables,
     plots=plots,
-    speed=("measure",),
+    speed=("measure", "measure_planning"),
     film=("night", "physics", "physics-accuracy"),
 )  # fmt: skip

@@ -166,23 +166,27 @@ TASKS: dict[str, Mapping[str, Any]] = {
     },
 }
 
-# No penalty on weights: Adam scales its gradient together with the loss's, so that in the dynamics, where the loss has
-# little gradient, the penalty would win.
+# Deviation D10: no penalty on weights. Adam scales its gradient together with the loss's, so that in the dynamics, to
+# which little of the latter flows, the penalty would win.
 _ADAM = {"optimizer": "adam", "lr_decay_updates": None, "weight_decay": 0.0, "counts_root": True}
+# Deviation D10: rewards and values as categories, as outside of board games: learnt faster than one number, and the end
+# of a game is a reward followed by nothing.
 _TICTACTOE = {
     **_ADAM,
-    "size": "board-tiny",
+    "size": "vector-medium",
+    "support": 1,
     "envs": 64,
     "simulations": 25,
     # The dynamics must know replies that good players seldom make: more noise, and no cooling.
     "noise_fraction": 0.5,
     "temperature_moves": None,
     "batch_size": 128,
-    "lr": 2e-3,
+    "lr": 3e-3,
+    "lr_decay_updates": 12_000,
     "first_steps": 2_000,
     "samples_per_state": 8.0,
     "replay_steps": 50_000,
-    "updates": 10_000,
+    "updates": 12_000,
     "test_episodes": 200,
 }
 _CONNECT4 = {
@@ -248,7 +252,7 @@ PRESETS = {
         "connect four graded move by move by exact values; the pole held for 475 of 500 steps",
         {},
         {
-            "tictactoe": {**_TICTACTOE, "updates": 40_000},
+            "tictactoe": {**_TICTACTOE, "updates": 40_000, "lr_decay_updates": 40_000},
             "connect4": {**_CONNECT4, "updates": 40_000},
             **dict.fromkeys(_CONTROL_TASKS, _CONTROL),
         },

@@ -27,6 +27,8 @@ from common.program import program
 from common.record import close, curve, of_run, sample
 from common.seeding import derive_seed
 from vjepa import data, detection, label_probe, official, physics, pictures, scenes
+from vjepa.ac import evaluate as plan
+from vjepa.ac.handover import is_ac
 from vjepa.build import STAGE, load_model, new_model
 from vjepa.config import PRESETS, TASKS, Config
 from vjepa.data import Splits
@@ -233,6 +235,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    if is_ac(argv):
+        plan.main(argv)
+        return
     config, options = parse(
         Config, TASKS, PRESETS, argv, prog="python -m vjepa.evaluate", description=__doc__ or "", extra=_options
     )

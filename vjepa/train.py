@@ -2,7 +2,7 @@
 
     python -m vjepa.train --preset cpu --seed 0
 
-The same command continues an interrupted run.
+The same command continues an interrupted run. Tasks of planning (two-rooms, wall, ...) are handed to `vjepa.ac`.
 `micro_step` is the method, `train_step` one update with it, `train_encoder` the loop.
 Source: V-JEPA, section 3; V-JEPA 2, section 2; reference code: app/vjepa/train.py.
 """
@@ -22,6 +22,8 @@ from common.run import Run, run_folder, seed_everything, usable_device
 from common.stage import LOG_EVERY, Stage
 from vjepa import collapse, data
 from vjepa.ablations import Step, pixel_step
+from vjepa.ac import train as plan
+from vjepa.ac.handover import is_ac
 from vjepa.build import STAGE, check_masks, new_model, new_schedule
 from vjepa.config import PRESETS, TASKS, Config
 from vjepa.crops import to_input
@@ -149,6 +151,9 @@ def check(config: Config, ranks: dist.Ranks) -> tuple[JEPA, Splits]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    if is_ac(argv):
+        plan.main(argv)
+        return
     config, options = parse(Config, TASKS, PRESETS, argv, prog="python -m vjepa.train", description=__doc__ or "")
     usable_device(config.device)
     ranks = dist.setup(config.device)

@@ -1,4 +1,4 @@
-"""V-JEPA: pretraining updates of both generations, and mask sampling."""
+"""V-JEPA: pretraining updates of both generations, mask sampling, and planning in Two Rooms."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ from typing import Any
 import torch
 
 from benchmarks.speed.timing import Timing, figure, timed
+from common import dist
 from common.precision import compute_dtype
+from vjepa.ac import build as plan_build
+from vjepa.ac import play
+from vjepa.ac import train as plan_train
+from vjepa.ac.config import Config as PlanConfig
+from vjepa.ac.data import batch_of
+from vjepa.ac.imagination import cost_of
+from vjepa.ac.worlds.catalogue import new_world
+from vjepa.ac.worlds.world import Episodes, new_episodes, seeds_of_test
 from vjepa.build import mask_kinds, new_model, new_schedule
 from vjepa.config import TASKS, Config
 from vjepa.jepa import JEPA, new_optimizer
@@ -27,6 +36,8 @@ SMALL = Config(
 SECOND_SMALL = replace(SMALL, positions="rotary", clip=None)
 LARGE = Config(batch_size=24)
 GIANT = Config(**{**TASKS["videos-2"], "batch_size": 8, "micro_batch_size": 8})
+EPISODES = {"cpu": 1, "cuda": 20}  # planned as one batch
+WINDOWS = {"cpu": 16, "cuda": 384}
 
 
 def measure(device: torch.device) -> list[dict[str, Any]]:
@@ -156,3 +167,45 @@ def _flops(model: JEPA, config: Config, masks: Masks) -> float:
         total += 3 * transformer(known + asked, narrow, 4 * narrow, config.predictor_depth)
         total += 3 * 2 * (known + asked) * narrow * size.width
     return config.batch_size * total
+
+
+def measure_planning(device: torch.device) -> list[dict[str, Any]]:
+    """Two Rooms at its published sizes: candidate rollouts a second, one plan, one update of the world model."""
+    config, count = PlanConfig(), EPISODES[device.type]
+    world = new_world(config.task)
+    model = plan_build.new_model(config, world).to(device)
+    imagination = plan_build.imagination_of(model.eval(), world, config)
+    drawn = new_episodes(world, seeds_of_test(count))
+    start, goal, layout = (part.to(device) for part in (drawn.start, drawn.goal, drawn.layout))
+    episodes = Episodes(start, goal, layout, drawn.seeds)
+    actions = torch.randn(count, config.samples, config.horizon, world.action_size, device=device)
+    with torch.no_grad():
+        wanted, present = (imagination.encode(world.render(state, layout)) for state in (goal, start))
+        cost = cost_of(imagination, present, start, wanted, config.objective)
+        rollouts = timed(partial(cost, actions), device, repeats=7, warmup=2)
+    plan = timed(partial(play.plan_once, imagination, world, episodes, start, wanted, 0, config), device, repeats=3)
+    note = f"{sum(p.numel() for p in model.parameters()):,} parameters, {torch.get_num_threads()} threads"
+    words = f"horizon {config.horizon}, {count} episode{'s' if count > 1 else ''} at once"
+    return [
+        figure(f"Two Rooms, candidates, {words}", "rollouts/s", rollouts, count * config.samples, note=note),
+        figure(f"Two Rooms, a plan of {config.iterations} iterations, {words}", "ms", plan, note=note),
+        _plan_update(config, device, note),
+    ]
+
+
+def _plan_update(config: PlanConfig, device: torch.device, note: str) -> dict[str, Any]:
+    """One update with its walks, which are new each time."""
+    config, world = replace(config, batch_size=WINDOWS[device.type]), new_world(config.task)
+    model = plan_build.new_model(config, world).to(device)
+    optimizer, schedule = plan_train.optimizer_of(model), plan_build.new_schedule(config)
+    losses = torch.compile(plan_train.model_losses, dynamic=False) if device.type == "cuda" else plan_train.model_losses
+    options: dict[str, Any] = {"dtype": compute_dtype(config.precision, device), "losses": losses}
+    ranks, numbers = dist.setup(str(device)), iter(range(config.updates))
+
+    def update() -> None:
+        number = next(numbers)
+        batch = batch_of(world, config, None, "speed", number, ranks)
+        plan_train.train_step(model, optimizer, batch, world, config, schedule, number, **options)
+
+    timing = timed(update, device, repeats=5, warmup=2)
+    return figure(f"Two Rooms, an update on {config.batch_size} windows with their walks", "ms", timing, note=note)

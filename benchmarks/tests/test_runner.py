@@ -122,6 +122,7 @@ def test_reproduce_leaves_long_controls_to_bench(tmp_path: Path, monkeypatch: py
         ("diamond", "video_pong", "cpu"),
         ("ijepa", "pong", "cpu"),
         ("vjepa", "shapes", "cpu"),
+        ("vjepa", "two-rooms", "cpu"),
     }
     assert {job.overrides for job in started} == {(), ("updates=0",)}  # an untrained control takes no time
 

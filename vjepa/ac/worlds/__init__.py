@@ -1,0 +1,1 @@
+"""The worlds of the planning benchmarks, as functions of batched arrays."""
