@@ -175,8 +175,8 @@ TASKS: dict[str, Mapping[str, Any]] = {
     "physics": _GENERATED,
 }
 
-# So narrow a network is faster in float32. Rotary positions: the entries of a table are larger than what the first weights
-# make of pixels. No run has tested that choice alone.
+# So narrow a network is faster in float32. Rotary positions: the entries of a table are larger than what the first
+# weights make of pixels. No run has tested that choice alone.
 _NARROW: Mapping[str, Any] = {
     "positions": "rotary",
     "predictor_heads": 4,
