@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import struct
-import sys
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -20,26 +19,24 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 import torch
-import torch.distributed as td
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from common import dist
-from common.config import user_error
 from common.program import RunError
 from common.seeding import derive_seed
+from common.workers import begin_worker
 from ijepa.config import Config
 from ijepa.crops import augmented, resize
 from ijepa.games import GAMES
 from ijepa.masks import MaskConfig, Masks, sample_masks
 from ijepa.play import Play, load
-from ijepa.processes import begin_worker
 from ijepa.shapes import Shapes
 from ijepa.statistics import IMAGENET, Statistics
 
 SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
 STATISTICS_FRAMES = 2048  # at most, to calculate a game's mean frame
-MOST_FAULTS = 0.01  # share of unreadable images that stops a run
+COMPLAINT = " is missing, cut short or no image"
 READ_AHEAD = 4  # micro-batches per worker
 # As the authors' loader: colour whatever the file has, and no rotation by what the camera wrote of itself.
 READ_AS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
@@ -381,38 +378,3 @@ def _as_it_is(item: Any) -> Any:
 def _batch(images: np.ndarray, context: np.ndarray, target: np.ndarray, faults: np.ndarray) -> Batch:
     masks = Masks(list(torch.from_numpy(context)), list(torch.from_numpy(target)))
     return Batch(torch.from_numpy(images), masks, tuple(map(str, faults)))
-
-
-class Faults:
-    """Counts the images that could not be read, names each once on stderr and stops the program at more than 1 %.
-
-    `names` are those that are known from an earlier start of the program.
-    """
-
-    def __init__(self, images: int, names: Sequence[str] = ()) -> None:
-        self.images = images
-        self.names = set(names)
-        self._untold: list[str] = []
-
-    def note(self, names: Sequence[str]) -> None:
-        """Of a micro-batch."""
-        for name in names:
-            if name not in self.names:
-                self.names.add(name)
-                self._untold.append(name)
-                words = f"{name} is missing, cut short or no image; skipped ({len(self.names)} so far)"
-                print(f"warning: {words}", file=sys.stderr)
-        self._check()
-
-    def share(self) -> None:
-        """Count what the other ranks have met too; all ranks call this together."""
-        if td.is_initialized():
-            told: list[list[str]] = [[]] * td.get_world_size()
-            td.all_gather_object(told, self._untold)
-            self.names.update(*told)
-        self._untold = []
-        self._check()
-
-    def _check(self) -> None:
-        if len(self.names) > MOST_FAULTS * self.images:
-            user_error(f"{len(self.names)} of {self.images} images cannot be read, more than {MOST_FAULTS:.0%}")

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from common.faults import Faults
 from common.precision import compute_dtype
 from common.run import progress_bar
+from common.workers import begin_worker
 from ijepa.config import Config
 from ijepa.crops import centred, to_input
-from ijepa.data import DamagedImageError, Faults, Images
-from ijepa.processes import begin_worker
+from ijepa.data import COMPLAINT, DamagedImageError, Images
 from ijepa.vit import VisionTransformer
 
 LAYERS = 4
@@ -69,7 +70,7 @@ def encode(
     )
     has_bfloat16 = device.type == "cuda" and compute_dtype(config.precision, device) == torch.bfloat16
     # Filled as they come, since those of ImageNet are too large to lie in memory twice: 26 GB of ViT-H.
-    features, kept, faults = torch.zeros(0), [np.zeros(0, np.int64)], Faults(len(images))
+    features, kept, faults = torch.zeros(0), [np.zeros(0, np.int64)], Faults(len(images), "images", complaint=COMPLAINT)
     count = 0
     with progress_bar(len(data), name, unit="batch") as bar:
         for batch, rows, names in loader:

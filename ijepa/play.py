@@ -24,8 +24,8 @@ import numpy as np
 from common.files import read_checked, write_checked
 from common.program import RunError
 from common.seeding import derive_seed
+from common.workers import end_with_parent
 from ijepa.games import HEIGHT, WIDTH
-from ijepa.processes import end_with_parent
 
 PLAYERS = 8
 CHUNK = 256  # frames of which a checksum is made at once

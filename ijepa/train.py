@@ -16,6 +16,7 @@ from torch import Tensor
 
 from common import dist
 from common.config import parse, user_error
+from common.faults import Faults
 from common.precision import compute_dtype
 from common.program import program
 from common.run import Run, run_folder, seed_everything, usable_device
@@ -25,7 +26,7 @@ from ijepa.ablations import Step, step_towards
 from ijepa.build import STAGE, mask_config, new_model, new_schedule
 from ijepa.config import PRESETS, TASKS, Config
 from ijepa.crops import to_input
-from ijepa.data import Faults, Images, MicroBatches, Splits, micro_batches
+from ijepa.data import COMPLAINT, Images, MicroBatches, Splits, micro_batches
 from ijepa.jepa import (
     JEPA,
     Schedule,
@@ -95,7 +96,7 @@ def train_encoder(run: Run, config: Config, ranks: dist.Ranks, model: JEPA, imag
     optimizer = new_optimizer(model)
     modules = {"encoder": model.encoder, "predictor": model.predictor, "target_encoder": model.target_encoder}
     stage = Stage(run, STAGE, total, config.checkpoint_seconds, ranks, modules, optimizer)
-    faults = Faults(len(images), stage.state.get("faults", ()))
+    faults = Faults(len(images), "images", stage.state.get("faults", ()), COMPLAINT)
     dtype = compute_dtype(config.precision, ranks.device)
     step = micro_step if config.target == "ema" else step_towards(config.target)
     if ranks.device.type == "cuda":

@@ -8,37 +8,33 @@ Source: V-JEPA, appendix C; reference code: src/datasets/video_dataset.py.
 from __future__ import annotations
 
 import struct
-import sys
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.distributed as td
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from common import dist
-from common.config import user_error
 from common.program import RunError
 from common.seeding import derive_seed
+from common.workers import begin_worker
 from vjepa.build import mask_kinds
 from vjepa.config import Config
 from vjepa.crops import augmented
 from vjepa.digits import Digits
 from vjepa.masks import Masks, random_tubes, sample_masks
-from vjepa.processes import begin_worker
 from vjepa.scenes import Scenes
 from vjepa.shapes import Shapes
 from vjepa.statistics import IMAGENET, Statistics
 from vjepa.videos import DamagedVideoError, VideoFiles
 from vjepa.vit import Grid
 
-MOST_FAULTS = 0.01  # share of unreadable videos that stops a run
 READ_AHEAD = 4  # micro-batches per worker
 GENERATED = ("shapes", "digits", "physics")
 
@@ -273,37 +269,3 @@ def _as_it_is(item: Any) -> Any:
 def _batch(clips: np.ndarray, faults: np.ndarray, *pairs: np.ndarray) -> Batch:
     tensors = [torch.from_numpy(mask) for mask in pairs]
     return Batch(torch.from_numpy(clips), Masks(tensors[::2], tensors[1::2]), tuple(map(str, faults)))
-
-
-class Faults:
-    """Counts the videos that could not be read, names each once on stderr and stops the program at more than 1 %.
-
-    `names` are those that are known from an earlier start of the program.
-    """
-
-    def __init__(self, videos: int, names: Sequence[str] = ()) -> None:
-        self.videos = videos
-        self.names = set(names)
-        self._untold: list[str] = []
-
-    def note(self, names: Sequence[str]) -> None:
-        """Of a micro-batch."""
-        for name in names:
-            if name not in self.names:
-                self.names.add(name)
-                self._untold.append(name)
-                print(f"warning: {name}; skipped ({len(self.names)} so far)", file=sys.stderr)
-        self._check()
-
-    def share(self) -> None:
-        """Count what the other ranks have met too; all ranks call this together."""
-        if td.is_initialized():
-            told: list[list[str]] = [[]] * td.get_world_size()
-            td.all_gather_object(told, self._untold)
-            self.names.update(*told)
-        self._untold = []
-        self._check()
-
-    def _check(self) -> None:
-        if len(self.names) > MOST_FAULTS * self.videos:
-            user_error(f"{len(self.names)} of {self.videos} videos cannot be read, more than {MOST_FAULTS:.0%}")

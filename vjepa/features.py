@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.precision import compute_dtype
 from common.run import progress_bar
+from common.workers import begin_worker
 from vjepa.config import Config
 from vjepa.crops import to_input, views
 from vjepa.data import Clips
-from vjepa.processes import begin_worker
 from vjepa.vit import VideoTransformer, tubelets, video_table
 
 BATCH = 64

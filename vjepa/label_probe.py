@@ -16,17 +16,18 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from common.config import user_error
+from common.faults import Faults
 from common.precision import compute_dtype
 from common.record import sample
 from common.run import progress_bar
 from common.seeding import derive_seed
+from common.workers import begin_worker
 from vjepa.build import new_model
 from vjepa.config import Config
 from vjepa.crops import random_crop, resize, to_input, views
-from vjepa.data import Arrays, Faults, Labelled, Splits
+from vjepa.data import Arrays, Labelled, Splits
 from vjepa.jepa import JEPA, parameter_groups, set_schedule
 from vjepa.probe import AttentiveProbe, new_probe
-from vjepa.processes import begin_worker
 from vjepa.readout import CLIP_NORM, Recipe, probe_schedule
 from vjepa.statistics import Statistics
 from vjepa.videos import DamagedVideoError, VideoFiles
@@ -82,7 +83,7 @@ def train_label_probe(
     schedule = probe_schedule(recipe, recipe.epochs * per_epoch)
     optimizer = torch.optim.AdamW(parameter_groups([probe]))
     parts = _Parts(videos, config, recipe.batch_size)
-    faults, total = Faults(len(videos)), recipe.epochs * per_epoch
+    faults, total = Faults(len(videos), "videos"), recipe.epochs * per_epoch
     with progress_bar(total, f"probe {name}", unit="update") as bar:
         for k, (clips, labels, names) in enumerate(_stream(parts, config, range(total * parts.count))):
             update, part = divmod(k, parts.count)
@@ -110,7 +111,7 @@ def correct(
     Probabilities are averaged over the views.
     """
     right: list[float] = []
-    faults = Faults(len(videos))
+    faults = Faults(len(videos), "videos")
     with progress_bar(len(videos), f"test {name}", unit="video") as bar:
         for clips, labels, names in _stream(_Views(videos, config), config, range(len(videos))):
             faults.note(names)

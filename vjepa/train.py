@@ -16,6 +16,7 @@ from torch import Tensor
 
 from common import dist
 from common.config import parse, user_error
+from common.faults import Faults
 from common.precision import compute_dtype
 from common.program import program
 from common.run import Run, run_folder, seed_everything, usable_device
@@ -27,7 +28,7 @@ from vjepa.ac.handover import is_ac
 from vjepa.build import STAGE, check_masks, new_model, new_schedule
 from vjepa.config import PRESETS, TASKS, Config
 from vjepa.crops import to_input
-from vjepa.data import Clips, Faults, MicroBatches, Splits, micro_batches
+from vjepa.data import Clips, MicroBatches, Splits, micro_batches
 from vjepa.jepa import (
     JEPA,
     Schedule,
@@ -111,7 +112,7 @@ def train_encoder(run: Run, config: Config, ranks: dist.Ranks, model: JEPA, clip
     optimizer = new_optimizer(model)
     modules = {"encoder": model.encoder, "predictor": model.predictor, "target_encoder": model.target_encoder}
     stage = Stage(run, STAGE, total, config.checkpoint_seconds, ranks, modules, optimizer)
-    faults = Faults(len(clips), stage.state.get("faults", ()))
+    faults = Faults(len(clips), "videos", stage.state.get("faults", ()))
     dtype = compute_dtype(config.precision, ranks.device)
     step = micro_step if config.target == "ema" else pixel_step
     if ranks.device.type == "cuda":

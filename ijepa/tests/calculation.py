@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from common import dist
+from common.faults import Faults
 from common.run import Run
 from ijepa import train
 from ijepa.build import new_model
 from ijepa.config import Config
-from ijepa.data import Faults
 from ijepa.shapes import Shapes
 
 CONFIG = Config(
@@ -29,7 +29,7 @@ def calculate(folder: Path) -> None:
     run = Run.open("ijepa", CONFIG, "smoke", folder / "run")
     dist.barrier()
     train.train_encoder(run, CONFIG, ranks, new_model(CONFIG, 3), Shapes(32, 40, 0))
-    faults = Faults(1000)
+    faults = Faults(1000, "images")
     faults.note([f"{ranks.rank}.jpg"])
     faults.share()
     (folder / f"known-{ranks.rank}.txt").write_text(" ".join(sorted(faults.names)))

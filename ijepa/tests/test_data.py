@@ -18,11 +18,12 @@ import pytest
 import torch
 
 from common import dist, testing
+from common.faults import Faults
 from common.program import RunError
 from ijepa import crops, data, features
 from ijepa.build import mask_config
 from ijepa.config import Config
-from ijepa.data import Arrays, DamagedImageError, Faults, ImageFolder, MicroBatches, micro_batches
+from ijepa.data import COMPLAINT, Arrays, DamagedImageError, ImageFolder, MicroBatches, micro_batches
 from ijepa.shapes import Shapes
 from ijepa.statistics import IMAGENET
 
@@ -80,14 +81,14 @@ def test_damaged_and_missing_images_are_named_counted_and_replaced(folder, capsy
     found = next(micro_batches(MicroBatches(images, config, mask_config(config, (4, 4))), dist.setup(), 0))[0]
     assert found.images.shape == (60, 32, 32, 3)
     assert sorted(name[-6:] for name in found.faults) == ["02.jpg", "59.jpg"]
-    counted = Faults(200)
+    counted = Faults(200, "images", complaint=COMPLAINT)
     counted.note(found.faults)
     counted.note(found.faults)
     error = capsys.readouterr().err
     assert error.count("\n") == 2
     assert "02.jpg is missing, cut short or no image; skipped" in error
     with pytest.raises(SystemExit) as end:
-        Faults(60).note(found.faults)
+        Faults(60, "images").note(found.faults)
     assert end.value.code == 2
     assert "2 of 60 images cannot be read, more than 1%" in capsys.readouterr().err
 
@@ -332,7 +333,7 @@ def test_workers_end_when_their_program_is_killed(tmp_path):
 import multiprocessing, sys, time
 import torch
 from torch.utils.data import DataLoader, Dataset
-from ijepa.processes import begin_worker
+from common.workers import begin_worker
 class Slow(Dataset):
     def __len__(self):
         return 10**6

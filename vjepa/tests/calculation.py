@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from common import dist
+from common.faults import Faults
 from common.run import Run
 from vjepa import train
 from vjepa.build import new_model
 from vjepa.config import Config
-from vjepa.data import Faults
 from vjepa.shapes import Shapes
 
 CONFIG = Config(
@@ -29,7 +29,7 @@ def calculate(folder: Path) -> None:
     run = Run.open("vjepa", CONFIG, "smoke", folder / "run")
     dist.barrier()
     train.train_encoder(run, CONFIG, ranks, new_model(CONFIG, 3), Shapes(32, 4, 40, 0))
-    faults = Faults(1000)
+    faults = Faults(1000, "videos")
     faults.note([f"{ranks.rank}.mp4 is no video"])
     faults.share()
     (folder / f"known-{ranks.rank}.txt").write_text(" ".join(sorted(faults.names)))

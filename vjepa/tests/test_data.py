@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from common import dist
+from common.faults import Faults
 from vjepa import crops, data, digits, videos
 from vjepa.config import Config
 from vjepa.data import Arrays, MicroBatches, micro_batches
@@ -145,7 +146,7 @@ def test_videos_that_cannot_be_read_are_named(tmp_path):
 
 
 def test_damaged_videos_are_counted_and_too_many_stop_the_run(capsys):
-    faults = data.Faults(200)
+    faults = Faults(200, "videos")
     faults.note(["a.mp4 is no video", "a.mp4 is no video", "b.mp4 is no video"])
     assert capsys.readouterr().err.count("\n") == 2
     with pytest.raises(SystemExit) as end:
