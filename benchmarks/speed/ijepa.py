@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.peers.peer import Peer, compared, started
-from benchmarks.speed.timing import Timing, figure, in_turns, peak_memory_of, timed
+from benchmarks.speed.timing import figure, in_turns, matrix_product, peak_memory_of, timed
 from common.precision import compute_dtype
 from ijepa.build import mask_config, new_model, new_schedule
 from ijepa.config import Config
@@ -35,7 +35,7 @@ def measure(device: torch.device) -> list[dict[str, Any]]:
     rates: dict[str, float] = {}
     found = []
     for words, config in _precisions(SMALL, device).items():
-        side, product = _product(compute_dtype(config.precision, device), device)
+        side, product = matrix_product(compute_dtype(config.precision, device), device)
         rates[words] = 2 * side**3 / product.median / 1e9
         found.append(figure(f"{words} matrix product {side}", "GFLOP/s", product, 2 * side**3 / 1e9))
     cases = [SMALL, BASE, HUGE] if device.type == "cuda" else [SMALL]
@@ -136,13 +136,6 @@ def small_updates(precision: str) -> None:
 
 def _title(config: Config) -> str:
     return f"ViT-{config.encoder[0].upper()}/{config.patch} at {config.size[0]} px, batch {config.batch_size}"
-
-
-def _product(dtype: torch.dtype, device: torch.device) -> tuple[int, Timing]:
-    """The rate that a device can reach: side of a square matrix and the seconds of one product with another."""
-    side = 8192 if device.type == "cuda" else 2048
-    a, b = torch.randn(2, side, side, device=device).to(dtype)
-    return side, timed(lambda: a @ b, device, repeats=15, warmup=3)
 
 
 def _precisions(config: Config, device: torch.device) -> dict[str, Config]:

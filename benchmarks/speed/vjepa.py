@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed.timing import Timing, figure, timed
+from benchmarks.speed.timing import figure, matrix_product, timed
 from common import dist
 from common.precision import compute_dtype
 from vjepa.ac import build as plan_build
@@ -46,7 +46,7 @@ def measure(device: torch.device) -> list[dict[str, Any]]:
     rates: dict[str, float] = {}
     found = []
     for words, config in _precisions(SMALL, device).items():
-        side, product = _product(compute_dtype(config.precision, device), device)
+        side, product = matrix_product(compute_dtype(config.precision, device), device)
         rates[words] = 2 * side**3 / product.median / 1e9
         found.append(figure(f"{words} matrix product {side}", "GFLOP/s", product, 2 * side**3 / 1e9))
     for case in [LARGE, GIANT] if device.type == "cuda" else [SMALL, SECOND_SMALL]:
@@ -87,13 +87,6 @@ def _title(config: Config) -> str:
     name = "V-JEPA" if config.positions == "sincos" else "V-JEPA 2"
     letter = config.encoder if config.encoder == "tiny" else config.encoder[0].upper()
     return f"{name} ViT-{letter}/{config.patch} at {config.frames} x {config.size[0]} px, batch {config.batch_size}"
-
-
-def _product(dtype: torch.dtype, device: torch.device) -> tuple[int, Timing]:
-    """The rate that a device can reach: side of a square matrix and the seconds of one product with another."""
-    side = 8192 if device.type == "cuda" else 2048
-    a, b = torch.randn(2, side, side, device=device).to(dtype)
-    return side, timed(lambda: a @ b, device, repeats=15, warmup=3)
 
 
 def _precisions(config: Config, device: torch.device) -> dict[str, Config]:

@@ -122,7 +122,7 @@ def test_a_share_of_the_peak_is_that_of_the_numbers_multiplied(monkeypatch: pyte
     both = {name: replace(small, precision=name) for name in ("float32", "bfloat16")}
     product = {torch.float32: Timing(2.0, 2.0, 2.0, 1), torch.bfloat16: Timing(0.5, 0.5, 0.5, 1)}
     monkeypatch.setattr(ijepa, "_precisions", lambda *_: both)
-    monkeypatch.setattr(ijepa, "_product", lambda dtype, _: (1000, product[dtype]))
+    monkeypatch.setattr(ijepa, "matrix_product", lambda dtype, _: (1000, product[dtype]))
     monkeypatch.setattr(ijepa, "timed", lambda *_, **__: Timing(1.0, 1.0, 1.0, 1))
     rows = {row["name"]: row for row in ijepa.measure(cpu)}
     shares = [rows[name] for name in rows if "share of the" in name]
