@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from benchmarks.rows import Claim, Experiment, Number, Quantity, Suite
+from benchmarks.steps import Step, speed
 
 # Recorded play: the world model alone, beside its rival of the same size, data and updates.
 EDM = Experiment("cpu", "video_pong", "video", (0,), minutes=8)
@@ -112,4 +113,8 @@ SUITE = Suite(
     ),
     speed=("measure",),
     film=("cpu", "video_pong", "video"),
+    steps=(
+        *speed("diamond", "measure"),
+        Step("diamond", "catch", "training", ("last_epochs=0",), 200, 4, replace(CATCH, settings=("device=cuda",))),
+    ),
 )

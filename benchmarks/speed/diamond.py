@@ -13,7 +13,7 @@ import torch
 from benchmarks.speed.timing import figure, timed
 from common import dist
 from diamond.agent import new_agent
-from diamond.config import Config
+from diamond.config import SMALL_NETS, Config
 from diamond.replay import Replay, Step
 from diamond.train import Trainer
 
@@ -23,6 +23,8 @@ SOURCE = "paper, Appendix I, Table 5: one RTX 4090"
 PUBLISHED = {"denoiser": 88.0, "reward_end": 115.0, "actor_critic": 340.0}
 STEP, FRAME = 20.4, 12.7
 SEGMENTS = 64
+CHANGES: dict[str, Any] = {}  # to the paper's configuration
+SMOKE = {"CHANGES": {**SMALL_NETS, "image_size": 16, "batch_size": 1, "horizon": 3}}
 
 
 def measure(device: torch.device) -> list[dict[str, Any]]:
@@ -30,7 +32,8 @@ def measure(device: torch.device) -> list[dict[str, Any]]:
     is_gpu = device.type == "cuda"
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
-    config = replace(Config(), batch_size=32 if is_gpu else 1, initial_batches=1, env_steps=10_000)
+    sizes = {"batch_size": 32 if is_gpu else 1, "initial_batches": 1, "env_steps": 10_000}
+    config = replace(Config(), **{**sizes, **CHANGES})
     torch.manual_seed(0)
     with TemporaryDirectory() as folder:
         replay = _filled(Path(folder), config)
