@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 import zipfile
@@ -34,6 +35,10 @@ STEPS = (
     Step("ha2018", "train", "training", ("x=1",), 20, 1, RUN, shares=("vision",)),
     Step("ha2018", "last", "speed", ("last",), 20),
 )
+WORLDS = (
+    "gymnasium", "gymnasium_robotics", "ale_py", "vizdoom", "dm_control", "crafter", "Box2D", "box2d", "mujoco",
+    "pyspiel", "open_spiel", "pygame",
+)  # fmt: skip
 NAME, SOURCE = "toy-smoke-toy-seed0", "toy-smoke-seed0"
 # What a step of each kind does: leave something, then wait as long as it is told to.
 PROGRAM = """
@@ -368,8 +373,52 @@ def test_a_damaged_journal_is_one_line(tmp_path: Path):
             journal_of({"journal.json": data}, tmp_path)
 
 
-def test_every_step_of_the_suites_runs_to_its_end_on_a_cpu(tmp_path: Path):
+# Put before all other modules of a process: no game, simulator or emulator can be imported in it.
+REFUSE = f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {sorted(WORLDS)}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}: refused", name=name)
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+@pytest.fixture
+def refusing(tmp_path: Path) -> dict[str, str]:
+    """The environment of a Python that has no world."""
+    (tmp_path / "refuse").mkdir()
+    (tmp_path / "refuse" / "sitecustomize.py").write_text(REFUSE)
+    return {"PYTHONPATH": os.pathsep.join((str(tmp_path / "refuse"), str(suites.ROOT)))}
+
+
+def test_the_modules_that_steps_import_import_no_world(refusing: dict[str, str]):
+    """Of each paper by itself, so that the line says whose import it is."""
+    names = {step.paper: [f"benchmarks.speed.{step.paper}", f"{step.paper}.train"] for step in all_steps()}
+    names["vjepa"].append("vjepa.ac.train")
+    code = f"""
+import importlib, traceback
+for paper, modules in {names}.items():
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            print(f"{{module}}: {{error}} at {{traceback.extract_tb(error.__traceback__)[-2].filename}}")
+try:
+    import gymnasium
+    print("nothing is refused")
+except ImportError:
+    pass
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=suites.ROOT, env={**os.environ, **refusing}, capture_output=True, text=True
+    )
+    assert (found.stdout, found.returncode) == ("", 0), found.stderr
+
+
+def test_every_step_of_the_suites_runs_to_its_end_on_a_cpu_without_a_world(tmp_path: Path, monkeypatch, refusing):
     """All but those that take a finished world, which is not there: they are left out of the pack."""
+    monkeypatch.setenv("PYTHONPATH", refusing["PYTHONPATH"])
     places = Places(tmp_path / "gpu", tmp_path / "out")
     pack(places, tmp_path / "runs", True)
     assert Stretch(places, 5, True).run([])
