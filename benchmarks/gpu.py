@@ -85,7 +85,8 @@ def plan(papers: Iterable[Suite], is_dry: bool) -> list[Step]:
         key = step.kind, step.paper if step.kind == "training" else ""
         first = merged.setdefault(key, replace(step, words=()))
         words = first.words or step.words if step.kind == "training" else (*first.words, *step.words)
-        merged[key] = replace(first, words=words, needs=(*first.needs, *step.needs))
+        seconds = first.seconds + step.seconds * (first.words != ())
+        merged[key] = replace(first, words=words, seconds=seconds, needs=(*first.needs, *step.needs))
     return list(merged.values())
 
 

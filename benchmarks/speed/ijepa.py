@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.peers.peer import Peer, compared, started
 from benchmarks.speed.timing import figure, in_turns, matrix_product, peak_memory_of, timed
+from common import eager
 from common.precision import compute_dtype
 from ijepa.build import mask_config, new_model, new_schedule
 from ijepa.config import Config
@@ -179,7 +180,7 @@ def _update(config: Config, device: torch.device, is_written_out: bool = False) 
                 module.forward = partial(_written_out, module)  # type: ignore[method-assign]
             elif isinstance(module, Block):
                 module.last = partial(_cut, module)  # type: ignore[method-assign]
-    step = torch.compile(micro_step, dynamic=True) if device.type == "cuda" else micro_step
+    step = eager.compiled("the micro-step", micro_step, dynamic=True) if device.type == "cuda" else micro_step
     batches = [(images, masks.to(device))]
 
     def update() -> None:

@@ -1,10 +1,11 @@
-"""On a GPU: V, M and the dream as they run there against the readable forms on the same device."""
+"""V, M and the dream as on a GPU against the readable forms: there, and on a CPU with a tape in place of a graph."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from common import eager, tape
 from ha2018.config import Config
 from ha2018.controller import doom_action
 from ha2018.dream import Dream, FirstFrames
@@ -74,3 +75,45 @@ def test_updates_of_v_are_those_of_a_cpu():
             losses = vision_step(vae, optimizer, images.to(device), noise.to(device), Config())
         found.append(losses["reconstruction"].cpu())
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3)
+
+
+def dreamt(fast: FastDream, memory: MDNRNN, bank: FirstFrames) -> None:
+    """Two dreams of forty steps, each step beside the readable one."""
+    params, batch = controllers(64, memory), 64
+    dream = Dream(memory, TAU, 1000)
+    for _ in range(2):
+        z = bank.sample(torch.arange(batch) % 6, numbers(batch, 4, dtype=torch.float32))
+        fast.begin(z, params)
+        obs = dream.reset(z)
+        for t in range(40):
+            generator = torch.Generator().manual_seed(t)
+            uniform, normal = torch.rand(batch, 4, generator=generator), torch.randn(batch, 4, generator=generator)
+            with torch.no_grad():
+                done = fast.advance(uniform, normal).clone()
+                obs, _, finished = dream.step(doom_action(params, obs), uniform, normal)
+            torch.testing.assert_close(fast.buffers.c, dream.state.c, rtol=0, atol=1e-4)
+            torch.testing.assert_close(fast.buffers.inputs[:, :4], dream.z, rtol=0, atol=1e-3)
+            assert torch.equal(done, finished)
+
+
+def test_a_replayed_step_of_the_dream_is_the_step(monkeypatch):
+    tape.put_in_place(monkeypatch)
+    memory, bank = make(4, 12, 5, torch.float32)
+    fast = FastDream(memory, TAU)
+    fast.captures = True
+    dreamt(fast, memory, bank)
+    graph = fast.buffers.graph
+    assert isinstance(graph, tape.Tape)
+    assert graph.waits == []
+
+
+def test_a_dream_whose_capture_fails_goes_on_as_it_is(monkeypatch, capsys):
+    """From the state it was in: the steps that warm up for a capture do not count."""
+    tape.break_captures(monkeypatch)
+    monkeypatch.setattr(eager, "_marks", [])
+    memory, bank = make(4, 12, 5, torch.float32)
+    fast = FastDream(memory, TAU)
+    fast.captures = True
+    dreamt(fast, memory, bank)
+    assert (fast.buffers.graph, fast.captures) == (None, False)
+    assert capsys.readouterr().err.count("\n") == 1
