@@ -91,6 +91,7 @@ def ratio(higher: int, lower: int) -> Claim:
 
 BOXING = Experiment("gpu", "atari100k_boxing", LEARNS, (0,), minutes=25, needs_gpu=True)
 
+NEEDS = ("PIL",)
 SPEED = ("measure", "measure_12m", "measure_200m")
 
 SUITE = Suite(
@@ -127,5 +128,5 @@ SUITE = Suite(
     speed=SPEED,
     film=("night", "dmc_proprio_walker_walk", LEARNS),
     # No run: it learns while it plays, so its simulator would travel, and at size 12m its checkpoint is too large to.
-    steps=(device_tests("dreamerv3", "tests/test_gpu.py"), *speed("dreamerv3", *SPEED)),
+    steps=(device_tests("dreamerv3", "tests/test_gpu.py", needs=NEEDS), *speed("dreamerv3", *SPEED, needs=NEEDS)),
 )

@@ -129,7 +129,7 @@ def pack(places: Places, runs: Path, is_dry: bool) -> None:
     Raises ParcelError if it and the checkout are too large together.
     """
     contents: dict[str, bytes] = {}
-    labels = []
+    labels, needs = [], dict[str, None]()
     for step in plan(suites.load(), is_dry):
         if step.kind == "training":
             job = job_of(step, is_dry)
@@ -139,8 +139,10 @@ def pack(places: Places, runs: Path, is_dry: bool) -> None:
                 print(f"{step.label}: {LEFT_OUT}: {error}")
                 continue
         labels.append(step.label)
-        for name in step.needs:
-            contents |= _package(name)
+        needs |= dict.fromkeys(step.needs)
+    for name in needs:
+        contents |= _package(name)
+    _check_packages({name: data for name, data in contents.items() if name.startswith("site/")})
     facts = {"revision": git_revision(), "steps": labels, "is_dry": is_dry}
     contents["facts.json"] = json.dumps(facts).encode()
     tree = _checkout()
@@ -204,11 +206,42 @@ def _package(name: str) -> dict[str, bytes]:
         files = [file for file in metadata.files(distribution) or () if ".." not in file.parts]
         files = [file for file in files if file.suffix != ".pyc" and file.name not in ("direct_url.json", "RECORD")]
         if any(file.suffix in (".so", ".pyd", ".dylib") for file in files):
-            print(f"{name}: compiled, so it must be installed on the machine with the GPU")
+            print(f"{name}: compiled, so it must be there already")
             return {}
         return {f"site/{file.as_posix()}": Path(str(file.locate())).read_bytes() for file in files}
-    print(f"{name}: not installed here, so it must be on the machine with the GPU")
+    print(f"{name}: not installed here, so it must be there already")
     return {}
+
+
+# Imports what was packed where there is nothing but the standard library and EVERYWHERE.
+BARE = """
+import importlib, sys
+site, modules, there = sys.argv[1], sys.argv[2].split(","), sys.argv[3].split(",")
+class Bare:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top not in sys.stdlib_module_names and top not in there and top not in modules:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Bare())
+sys.path.insert(0, site)
+for module in modules:
+    found = importlib.import_module(module).__file__
+    if not found.startswith(site):
+        raise ImportError(f"{module} came from {found}")
+"""
+
+
+def _check_packages(contents: Mapping[str, bytes]) -> None:
+    """Raise ParcelError if a package that was packed cannot be imported in a bare environment."""
+    modules = sorted({name.split("/")[1] for name in contents if name.count("/") > 1 and ".dist-info/" not in name})
+    if not modules:
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        parcel.place(contents, Path(scratch))
+        words = [f"{scratch}/site", ",".join(modules), ",".join(EVERYWHERE)]
+        done = subprocess.run([sys.executable, "-I", "-c", BARE, *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ParcelError(f"{', '.join(modules)}: not importable as packed: {done.stderr.splitlines()[-1]}")
 
 
 def _checkout() -> int:

@@ -217,6 +217,7 @@ def shown_suite(results: Mapping[str, Result]) -> str:
     return next((name for name in presets if (row := results.get(f"{name}-real-tau1.15")) and row.is_run), "night")
 
 
+NEEDS = ("cma", "PIL")
 SPEED = ("measure_dream", "measure_vision", "measure_memory")
 
 
@@ -229,7 +230,7 @@ def gpu_dreams() -> tuple[Step, ...]:
         run = replace(PAPER, claim=claim, settings=(*settings, "device=cuda"), takes=(MODEL_FROM, PAPER))
         words, shares = settings[-1:], ("vision", "memory")
         worth = 5 if tau == PUBLISHED_TAU else 3
-        steps.append(Step("ha2018", f"tau{tau}", "training", words, 90, worth, run, shares=shares, needs=("cma",)))
+        steps.append(Step("ha2018", f"tau{tau}", "training", words, 90, worth, run, shares=shares, needs=NEEDS))
     return tuple(steps)
 
 
@@ -296,5 +297,9 @@ SUITE = Suite(
     plots=plots,
     speed=(*SPEED, "measure_games"),
     film=("night", "doom", TRANSFER),
-    steps=(device_tests("ha2018", "tests/test_gpu.py"), *speed("ha2018", *SPEED), *gpu_dreams()),
+    steps=(
+        device_tests("ha2018", "tests/test_gpu.py", needs=NEEDS),
+        *speed("ha2018", *SPEED, needs=NEEDS),
+        *gpu_dreams(),
+    ),
 )

@@ -183,6 +183,7 @@ def plots(results: Mapping[str, Result], published: Published) -> Sequence[Plot]
     return (over_settings("muzero-simulations", caption, "simulations a move", "return", series),)
 
 
+NEEDS = ("numba",)
 SPEED = ("measure", "measure_connect4")
 
 SUITE = Suite(
@@ -208,8 +209,17 @@ SUITE = Suite(
     speed=SPEED,
     film=("night", "connect4", PLAYS),
     steps=(
-        device_tests("muzero", "tests/test_gpu.py"),
-        *speed("muzero", *SPEED),
-        Step("muzero", "connect4", "training", ("updates=4",), 200, 10, replace(NIGHT, settings=("device=cuda",))),
+        device_tests("muzero", "tests/test_gpu.py", needs=NEEDS),
+        *speed("muzero", *SPEED, needs=NEEDS),
+        Step(
+            "muzero",
+            "connect4",
+            "training",
+            ("updates=4",),
+            200,
+            10,
+            replace(NIGHT, settings=("device=cuda",)),
+            needs=NEEDS,
+        ),
     ),
 )

@@ -42,14 +42,14 @@ class Step:
         return f"{self.paper} {self.name}"
 
 
-def device_tests(paper: str, *files: str, seconds: float = 40) -> Step:
+def device_tests(paper: str, *files: str, needs: tuple[str, ...] = (), seconds: float = 40) -> Step:
     """The fast forms against the readable ones on the device; files are below the folder of the paper."""
-    return Step(paper, "tests", "tests", tuple(f"{paper}/{file}" for file in files), seconds)
+    return Step(paper, "tests", "tests", tuple(f"{paper}/{file}" for file in files), seconds, needs=needs)
 
 
-def speed(paper: str, *parts: str, seconds: float = 40) -> tuple[Step, ...]:
+def speed(paper: str, *parts: str, needs: tuple[str, ...] = (), seconds: float = 40) -> tuple[Step, ...]:
     """Parts of `speed/<paper>.py`, each a process of its own."""
-    return tuple(Step(paper, part, "speed", (f"{paper}/{part}",), seconds) for part in parts)
+    return tuple(Step(paper, part, "speed", (f"{paper}/{part}",), seconds, needs=needs) for part in parts)
 
 
 def in_order(steps: Iterable[Step]) -> list[Step]:

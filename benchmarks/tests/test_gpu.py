@@ -348,6 +348,23 @@ def test_a_step_without_the_world_that_it_takes_is_left_out_of_the_pack(places: 
     assert facts["steps"] == ["ha2018 check", "ha2018 one", "ha2018 last"]
 
 
+def test_what_is_packed_can_be_imported_where_there_is_nothing_else():
+    """The one package in plain Python beyond those of every machine, and small; no step needs a world."""
+    assert {name for step in all_steps() for name in step.needs} == {"cma", "numba", "PIL"}
+    found = gpu._package("cma")
+    assert sum(map(len, found.values())) < 5 * MEBI
+    gpu._check_packages(found)
+    assert any(name.endswith(".dist-info/METADATA") for name in found), "records name its version"
+    broken = found | {"site/cma/__init__.py": b"import gymnasium\n"}
+    with pytest.raises(ParcelError, match="cma: not importable as packed: .*gymnasium"):
+        gpu._check_packages(broken)
+
+
+def test_compiled_packages_do_not_travel(capsys):
+    assert gpu._package("numba") == {}
+    assert capsys.readouterr().out == "numba: compiled, so it must be there already\n"
+
+
 def test_a_run_that_has_a_record_is_not_trained_again(places: Places, tmp_path: Path):
     runs = tmp_path / "local" / "runs"
     (runs / "ha2018" / NAME).mkdir()
