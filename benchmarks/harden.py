@@ -32,7 +32,7 @@ from benchmarks.rows import Suite
 from common.config import Parser
 from common.files import atomic_write
 from common.provenance import describe_device, git_revision
-from common.testing import ProgramError, log_lines, same_checkpoints, same_log
+from common.testing import ProgramError, log_lines, same_checkpoints
 
 OUTCOMES = ("equal", "refused", "traceback", "silent", "hang", "orphan")
 SECONDS = 120.0  # until an attack counts as hanging
@@ -173,9 +173,13 @@ class Target:
         return "equal" if code == 0 else "refused" if code in (1, 2) and last else "silent"
 
     def same_training(self, folder: Path) -> bool:
-        """Whether a finished run has the log and the weights of the good one."""
+        """Whether a finished run has the log and the weights of the good one.
+
+        The order of the lines may differ: a stage that lost its last step repeats it behind the stages that follow.
+        """
         try:
-            same_log(self.good, folder)
+            if _sorted_log(self.good) != _sorted_log(folder):
+                return False
             for stage in sorted({path.parent.name for path in self.good.glob("*/step-*.safetensors")}):
                 same_checkpoints(self.good / stage, folder / stage)
         except (ProgramError, OSError, ValueError):
@@ -281,6 +285,10 @@ class Target:
             if found != "equal" or not self.same_training(folder):
                 return "silent" if found == "equal" else found
             return "silent" if second == "equal" and len(log_lines(folder)) != len(log_lines(self.good)) else second
+
+
+def _sorted_log(folder: Path) -> list[str]:
+    return sorted(json.dumps(line, sort_keys=True) for line in log_lines(folder))
 
 
 def _damage(path: Path, rng: random.Random) -> None:
