@@ -194,10 +194,19 @@ TASKS: dict[str, Mapping[str, Any]] = {
     "video_coin": {**VIDEO, **SMALL_NETS, "image_size": 16},
 }
 
+
+def videos(**values: Any) -> dict[str, dict[str, Any]]:
+    """What a preset changes for every video; all its steps are collected before the one epoch."""
+    steps = {"collect_first": values["env_steps"], "collect_most": values["env_steps"], "last_epochs": 1}
+    alone = {"reward_end_updates": 0, "actor_critic_updates": 0, **steps, **values}
+    return dict.fromkeys((task for task in TASKS if task.startswith("video_")), alone)
+
+
 PRESETS = {
     "paper": Preset("the paper's sizes, budget and protocol"),
     "gpu": Preset(
-        "returns above random play after a tenth of the budget, one game, as far as half an hour goes",
+        "returns above random play after a tenth of the budget, one game, as far as half an hour goes; "
+        "the drift of `cpu` at the paper's size",
         {
             "device": "cuda",
             "env_steps": 11_000,
@@ -212,9 +221,10 @@ PRESETS = {
             "initial_batches": 64,
             "test_games": 20,
         },
+        videos(env_steps=20_000, denoiser_first=15_000, test_length=1000),
     ),
     "night": Preset(
-        "an agent trained only in imagination solves a small pixel game",
+        "an agent trained only in imagination solves a small pixel game; the drift of `cpu` at a larger size",
         {
             "task": "catch",
             "batch_size": 16,
@@ -235,6 +245,14 @@ PRESETS = {
             "test_rollouts": 8,
             "test_length": 14,
         },
+        videos(
+            image_size=32,
+            env_steps=10_000,
+            denoiser_first=4000,
+            **{**SMALL_NETS, "denoiser_channels": (24, 24, 32)},
+            test_rollouts=20,
+            test_length=1000,
+        ),
     ),
     "cpu": Preset(
         "with few denoising steps the paper's world model stays closer to real play than its DDPM twin",
@@ -252,7 +270,7 @@ PRESETS = {
             "denoiser_first": 1200,
             "test_rollouts": 20,
         },
-        {"video_coin": {"image_size": 16, "denoiser_first": 1200, "env_steps": 4000}},
+        {"video_coin": {"image_size": 16, "denoiser_first": 2000, "test_length": 96}},
     ),
     "smoke": Preset(
         "none: every line of the path runs, the numbers mean nothing",

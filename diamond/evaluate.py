@@ -142,8 +142,10 @@ def tested_coin(agent: Agent, config: Config, device: torch.device) -> dict[str,
     for steps in dict.fromkeys((*DENOISING_STEPS, config.sampler_steps)):
         words = f"{steps} step{'s' if steps > 1 else ''}"
         choices = rollouts.coin_choices(agent, steps, config, device, COINS)
-        found[f"decision, {words}"] = sample(np.abs(choices), "coin-choices")
-        found[f"to the right, {words}"] = sample(choices > 0, "coin-choices")
+        is_rarer = choices < 0 if (choices < 0).sum() < (choices > 0).sum() else choices > 0
+        found[f"decision, {words}"] = sample(100 * np.abs(choices), "coin-choices")
+        found[f"to the rarer side, {words}"] = sample(100 * is_rarer, "coin-choices")
+    found["one in four"] = sample([25.0], "coin-choices")
     return found
 
 

@@ -106,7 +106,7 @@ def constant(videos: Videos, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
 @torch.no_grad()
 def coin_choices(agent: Agent, steps: int, config: Config, device: torch.device, count: int) -> NDArray[np.float64]:
     """How far each of `count` imagined jumps of the coin's square is to one side, [-1, 1]: the brightness of the right
-    place minus the left over their sum. ±1 is a choice, 0 the average of both."""
+    place minus the left, in that of a whole square. ±1 is a choice, 0 the average of both, or neither."""
     game = Coin(config.image_size)
     frame = game.reset(0)
     frames = [frame]
@@ -119,9 +119,8 @@ def coin_choices(agent: Agent, steps: int, config: Config, device: torch.device,
     generator = torch.Generator(device).manual_seed(derive_seed(config.seed, "coin", steps))
     noise = torch.randn(obs[:, 0].shape, generator=generator, device=device)
     found = agent.denoiser.next_frame(obs, action, noise, replace(config.sampler, steps=steps), generator)
-    light = shown(found).astype(np.float64) - frame.min()
-    left, right = (np.maximum(light[:, :, *game.square(place)].mean((1, 2, 3)), 0) for place in (0, 2))
-    return (right - left) / np.maximum(left + right, 1e-6)
+    left, right = (shown(found)[:, :, *game.square(place)].mean((1, 2, 3)) for place in (0, 2))
+    return np.clip((right - left) / (float(frame.max()) - float(frame.min())), -1, 1)
 
 
 def mean_frame(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:

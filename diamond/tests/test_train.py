@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from common import checkpoint, testing
+from common.config import parse
 from diamond import evaluate, train, watch
-from diamond.config import Config
+from diamond.config import PRESETS, TASKS, Config
 from diamond.train import Schedule, schedule_of
 
 SMOKE = ("--preset", "smoke")
@@ -95,6 +96,14 @@ def test_the_schedule_is_the_papers():
         ("reward_end", 3), ("actor_critic", 2),
     ]  # fmt: skip
     assert [small.at(k)[3] for k in range(small.total)] == [True, False, False, True, False, True, False]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("task", ["video_pong", "video_coin"])
+def test_a_video_is_one_epoch_of_the_denoiser_at_every_preset(capsys, preset, task):
+    config, _ = parse(Config, TASKS, PRESETS, ["--preset", preset, "--task", task], prog="", description="")
+    plan = schedule_of(config, config.collect_first)
+    assert (plan.epochs, plan.total) == (1, config.denoiser_first)
 
 
 def test_the_policy_plays_in_the_dream_without_a_display(trained, tmp_path, monkeypatch):
