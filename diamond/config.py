@@ -67,6 +67,12 @@ class Config:
     entropy_weight: float = setting(0.001, "eta, weight of the entropy in nats", low=0)
     is_imagined: bool = setting(True, "the policy learns in imagination; without: the same loss in the game itself")
 
+    # Speed on a GPU
+    use_fast: bool = setting(True, "imagined steps compiled and captured as a CUDA graph; without: the readable form")
+    precision: str = setting(
+        "float32", "of products in imagined frames, rewards and ends on a GPU", choices=("float32", "bfloat16")
+    )
+
     # Training
     batch_size: int = setting(32, "segments, and imagined environments", low=1)
     lr: float = setting(1e-4, "learning rate of all three", low=0)
