@@ -17,6 +17,11 @@ GAMES = (
 )
 
 
+def is_video(task: str) -> bool:
+    """Whether a task is a world model of recorded play alone."""
+    return task.startswith("video_") or task == "own"
+
+
 @dataclass(frozen=True)
 class Config:
     """Settings of one run."""
@@ -24,6 +29,7 @@ class Config:
     task: str = setting("atari100k_breakout", "game, or video to model")
     seed: int = setting(0, "of every random number", low=0)
     device: str = setting("cpu", "cpu, cuda or cuda:<number>")
+    data: str = setting("", "task own: the folder that python -m diamond.convert wrote")
 
     # Frames
     image_size: int = setting(64, "rows and columns of a frame", low=8)
@@ -134,7 +140,7 @@ class Config:
     @property
     def is_video(self) -> bool:
         """Whether the task is a world model of recorded play alone."""
-        return self.task.startswith("video_")
+        return is_video(self.task)
 
     @property
     def later_updates(self) -> tuple[int, int, int]:
@@ -198,6 +204,7 @@ TASKS: dict[str, Mapping[str, Any]] = {
     "catch": {"image_size": 16, **SMALL_NETS},
     **{f"video_{game}": VIDEO for game in GAMES},
     "video_coin": {**VIDEO, **SMALL_NETS, "image_size": 16},
+    "own": VIDEO,
 }
 
 
@@ -205,7 +212,7 @@ def videos(**values: Any) -> dict[str, dict[str, Any]]:
     """What a preset changes for every video; all its steps are collected before the one epoch."""
     steps = {"collect_first": values["env_steps"], "collect_most": values["env_steps"], "last_epochs": 1}
     alone = {"reward_end_updates": 0, "actor_critic_updates": 0, **steps, **values}
-    return dict.fromkeys((task for task in TASKS if task.startswith("video_")), alone)
+    return dict.fromkeys(filter(is_video, TASKS), alone)
 
 
 PRESETS = {
@@ -305,9 +312,6 @@ PRESETS = {
             "test_length": 5,
             "checkpoint_seconds": 0.5,
         },
-        {
-            f"video_{game}": {"env_steps": 40, "collect_most": 40, "reward_end_updates": 0, "actor_critic_updates": 0}
-            for game in (*GAMES, "coin")
-        },
+        videos(env_steps=40),
     ),
 }

@@ -27,6 +27,7 @@ from diamond.actor_critic import ActorCritic
 from diamond.agent import STAGE, Agent, load_agent
 from diamond.collect import as_obs
 from diamond.config import PRESETS, TASKS, Config
+from diamond.data import Recordings
 from diamond.env import Frame, Game, new_game
 from diamond.imagination import pick
 from diamond.replay import Replay
@@ -202,7 +203,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs.seed_everything(config.seed, config.device)
     game = new_game(config)
     agent, state = load_agent(info, config, game.actions, device)
-    videos = rollouts.held_out(game, agent.actor_critic, config, device)
+    if isinstance(game, Recordings):
+        videos = rollouts.recorded(game, config)
+    else:
+        videos = rollouts.held_out(game, agent.actor_critic, config, device)
     record = record_of_run(info, agent, state, videos, game, config)
     draw_curves(record, folder / "curves.png", from_zero=True)
     pictures.draw_steps(agent, videos, config, folder / "steps.png")

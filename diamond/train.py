@@ -25,11 +25,11 @@ from common.program import program
 from common.run import Run, run_folder, seed_everything, usable_device
 from common.seeding import derive_seed
 from common.stage import LOG_EVERY, Stage
-from diamond import imagination_fast, official
+from diamond import data, imagination_fast, official
 from diamond.actor_critic import Steps, losses, rollout
 from diamond.agent import PARTS, STAGE, Agent, new_agent, refuse
 from diamond.beginnings import Pool
-from diamond.collect import Player, RealSteps
+from diamond.collect import Player, Reader, RealSteps
 from diamond.config import PRESETS, TASKS, Config
 from diamond.denoiser import draw_normals
 from diamond.env import new_game
@@ -296,7 +296,8 @@ def train(run: Run, config: Config, ranks: dist.Ranks) -> None:
     for tensor in agent.state_dict().values():
         dist.broadcast(tensor)
     replay = Replay(run.folder / f"replay-{ranks.rank}", config.env_steps, config.image_size)
-    player = Player(agent.actor_critic, config, ranks.device) if dist.is_main(ranks) else None
+    new_player = Reader if config.task == "own" else Player
+    player = new_player(agent.actor_critic, config, ranks.device) if dist.is_main(ranks) else None
     collector = Collector(run, replay, player, config, ranks)
     trainer = Trainer(agent, replay, config, ranks)
     first_steps = first_steps_of(run)
@@ -347,6 +348,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             user_error(f"batch_size {config.batch_size} does not divide over {ranks.world_size} processes")
         if ranks.world_size > 1 and not config.is_imagined:
             user_error("without imagination (is_imagined false) training runs in one process")
+        if config.task == "own":
+            config = data.fitted(config, frozenset(options.changed))
         check(config)
         seed_everything(config.seed, str(device))
         if device.type == "cuda":  # the paper's precision

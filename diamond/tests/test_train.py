@@ -99,7 +99,7 @@ def test_the_schedule_is_the_papers():
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("task", ["video_pong", "video_coin"])
+@pytest.mark.parametrize("task", ["video_pong", "video_coin", "own"])
 def test_a_video_is_one_epoch_of_the_denoiser_at_every_preset(capsys, preset, task):
     config, _ = parse(Config, TASKS, PRESETS, ["--preset", preset, "--task", task], prog="", description="")
     plan = schedule_of(config, config.collect_first)
