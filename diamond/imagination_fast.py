@@ -157,6 +157,7 @@ def rollout(program: Program, dream: Imagination, state: State, steps: int) -> t
             with torch.no_grad():
                 state = reset_where_dead(policy, state, outcome)
         outcomes.append(outcome)
+    # Deviation D7: the reference code keeps the gradient of the pass that acted.
     return evaluated(policy, frames, start, actions, outcomes)
 
 
