@@ -52,6 +52,12 @@ def plays(folder, program_of):
     return found, program
 
 
+@pytest.fixture(scope="module")
+def readable(tmp_path_factory):
+    """The same by the readable form. Tests must not change it."""
+    return plays(tmp_path_factory.mktemp("readable"), lambda world: None)[0]
+
+
 def program_of(world, *, captures, config=CONFIG):
     program = imagination_fast.Program(world.agent, config, CPU)
     program.captures = captures
@@ -59,11 +65,10 @@ def program_of(world, *, captures, config=CONFIG):
 
 
 @pytest.mark.parametrize("is_captured", [False, True])
-def test_imagined_play_for_speed_is_the_readable_one(tmp_path, monkeypatch, is_captured):
+def test_imagined_play_for_speed_is_the_readable_one(tmp_path, monkeypatch, readable, is_captured):
     """Every number of two rollouts and the policy's gradients, over games that are cut and begin anew."""
     tape.install(monkeypatch)
-    readable, _ = plays(tmp_path / "a", lambda world: None)
-    fast, program = plays(tmp_path / "b", lambda world: program_of(world, captures=is_captured))
+    fast, program = plays(tmp_path, lambda world: program_of(world, captures=is_captured))
     assert program.is_captured == is_captured
     if is_captured:
         assert (program.graph.waits, program.graph.replays) == ([], 2 * STEPS)
@@ -94,15 +99,14 @@ def test_half_the_digits_move_a_frame_by_little(tmp_path):
     assert {part.dtype for part in imagination_fast.parts_of(half)} == {torch.float32, torch.int64}
 
 
-def test_a_capture_that_fails_is_one_line_and_the_steps_are_the_readable_ones(tmp_path, monkeypatch, capsys):
+def test_a_capture_that_fails_is_one_line_and_the_steps_are_the_readable_ones(tmp_path, monkeypatch, readable, capsys):
     tape.install(monkeypatch)
-    readable, _ = plays(tmp_path / "a", lambda world: None)
 
     def refuse(graph):
         raise RuntimeError("operation not permitted when stream is capturing\nmore words")
 
     monkeypatch.setattr(torch.cuda, "graph", refuse)
-    fast, program = plays(tmp_path / "b", lambda world: program_of(world, captures=True))
+    fast, program = plays(tmp_path, lambda world: program_of(world, captures=True))
     assert not program.is_captured
     assert capsys.readouterr().err == (
         "warning: the imagination runs without a CUDA graph: operation not permitted when stream is capturing\n"

@@ -28,7 +28,7 @@ def trained(tmp_path_factory) -> Path:
 def test_killed_and_resumed_equals_one_go(trained, tmp_path):
     """In the middle of an epoch, of a game, and of imagined games."""
     folder = tmp_path / "run"
-    words = ("diamond.train", *SMOKE, "--checkpoint-seconds", "0", "--run", str(folder))
+    words = ("diamond.train", *SMOKE, "--checkpoint-seconds", "0.2", "--run", str(folder))
     testing.kill_when(testing.start(*words, cwd=tmp_path), lambda: testing.has_step(folder, "train", 17))
     found = checkpoint.load_latest(folder / "train")
     assert found is not None
