@@ -25,7 +25,7 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from benchmarks.speed import diamond, ha2018, timing, vjepa
+from benchmarks.speed import ha2018, timing, vjepa
 from benchmarks.speed.timing import Timing
 from common import tape
 
@@ -36,7 +36,6 @@ CONFIG: Any = ha2018.SMOKE["CONFIG"]
 PLAN: Any = vjepa.SMOKE["PLAN"]
 SHORTER: dict[str, dict[str, Any]] = {
     "dreamerv3": {"CHANGES": {"batch_size": 2, "sequence_length": 2, "imagination_length": 1}},
-    "diamond": {"CHANGES": {**diamond.SMOKE["CHANGES"], "horizon": 1, "sampler_steps": 1}},
     "ijepa": {"_precisions": lambda config, device: {"bfloat16": config}},
     "vjepa": {
         "_precisions": lambda config, device: {"bfloat16": config},

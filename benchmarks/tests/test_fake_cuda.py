@@ -18,7 +18,7 @@ from benchmarks import suites
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++") or shutil.which("c++")
 UPDATES, ONCE = "the data of an update", "made once and kept"
-# Dream, V, M, update, search, self-play, imagination and sampler, micro-steps, planning. Of each, in which functions it
+# Dream, V, M, update, search, self-play, micro-steps, planning; DIAMOND's package traces its own. Of each, in which functions it
 # may wait for the device or be given something by the host, and why.
 PARTS: dict[str, dict[str, str]] = {
     "ha2018/measure_dream": {
@@ -38,13 +38,6 @@ PARTS: dict[str, dict[str, str]] = {
     "muzero/measure_connect4": {
         "muzero/self_play.py: step": "boards are on the host",
         "muzero/self_play.py: _choose": "boards are on the host",
-    },
-    "diamond/measure": {
-        "diamond/replay.py: <genexpr>": UPDATES,
-        "diamond/replay.py: _count": UPDATES,
-        "diamond/replay.py: plays": UPDATES,
-        "diamond/reward_end.py: losses": "the frames that count, once an update",
-        "diamond/imagination.py: step": "which games begin anew, at each step",
     },
     "ijepa/measure": {},
     "vjepa/measure_large": {},
