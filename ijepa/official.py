@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.files import check_is_file
 from ijepa.jepa import JEPA
 from ijepa.vit import resized_table
 
@@ -61,6 +62,7 @@ def load(path: Path, model: JEPA) -> dict[str, Any]:
     Raises ValueError in one line for a file that is none, or is one of another size.
     """
     try:
+        check_is_file(path)
         # torch reads a weight with a flipped bit as it is; the archive around it has checksums.
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
