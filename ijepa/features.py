@@ -19,7 +19,8 @@ from common.run import progress_bar
 from common.workers import begin_worker
 from ijepa.config import Config
 from ijepa.crops import centred, to_input
-from ijepa.data import COMPLAINT, DamagedImageError, Images
+from ijepa.data import Images
+from ijepa.images import COMPLAINT, DamagedImageError
 from ijepa.vit import VisionTransformer
 
 LAYERS = 4

@@ -23,7 +23,8 @@ from common.program import RunError
 from ijepa import crops, data, features
 from ijepa.build import mask_config
 from ijepa.config import Config
-from ijepa.data import COMPLAINT, Arrays, DamagedImageError, ImageFolder, MicroBatches, micro_batches
+from ijepa.data import Arrays, MicroBatches, micro_batches
+from ijepa.images import COMPLAINT, DamagedImageError, ImageFolder
 from ijepa.shapes import Shapes
 from ijepa.statistics import IMAGENET
 

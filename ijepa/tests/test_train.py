@@ -16,7 +16,8 @@ from common.run import NonFiniteError, Run
 from ijepa import crops, data, evaluate, official, train
 from ijepa.build import mask_config, new_model, new_schedule
 from ijepa.config import PRESETS, TASKS, Config
-from ijepa.data import Arrays, DamagedImageError, MicroBatches
+from ijepa.data import Arrays, MicroBatches
+from ijepa.images import DamagedImageError
 from ijepa.masks import check_masks
 from ijepa.shapes import Shapes
 from ijepa.tests.calculation import CONFIG, calculate
