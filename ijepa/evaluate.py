@@ -216,15 +216,16 @@ def _label_probes(
 
     The features of one encoder are gone when those of the next are made.
     """
-    train, train_rows = encode(encode_batch, splits.train, config, device, f"{name}, train")
-    test, test_rows = encode(encode_batch, splits.test, config, device, f"{name}, test")
+    train_images, test_images = data.labelled(splits)
+    train, train_rows = encode(encode_batch, train_images, config, device, f"{name}, train")
+    test, test_rows = encode(encode_batch, test_images, config, device, f"{name}, test")
     train_labels, test_labels = (
-        torch.from_numpy(part.labels[rows]) for part, rows in ((splits.train, train_rows), (splits.test, test_rows))
+        torch.from_numpy(part.labels[rows]) for part, rows in ((train_images, train_rows), (test_images, test_rows))
     )
     recipe = Recipe(config.linear_optimizer, config.linear_epochs, config.linear_batch_size, device)
     hits: dict[str, list[np.ndarray]] = {}
     words = []
-    for k, factor in enumerate(splits.train.factors):
+    for k, factor in enumerate(train_images.factors):
         if factor not in SCORED and name != "I-JEPA":
             continue
         x = train, train_labels[:, k], test, test_labels[:, k]

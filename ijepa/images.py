@@ -1,4 +1,4 @@
-"""Image files: finding them in class folders, and reading them with OpenCV.
+"""Image files: finding them in folders, with classes or without, and reading them with OpenCV.
 
 Source: reference code: src/datasets/imagenet1k.py.
 """
@@ -56,15 +56,53 @@ class ImageFolder:
         return len(self.paths)
 
     def read(self, index: int) -> np.ndarray:
-        path = self.paths[index].decode()
-        try:
-            content = Path(path).read_bytes()
-            image = cv2.imdecode(np.frombuffer(content, np.uint8), READ_AS) if is_whole(content) else None
-        except (OSError, cv2.error):
-            image = None
-        if image is None:
-            raise DamagedImageError(path)
-        return image[..., ::-1]
+        return read_image(self.paths[index].decode())
+
+
+class ImageFiles:
+    """All images of a folder and of the folders below it, in the order of their paths: without labels."""
+
+    channels = 3
+
+    def __init__(self, folder: Path, statistics: Statistics = IMAGENET[3]) -> None:
+        """Raises ValueError if there is no image."""
+        self.statistics = statistics
+        found: list[Path] = []
+        met: set[str] = set()
+        for place, names, _ in os.walk(folder, followlinks=True):
+            names.sort()
+            real = os.path.realpath(place)
+            if real in met:  # links may lead in a circle
+                names.clear()
+                continue
+            met.add(real)
+            found += images_of(Path(place))
+        if not found:
+            raise ValueError(f"data: no images in {folder} or in folders below it")
+        self.paths = np.array(sorted(str(path).encode() for path in found))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> np.ndarray:
+        return read_image(self.paths[index].decode())
+
+
+def has_classes(folder: Path) -> bool:
+    """Whether there is an image in one of the folders in it."""
+    return folder.is_dir() and any(images_of(path) for path in folder.iterdir() if path.is_dir())
+
+
+def read_image(path: str) -> np.ndarray:
+    """[H, W, 3] uint8, red first. Raises DamagedImageError if the file is missing, cut short or no image."""
+    try:
+        content = Path(path).read_bytes()
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), READ_AS) if is_whole(content) else None
+    except (OSError, cv2.error):
+        image = None
+    if image is None:
+        raise DamagedImageError(path)
+    return image[..., ::-1]
 
 
 def images_of(folder: Path) -> list[Path]:

@@ -55,7 +55,7 @@ def draw_pictures(
 
 def _images(config: Config, folder: Path, splits: Splits | None) -> Images:
     if splits is not None:
-        return splits.test
+        return splits.shown
     statistics = data.frame_statistics(data.pretraining_play(folder / "play", config), config)
     plays = load(folder / "play", config.task, "probe", config.probe_env_steps, config.seed)
     return data.Frames(plays, statistics)
