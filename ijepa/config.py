@@ -99,6 +99,9 @@ class Config:
     linear_optimizer: str = setting("lars", "of a linear probe on labels", choices=("lars", "sgd"))
     linear_epochs: int = setting(50, "training of a linear probe on labels", low=1)
     linear_batch_size: int = setting(16_384, "images per update of a linear probe on labels", low=1)
+    supervised_updates: int = setting(
+        0, "tasks digits and fashion: updates of the same encoder on labels, the ceiling (0: none)", low=0
+    )
 
     # Housekeeping
     # A checkpoint of ViT-H is 10 GB: at one a minute, writing would take as long as training.
@@ -203,14 +206,17 @@ _SMALL: Mapping[str, Any] = {
 
 # Rate and batch of the tasks of grey images, in place of those of games.
 _GREY_SMALL: Mapping[str, Any] = {**_SMALL, **{name: _GREY[name] for name in ("batch_size", "micro_batch_size", "lr")}}
-_GREY_NIGHT: Mapping[str, Any] = {**_GREY_SMALL, "predictor_width": 96}
+_GREY_NIGHT: Mapping[str, Any] = {**_GREY_SMALL, "predictor_width": 96, "supervised_updates": 2000}
 _GREY_CPU: Mapping[str, Any] = {
     **_GREY_SMALL,
     "encoder": "pico",
     "predictor_width": 48,
     "crop_scale": (0.5, 1.0),
     "updates": 1500,
+    "supervised_updates": 300,
 }
+
+_GREY_SMOKE: Mapping[str, Any] = {"encoder": "pico", "predictor_width": 24, "updates": 12, "supervised_updates": 2}
 
 PRESETS = {
     "paper": Preset("ViT-H/14, 300 epochs of ImageNet-1K: 79.3 % top-1 with a linear probe"),
@@ -267,7 +273,7 @@ PRESETS = {
             "checkpoint_seconds": 0.0,
         },
         {
-            **dict.fromkeys(("digits", "fashion"), {"encoder": "pico", "predictor_width": 24, "updates": 12}),
+            **dict.fromkeys(("digits", "fashion"), _GREY_SMOKE),
             **dict.fromkeys(games.GAMES, {"patch": 32, "min_keep": 2}),
         },
     ),

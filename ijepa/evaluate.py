@@ -28,7 +28,7 @@ from common.config import parse, user_error
 from common.program import program
 from common.record import close, curve, of_run, sample, without_run
 from common.seeding import derive_seed
-from ijepa import data, games, label_probe, official, pictures, play, ram_probe
+from ijepa import data, games, label_probe, official, pictures, play, ram_probe, readout
 from ijepa.build import STAGE, load_model, new_model
 from ijepa.config import PRESETS, TASKS, Config
 from ijepa.data import Splits
@@ -267,6 +267,8 @@ def record_of_run(
     start = time.monotonic()
     if splits is None:
         tested = game_record(config, info["folder"], model, device, has_controls)
+    elif config.task in readout.TASKS:
+        tested = readout.record(config, splits, model, updates, device, protocol(config), has_controls)
     else:
         tested = label_record(config, splits, model, device, has_controls)
     info["stage_seconds"]["test"] = time.monotonic() - start

@@ -1,6 +1,6 @@
-"""Frozen features: tokens of an encoder, averaged over the patches, from each of the last four blocks.
+"""Frozen features: tokens of an encoder, averaged over the patches, from each of the last four blocks, or as they are.
 
-Shapes: T images, L layers, D width. Source: paper, appendix A.2.
+Shapes: T images, L layers, N patches, D width. Source: paper, appendix A.2.
 """
 
 from __future__ import annotations
@@ -32,8 +32,13 @@ def pooled_layers(encoder: VisionTransformer, images: Tensor) -> Tensor:
 
     All blocks of an encoder that has fewer.
     """
+    return pooled_and_tokens(encoder, images)[0]
+
+
+def pooled_and_tokens(encoder: VisionTransformer, images: Tensor) -> tuple[Tensor, Tensor]:
+    """images [B, C, H, W] normalised -> those averages [B, L, D], and all tokens of the last block [B, N*D]."""
     layers = encoder.layers(images, min(LAYERS, len(encoder.blocks)))
-    return torch.stack([tokens.mean(1) for tokens in layers], 1)
+    return torch.stack([tokens.mean(1) for tokens in layers], 1), layers[-1].flatten(1)
 
 
 class _Centred(Dataset[Any]):
