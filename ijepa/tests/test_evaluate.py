@@ -15,7 +15,7 @@ from common import checkpoint, testing
 from common.config import from_dict
 from common.record import RECORD_KEYS
 from common.run import read_metrics
-from ijepa import data, evaluate, label_probe, official, play
+from ijepa import data, evaluate, label_probe, official, play, train
 from ijepa.ablations import TARGETS
 from ijepa.build import new_model
 from ijepa.config import Config
@@ -134,6 +134,23 @@ def test_what_cannot_be_tested_is_named_in_one_line(words, reason, tmp_path, mon
     assert reason in error
 
 
+def test_a_run_on_images_without_labels_ends_in_one_line_and_can_be_exported(tmp_path, capsys):
+    for k in range(3):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / "images" / f"{k}.png"), np.full((40, 40, 3), k, np.uint8))
+    words = ["task=imagenet", f"data={tmp_path / 'images'}", "size=32,32", "patch=8", "min_keep=0", "updates=0"]
+    train.main(["--preset", "smoke", "--run", str(tmp_path / "run"), "--set", *words])
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(["--run", str(tmp_path / "run")])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: data: probes need labels: name a folder with train/ and val/")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run" / "record.json").exists()
+    evaluate.main(["--run", str(tmp_path / "run"), "--export", str(tmp_path / "out.pth.tar")])
+    assert (tmp_path / "out.pth.tar").exists()
+
+
 def test_a_run_becomes_an_official_checkpoint(trained, tmp_path, capsys):
     path = tmp_path / "out.pth.tar"
     evaluate.main(["--run", str(trained), "--export", str(path)])
@@ -186,6 +203,10 @@ def test_probes_find_what_is_there():
     assert found["last four"][0].mean() > 0.9
     assert nearest_neighbours(*data, torch.device("cpu")).mean() > 0.9
     assert low_shot(*data, 0).mean() > 0.7
+    shallow = x[:, -3:], labels, test_x[:, -3:], test_labels
+    assert set(linear_probe(*shallow, Recipe("sgd", 1, 256), 0)) == {"last", "last three", "best"}
+    alone = linear_probe(x[:, -1:], labels, test_x[:, -1:], test_labels, Recipe("sgd", 20, 256), 0)
+    np.testing.assert_array_equal(alone["best"][0], found["last"][0])
     noise = torch.randn(4500, 4, 16, generator=torch.Generator().manual_seed(3))
     found = linear_probe(noise[:4000], labels, noise[4000:], test_labels, Recipe("sgd", 5, 256), 0)
     assert found["best"][0].mean() < 0.4
