@@ -175,7 +175,24 @@ def shapes_rows() -> tuple[Claim, ...]:
 
 
 CPU_PONG = replace(game_run("cpu", "pong", SEEDS, 8), only_bench=True)
-NIGHT = {game: game_run("night", game, (0,), 80) for game in NIGHT_GAMES}
+NIGHT = {game: replace(game_run("night", game, (0,), 120), evaluate=("--matrix",)) for game in NIGHT_GAMES}
+
+
+def components_check(run: Experiment, name: str) -> Claim:
+    """As `game_checks` against the same encoder untrained, read from all tokens and not from their average."""
+    place = "measurements/{}, " + TOKENS
+    return Claim(
+        id=f"{run.suite}-{run.task}-tokens-untrained",
+        title=f"{name}: linear probes on {TOKENS} of I-JEPA beat those on the same encoder before its training "
+        "(AtariARI F1)",
+        ours=(Quantity(run, place.format("I-JEPA")),),
+        control=(Quantity(run, place.format(UNTRAINED)),),
+        against="the same encoder before its training",
+        asserted_by="us",
+        is_paired=True,
+    )
+
+
 GPU_RUNS = tuple(game_run("gpu", game, (0,), 25) for game in GAMES)
 IMAGENET = Experiment("paper", "imagenet", "probe-accuracy", (0,), minutes=72 * 60, needs_gpu=True)
 OFFICIAL = Experiment(
@@ -198,7 +215,29 @@ def imagenet_row(run: Experiment, id: str, words: str, is_official: bool) -> Num
 def tables(results: Mapping[str, Result], published: Published) -> Sequence[Table]:
     """Digits and clothes by encoder and read-out, AtariARI's F1 by game and method, its controls by variable."""
     readings = (readouts(results, run, name) for run, name in ((DIGITS, "Digits"), (FASHION, "Clothes")))
-    return (*readings, games_by_method(GAMES, results, published, METHODS), variables(results, published))
+    games = games_by_method(GAMES, results, published, METHODS)
+    return (*readings, games, matrix(results), variables(results, published))
+
+
+def matrix(results: Mapping[str, Result]) -> Table:
+    """Whose features, by what is probed of them: F1 of each game that has been tested so."""
+    rows = []
+    places = (
+        ("majority", "controls/majority", "", ""),
+        ("random-cnn", "controls/random-cnn", f"controls/{STANDARDISED}", f"measurements/random-cnn, {TOKENS}"),
+        (UNTRAINED, f"measurements/{UNTRAINED}, raw", f"controls/{UNTRAINED}", f"measurements/{UNTRAINED}, {TOKENS}"),
+        ("I-JEPA", "measurements/I-JEPA, raw", "value", f"measurements/I-JEPA, {TOKENS}"),
+    )
+    for game in NIGHT_GAMES:
+        result = results[f"night-{game}-tokens-untrained"]
+        for record in () if result.ours is None else result.ours.records:
+            for name, *of_forms in places:
+                found = [sample(record.data, place) if place else None for place in of_forms]
+                cells = (Cell("" if one is None else f"{one['value']:.1f}") for one in found)
+                rows.append((Cell(f"{GAMES[game]}: {name}"), *cells))
+    columns = ("F1 in %", "features as they are", "standardised one by one", TOKENS)
+    title = "AtariARI: whose features, and what is probed of them"
+    return Table(title, columns, tuple(rows), "No game has been tested so yet.", is_folded=True)
 
 
 def readouts(results: Mapping[str, Result], run: Experiment, name: str) -> Table:
@@ -280,6 +319,7 @@ SUITE = Suite(
         *shapes_rows(),
         *game_checks(CPU_PONG, name="Pong"),
         *(row for game, run in NIGHT.items() for row in game_checks(run, name=GAMES[game])),
+        *(components_check(run, GAMES[game]) for game, run in NIGHT.items()),
         *(
             Beside(
                 id=f"night-{game}-{method}",

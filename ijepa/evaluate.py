@@ -140,11 +140,12 @@ def record_of_run(
     updates: int,
     device: torch.device,
     has_controls: bool = True,
+    has_matrix: bool = False,
 ) -> dict[str, Any]:
     """The test of a finished run, with its controls or without, as record.json."""
     start = time.monotonic()
     if splits is None:
-        tested = game_record(config, info["folder"], model, device, has_controls)
+        tested = game_record(config, info["folder"], model, device, has_controls, has_matrix)
     elif config.task in readout.TASKS:
         tested = readout.record(config, splits, model, updates, device, protocol(config), has_controls)
     else:
@@ -190,6 +191,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--controls", action="store_true", help="majority and random-CNN on a game, without a run")
     words = "the run alone; each control takes as long as its own test"
     group.add_argument("--without-controls", action="store_true", help=words)
+    words = "games: also probes on raw features and on components of all tokens; twice the time"
+    parser.add_argument("--matrix", action="store_true", help=words)
     words = "write the weights of a run in the format of the official checkpoints, and test nothing"
     group.add_argument("--export", type=Path, metavar="FILE", help=words)
 
@@ -199,6 +202,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         Config, TASKS, PRESETS, argv, prog="python -m ijepa.evaluate", description=__doc__ or "", extra=_options
     )
     try:
+        if options.controls and options.matrix:
+            user_error("--matrix is of a run, with its controls")
         if options.controls:
             if config.task not in GAMES:
                 user_error(f"--controls is for games, not for task {config.task}")
@@ -219,7 +224,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 export(options.export, folder, model, updates * config.batch_size // images)
                 return
             runs.seed_everything(config.seed, config.device)
-            record = record_of_run(info, config, splits, model, updates, device, not options.without_controls)
+            if options.matrix and (splits is not None or options.without_controls):
+                user_error("--matrix is of the run of a game, with its controls")
+            is_compared = not options.without_controls
+            record = record_of_run(info, config, splits, model, updates, device, is_compared, options.matrix)
             pictures.draw_pictures(record, config, folder, splits, model, device)
     except ValueError as error:
         user_error(str(error))

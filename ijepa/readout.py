@@ -95,7 +95,7 @@ def features_of(
     The components are those of some training images: all tokens of all images need not lie in memory.
     """
     train, test = labelled(splits)
-    some, _ = encode(lambda images: view(images)[1], _Thinned(train, FITTED), config, device, f"{name}, components")
+    some, _ = encode(lambda images: view(images)[1], Thinned(train, FITTED), config, device, f"{name}, components")
     centre, axes = (part.to(device) for part in principal_axes(some, COMPONENTS))
 
     def both(images: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ def _scaled(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     return (train - mean) / size, (test - mean) / size
 
 
-class _Thinned:
+class Thinned:
     """At most `count` of some images, evenly spaced."""
 
     def __init__(self, images: Images, count: int) -> None:

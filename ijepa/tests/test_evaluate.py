@@ -91,14 +91,25 @@ def test_each_ablation_has_a_claim_of_its_own():
 def test_a_game_is_probed_with_its_controls(start, tmp_path):
     folder = tmp_path / "run"
     words = ("--preset", "smoke", "--task", "pong", "--updates", "4", "--run", str(folder))
-    for program in (("ijepa.train", *words), ("ijepa.evaluate", "--run", str(folder))):
+    for program in (("ijepa.train", *words), ("ijepa.evaluate", "--run", str(folder), "--matrix")):
         testing.finish(start(*program))
     record = check_record(folder, "pong")
     assert record["claim"] == "probe-f1"
     assert record["protocol"] == "atariari-f1-standardised"
     assert set(record["controls"]) == {"majority", "random-cnn", "random-cnn, standardised", "untrained encoder"}
     assert {record["episodes"]} == {part["episodes"] for part in record["controls"].values()}
-    assert {"ball_x", "agent_localization", "interval low"} <= set(record["measurements"])
+    measured = record["measurements"]
+    assert {"ball_x", "agent_localization", "interval low"} <= set(measured)
+    components = "256 components of all tokens"
+    for name in ("I-JEPA", "untrained encoder"):
+        assert measured[f"{name}, raw"]["protocol"] == "atariari-f1"
+    for name in ("I-JEPA", "untrained encoder", "random-cnn"):
+        assert measured[f"{name}, {components}"]["episodes"] == record["episodes"]
+        assert measured[f"{name}, {components}"]["protocol"] == "atariari-f1-components"
+    # Of every form of every encoder, as many variables as are named for ours.
+    forms = [name for name in measured if name.startswith("by variable, ")]
+    assert len(forms) == len(record["controls"]) + 5
+    assert len({measured[name]["episodes"] for name in forms}) == 1
     assert record["measurements"]["interval low"]["value"] <= record["value"]
 
 
@@ -122,6 +133,7 @@ def test_controls_are_recorded_without_a_run(tmp_path, capsys, monkeypatch):
         (["--controls", "--task", "pong", "--preset", "smoke", "--probe-env-steps", "512"], "too few to split"),
         (["--run", "nowhere"], "is no run folder"),
         (["--controls", "--without-controls"], "not allowed with argument"),
+        (["--controls", "--matrix", "--task", "pong", "--preset", "smoke"], "--matrix is of a run"),
     ],
 )
 def test_what_cannot_be_tested_is_named_in_one_line(words, reason, tmp_path, monkeypatch, capsys):
