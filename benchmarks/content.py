@@ -334,7 +334,7 @@ def source_table(results: Iterable[Result]) -> Table:
 
 def harden_table(results: Results) -> Table:
     """What came of attacks on the smoke run of every paper."""
-    words = ("equal", "refused", "traceback", "silent", "hang", "orphan")
+    words = ("equal", "refused", "traceback", "silent", "hang", "orphan", "executed")
     rows = []
     for paper, kinds in results.harden.get("papers", {}).items():
         for kind, found in kinds.items():

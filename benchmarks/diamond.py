@@ -6,29 +6,60 @@ from dataclasses import replace
 
 from benchmarks.rows import Claim, Experiment, Number, Quantity, Suite
 
+SEEDS = (0, 1, 2)
+
 # Recorded play: the world model alone, beside its rival of the same size, data and updates.
-EDM = Experiment("cpu", "video_pong", "video", (0,), minutes=8)
-DDPM = replace(EDM, claim="video-ddpm", settings=("diffusion=ddpm",), only_bench=True)
-COIN = Experiment("cpu", "video_coin", "video", (0,), minutes=6, only_bench=True)
+EDM = Experiment("cpu", "video_pong", "video", SEEDS, minutes=8)
+COIN = Experiment("cpu", "video_coin", "video", SEEDS, minutes=4, only_bench=True)
+NIGHT_EDM = Experiment("night", "video_pong", "video", (0,), minutes=100)
+GPU_EDM = Experiment("gpu", "video_pong", "video", (0,), minutes=30, needs_gpu=True)
 
 # A small pixel game: the agent that learnt in its imagination, and what it must be better than.
-CATCH = Experiment("night", "catch", "agent", (0,), minutes=120)
+CATCH = Experiment("night", "catch", "agent", SEEDS, minutes=120)
 BLIND = replace(CATCH, claim="agent-world-untrained", settings=("denoiser_updates=0",), only_bench=True)
 REAL = replace(CATCH, claim="agent-real", settings=("is_imagined=False",), minutes=60, only_bench=True)
 
 BOXING = Experiment("gpu", "atari100k_boxing", "agent", (0,), minutes=30, needs_gpu=True)
 
-PONG = "Pong, 24 x 24 pixels, recorded play"
+PONG = {
+    "cpu": "Pong, 24 x 24 pixels, videos of 500 frames",
+    "night": "Pong, 32 x 32 pixels, videos of 1,000 frames",
+    "gpu": "Pong, 64 x 64 pixels, videos of 1,000 frames",
+}
 
 
-def drifts(steps: int) -> Claim:
-    """Source: paper, section 5.1: few denoising steps suffice for EDM, not for DDPM."""
-    words = f"{steps} step{'s' if steps > 1 else ''}"
+def drift_rows(edm: Experiment) -> list[Claim]:
+    """EDM against DDPM of equal size and updates, for each number of denoising steps, and EDM against two floors."""
+    ddpm = replace(edm, claim="video-ddpm", settings=("diffusion=ddpm",), only_bench=True)
+    rows = [_drifts(edm, ddpm, ours, theirs) for theirs, ours in ((3, 3), (1, 1), (10, 10), (10, 1))]
+    for id, floor, words in (
+        ("copy", "copy of the last frame", "the last real frame for ever drifts further"),
+        ("mean", "mean frame", "the mean frame is further from reality"),
+    ):
+        rows.append(
+            Claim(
+                id=f"{edm.suite}-drift-{id}",
+                title=f"{PONG[edm.suite]}: {words} than EDM with 3 denoising steps",
+                ours=(Quantity(edm, f"controls/{floor}"),),
+                control=(Quantity(edm),),
+                against="EDM",
+                asserted_by="us",
+                is_paired=True,
+            )
+        )
+    return rows
+
+
+def _drifts(edm: Experiment, ddpm: Experiment, edm_steps: int, ddpm_steps: int) -> Claim:
+    """Source: paper, section 5.1 and Appendix K: few denoising steps suffice for EDM; ten do not for DDPM."""
+    words = {steps: f"{steps} step{'s' if steps > 1 else ''}" for steps in (edm_steps, ddpm_steps)}
+    is_same = edm_steps == ddpm_steps
     return Claim(
-        id=f"cpu-drift-{steps}",
-        title=f"{PONG}: with a budget of {words} a frame DDPM drifts further from reality than EDM",
-        ours=(Quantity(DDPM, f"measurements/drift, {words}"),),
-        control=(Quantity(EDM, f"measurements/drift, {words}"),),
+        id=f"{edm.suite}-drift-{ddpm_steps}" + ("" if is_same else f"-{edm_steps}"),
+        title=f"{PONG[edm.suite]}: DDPM with {words[ddpm_steps]} a frame drifts further from reality than EDM with "
+        + ("as many" if is_same else words[edm_steps]),
+        ours=(Quantity(ddpm, f"measurements/drift, {words[ddpm_steps]}"),),
+        control=(Quantity(edm, f"measurements/drift, {words[edm_steps]}"),),
         against="EDM",
         is_paired=True,
         equal="updates",
@@ -40,8 +71,8 @@ SUITE = Suite(
     title="DIAMOND",
     citation="Alonso et al., arXiv 2405.12399",
     tasks=("atari100k_breakout", "video_coin"),
-    headline="night-catch-untrained-world",
-    scale="Catch, 16 x 16 pixels, 8,000 decisions",
+    headline="cpu-drift-3",
+    scale="Pong, 24 x 24 pixels, 4,000 frames, 1,200 updates",
     budget={"env_frames": "environment frames", "updates": "updates of the three networks"},
     rows=(
         Claim(
@@ -76,25 +107,7 @@ SUITE = Suite(
             against="the agent trained in imagination",
             asserted_by="us",
         ),
-        *(drifts(steps) for steps in (3, 1, 10)),
-        Claim(
-            id="cpu-drift-copy",
-            title=f"{PONG}: the last real frame for ever drifts further than EDM with 3 denoising steps",
-            ours=(Quantity(EDM, "controls/copy of the last frame"),),
-            control=(Quantity(EDM),),
-            against="EDM",
-            asserted_by="us",
-            is_paired=True,
-        ),
-        Claim(
-            id="cpu-drift-mean",
-            title=f"{PONG}: the mean frame is further from reality than EDM with 3 denoising steps",
-            ours=(Quantity(EDM, "controls/mean frame"),),
-            control=(Quantity(EDM),),
-            against="EDM",
-            asserted_by="us",
-            is_paired=True,
-        ),
+        *drift_rows(EDM),
         Claim(
             id="cpu-coin",
             title="Jumps by a fair coin: 3 denoising steps choose a side, 1 step shows the average",
@@ -102,6 +115,16 @@ SUITE = Suite(
             control=(Quantity(COIN, "measurements/decision, 1 step"),),
             against="1 denoising step",
         ),
+        Claim(
+            id="cpu-coin-both",
+            title="Jumps by a fair coin: with 3 denoising steps the rarer side is chosen more than once in four jumps",
+            ours=(Quantity(COIN, "measurements/to the rarer side, 3 steps"),),
+            control=(Quantity(COIN, "measurements/one in four"),),
+            against="one in four",
+            asserted_by="us",
+        ),
+        *drift_rows(NIGHT_EDM),
+        *drift_rows(GPU_EDM),
         Number(
             id="gpu-score-boxing",
             title="Atari 100k, Boxing: score",

@@ -1,18 +1,22 @@
 """Attacks on every paper's smoke run: `python -m benchmarks.harden [paper …] [--share 0.1] [--seed 0]`.
 
-Kills, damage to any file of a run, hostile options, records and tables, a full disk at every write, dead workers,
-double starts, orphans. What may come of an attack: `equal` (the same result as without it; an option is a setting
-like any other), `refused` (one line and exit code 1 or 2). What may not: `traceback`, `silent` (another result without
-a word), `hang`, `orphan`. Seeded; what was done is kept in runs/harden and not done again. Writes
-benchmarks/results/harden.json, which the report shows. A new paper is attacked by adding nothing.
+Kills, damage to any file of a run, hostile options, files, records and tables, a full disk at every write, dead
+workers, double starts, orphans. What may come of an attack: `equal` (the same result as without it; an option is a
+setting like any other), `refused` (one line and exit code 1 or 2). What may not: `traceback`, `silent` (another result
+without a word), `hang`, `orphan`, `executed` (code from a file has run). Seeded; what was done is kept in runs/harden
+and not done again. Writes benchmarks/results/harden.json, which the report shows. A new paper is attacked by adding
+nothing.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
+import pickle
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -32,14 +36,15 @@ from benchmarks.rows import Suite
 from common.config import Parser
 from common.files import atomic_write
 from common.provenance import describe_device, git_revision
-from common.testing import ProgramError, log_lines, same_checkpoints, same_log
+from common.testing import ProgramError, log_lines, same_checkpoints
 
-OUTCOMES = ("equal", "refused", "traceback", "silent", "hang", "orphan")
+OUTCOMES = ("equal", "refused", "traceback", "silent", "hang", "orphan", "executed")
 SECONDS = 120.0  # until an attack counts as hanging
 KINDS = {
     "kills": 50,
     "damage": 200,
     "options": 1000,
+    "inputs": 120,
     "full disk": 60,
     "dead workers": 6,
     "double starts": 6,
@@ -173,9 +178,13 @@ class Target:
         return "equal" if code == 0 else "refused" if code in (1, 2) and last else "silent"
 
     def same_training(self, folder: Path) -> bool:
-        """Whether a finished run has the log and the weights of the good one."""
+        """Whether a finished run has the log and the weights of the good one.
+
+        The order of the lines may differ: a stage that lost its last step repeats it behind the stages that follow.
+        """
         try:
-            same_log(self.good, folder)
+            if _sorted_log(self.good) != _sorted_log(folder):
+                return False
             for stage in sorted({path.parent.name for path in self.good.glob("*/step-*.safetensors")}):
                 same_checkpoints(self.good / stage, folder / stage)
         except (ProgramError, OSError, ValueError):
@@ -240,6 +249,33 @@ class Target:
             is_clean = not outside and (found != "refused" or code == 1 or not (place / "run").exists())
             return found if is_clean else "silent"
 
+    def inputs(self, rng: random.Random) -> str:
+        """A hostile file or folder for an option that takes one, for the paper's own task or for that of the run."""
+        with self.place() as place:
+            folder, program = place / "run", rng.choice(("train", "train", "evaluate"))
+            takes = self.path_options(program)
+            option, hostile = rng.choice(takes), hostile_path(place, sorted(self.good.rglob("*")), rng)
+            task = rng.choice((self.task, importlib.import_module(f"{self.attacker.paper}.config").Config.task))
+            if program == "evaluate" and option != "--run":
+                shutil.copytree(self.good, folder, symlinks=True)
+                words = [f"--run={folder}"]
+            else:
+                words = ["--task", task, "--preset", "smoke", *([] if option == "--run" else [f"--run={folder}"])]
+            code = self.attacker.run(program, [*words, f"{option}={hostile}"], place)
+            found = "executed" if (place / "executed").exists() else self.judge(code, place)
+            if found != "equal" or option in ("--run", "--export"):
+                return found
+            if program == "evaluate":
+                return found if self.same_record(folder) else "silent"
+            return found if task == self.task and self.same_training(folder) else "silent"
+
+    def path_options(self, program: str) -> list[str]:
+        """The options of a program whose help speaks of a file, a folder or an official checkpoint."""
+        with self.place() as place:
+            self.attacker.run(program, ["--help"], place)
+            parts = re.split(r"\n  (?=--)", (place / "out").read_text())[1:]
+        return [part.split()[0] for part in parts if re.search(r"FILE|FOLDER|folder|official checkpoint", part)]
+
     def full_disk(self, rng: random.Random) -> str:
         """From a random write on there is no space; with room again the same command goes on."""
         with self.place() as place:
@@ -283,6 +319,10 @@ class Target:
             return "silent" if second == "equal" and len(log_lines(folder)) != len(log_lines(self.good)) else second
 
 
+def _sorted_log(folder: Path) -> list[str]:
+    return sorted(json.dumps(line, sort_keys=True) for line in log_lines(folder))
+
+
 def _damage(path: Path, rng: random.Random) -> None:
     data = bytearray(path.read_bytes())
     kind = rng.choice(("flip", "flip", "flip", "cut", "empty", "lost", "folder", "noise", "zeros"))
@@ -301,6 +341,35 @@ def _damage(path: Path, rng: random.Random) -> None:
         path.write_bytes(rng.randbytes(len(data)))
     else:
         path.write_bytes(b"" if kind == "empty" else bytes(len(data)))
+
+
+class _Payload:
+    """Leaves a folder where it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, ("executed",)
+
+
+def hostile_path(place: Path, good: Sequence[Path], rng: random.Random) -> Path:
+    """Something in `place` that is not what an option asks for, under a name that it may ask for."""
+    path = place / f"hostile{rng.choice(('', '.pt', '.pth.tar', '.npz', '.safetensors', '.png', '.mp4', '.csv'))}"
+    kind = rng.choice(("missing", "empty", "noise", "folder", "full folder", "pipe", "loop", "payload", "cut"))
+    if kind == "payload":
+        path.write_bytes(pickle.dumps({"state_dict": _Payload(), "encoder": _Payload()}))
+    elif kind == "cut":
+        data = rng.choice([one for one in good if one.is_file() and one.stat().st_size]).read_bytes()
+        path.write_bytes(data[: rng.randrange(len(data))])
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "loop":
+        path.symlink_to(path)
+    elif kind in ("folder", "full folder"):
+        path.mkdir()
+        for name in ("a.png", "b.mp4", "config.json", "meta.json") if kind == "full folder" else ():
+            os.mkfifo(path / name) if rng.random() < 0.3 else (path / name).write_bytes(rng.randbytes(1000))
+    elif kind != "missing":
+        path.write_bytes(rng.randbytes(1000) if kind == "noise" else b"")
+    return path
 
 
 def hostile_words(paper: str, rng: random.Random) -> list[str]:
@@ -400,7 +469,7 @@ def attack(suite: Suite, share: float, seed: int, done: Path, papers: int) -> di
     with tempfile.TemporaryDirectory(prefix=f"harden-{suite.paper}-") as scratch:
         target: Target | None = None
         for kind, total in KINDS.items():
-            for number in range(max(1, round(share * total / papers))):
+            for number in range(math.ceil(share * total / papers)):
                 outcome = known.get((kind, number))
                 if outcome is None:
                     rng = random.Random(f"{seed} {suite.paper} {kind} {number}")

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from common.config import user_error
-from common.files import atomic_write, disk_is_full
+from common.files import atomic_write, check_is_file, disk_is_full
 
 PATTERN = "step-*.safetensors"
 _MARK = b'"checksum":"'
@@ -186,6 +186,7 @@ def _exchange_checksum(data: bytearray, new: bytes) -> bytes:
 
 def _read(path: Path, device: str | torch.device, identity: str) -> Checkpoint:
     """The checksum covers every byte of the file, names, shapes and state included."""
+    check_is_file(path)
     data = bytearray(path.read_bytes())
     found = _exchange_checksum(data, _BLANK)
     if found != _checksum(data):

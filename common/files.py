@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -43,6 +44,15 @@ def atomic_write(path: Path | str, data: bytes) -> None:
         os.close(folder)
 
 
+def check_is_file(path: Path | str) -> None:
+    """Raises OSError for what cannot be read as a file: nothing there, a folder, or a pipe or device, read for ever."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "a pipe or a device, no file", str(path))
+
+
 def write_checked(path: Path | str, data: bytes, identity: str) -> None:
     """`atomic_write` of `data` and its checksum; `read_checked` asks for the same identity."""
     atomic_write(path, data + _tail(data, identity))
@@ -50,6 +60,7 @@ def write_checked(path: Path | str, data: bytes, identity: str) -> None:
 
 def read_checked(path: Path | str, identity: str) -> bytes:
     """What `write_checked` was given. Raises ValueError naming the path if any byte or the identity differs."""
+    check_is_file(path)
     content = Path(path).read_bytes()
     data, tail = content[:-_TAIL], content[-_TAIL:]
     if not tail.startswith(_MARK):
@@ -94,6 +105,7 @@ class GuardedLog:
 
     def check(self) -> bytes:
         """The whole lines. Raises ValueError if what was promised is not there, OSError if there is no file."""
+        check_is_file(self.path)
         content = self.path.read_bytes()
         if self.sum_path.is_file():
             words = self.sum_path.read_bytes().split()

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from common.config import from_dict, to_dict, user_error
 from common.dist import job
-from common.files import GuardedLog, Lock, atomic_write, disk_is_full
+from common.files import GuardedLog, Lock, atomic_write, check_is_file, disk_is_full
 from common.program import RunError
 from common.provenance import command_line, describe_device, git_revision, package_versions
 
@@ -429,6 +429,7 @@ def _is_start(start: Any) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
+        check_is_file(path)
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError("no JSON object")

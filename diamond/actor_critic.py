@@ -129,7 +129,7 @@ def rollout(
     for _ in range(steps):
         logit, value, state = policy(obs, state)
         if values:
-            bootstraps.append(_where_alive(value, outcomes[-1], ended))
+            bootstraps.append(value_ahead(value, outcomes[-1], ended))
         action = choose(logit.detach())
         outcome = world.step(action)
         obs, ended = outcome.obs, value.new_zeros(0)
@@ -137,12 +137,12 @@ def rollout(
             before = (state[0][outcome.dead], state[1][outcome.dead])
             with torch.no_grad():
                 ended = policy(outcome.final_obs, before)[1]
-            state = _reset(policy, state, outcome)
+            state = reset_where_dead(policy, state, outcome)
         for part, kept in ((logit, logits), (value, values), (action, actions)):
             kept.append(part)
         outcomes.append(outcome)
     with torch.no_grad():
-        bootstraps.append(_where_alive(policy(obs, state)[1], outcomes[-1], ended))
+        bootstraps.append(value_ahead(policy(obs, state)[1], outcomes[-1], ended))
     found = Rollout(
         logits=torch.stack(logits, 1),
         value=torch.stack(values, 1),
@@ -155,12 +155,13 @@ def rollout(
     return found, obs, (state[0].detach(), state[1].detach())
 
 
-def _where_alive(value: Tensor, outcome: Outcome, ended: Tensor) -> Tensor:
+def value_ahead(value: Tensor, outcome: Outcome, ended: Tensor) -> Tensor:
     """V of the next observation, or of the final one where the environment died."""
     return value.detach().clone().index_copy(0, outcome.dead, ended) if len(ended) else value.detach()
 
 
-def _reset(policy: ActorCritic, state: State, outcome: Outcome) -> State:
+def reset_where_dead(policy: ActorCritic, state: State, outcome: Outcome) -> State:
+    """The state where an environment died, begun anew and run over the burn-in frames; elsewhere as it is."""
     fresh = policy.initial_state(len(outcome.dead))
     for frame in outcome.burn_in.unbind(1):
         fresh = policy.remember(frame, fresh)

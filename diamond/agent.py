@@ -50,7 +50,8 @@ def new_agent(config: Config, actions: int) -> Agent:
     )
     halves = [True] * len(config.policy_channels)
     policy = ActorCritic(actions, config.policy_channels, halves, config.policy_lstm, config.image_size)
-    return Agent(denoiser, reward_end, policy)
+    # With the channels behind, convolutions are faster, and queries and keys of the attention lie in one piece.
+    return Agent(denoiser, reward_end, policy).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def load_agent(info: Mapping[str, Any], config: Config, actions: int, device: torch.device) -> tuple[Agent, Any]:

@@ -48,7 +48,8 @@ class AdaptiveGroupNorm(nn.Module):
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         scale, shift = self.linear(cond)[:, :, None, None].chunk(2, dim=1)
-        return F.group_norm(x, self.groups, eps=EPS) * (1 + scale) + shift
+        # norm * (1 + scale) + shift, in one pass over the frame
+        return torch.addcmul(shift, F.group_norm(x, self.groups, eps=EPS), 1 + scale)
 
 
 class Attention(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor
 from common.seeding import derive_seed
 from diamond.actor_critic import ActorCritic, Outcome, State
 from diamond.config import Config
+from diamond.data import load
 from diamond.env import Frame, new_game
 from diamond.frames import to_float
 from diamond.imagination import pick
@@ -84,6 +85,33 @@ class Player:
             answer = self.game.step(int(replay.facts["action"][row]))
             self.score += answer.reward
             self.frame = None if answer.is_over or answer.is_cut else answer.frame
+
+
+class Reader(Player):
+    """In place of a player: the training videos of task own, one after the other, each an episode that is cut."""
+
+    def __init__(self, policy: ActorCritic, config: Config, device: torch.device) -> None:
+        super().__init__(policy, config, device)
+        self.recordings = load(config.data, config.history)
+        steps = [count - 1 for count in self.recordings.counts[: -self.recordings.tested]]
+        self.starts = np.concatenate([[0], np.cumsum(steps)])
+
+    def collect(self, steps: int, row: int) -> list[Step]:
+        """The steps from number `row` on; nothing is drawn."""
+        found = []
+        for number in range(row, row + steps):
+            video = int(np.searchsorted(self.starts, number, side="right")) - 1
+            t, frames, action = (
+                number - int(self.starts[video]),
+                self.recordings.frames(video),
+                self.recordings.action[video],
+            )
+            is_last = t == len(action) - 1
+            found.append(Step(frames[t], int(action[t]), 0.0, False, is_last, frames[t + 1] if is_last else None))
+        return found
+
+    def restore(self, replay: Replay, games: int, first: int, state: State) -> None:
+        """The replay says how far it has come."""
 
 
 class RealSteps:

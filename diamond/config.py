@@ -17,6 +17,11 @@ GAMES = (
 )
 
 
+def is_video(task: str) -> bool:
+    """Whether a task is a world model of recorded play alone."""
+    return task.startswith("video_") or task == "own"
+
+
 @dataclass(frozen=True)
 class Config:
     """Settings of one run."""
@@ -24,6 +29,7 @@ class Config:
     task: str = setting("atari100k_breakout", "game, or video to model")
     seed: int = setting(0, "of every random number", low=0)
     device: str = setting("cpu", "cpu, cuda or cuda:<number>")
+    data: str = setting("", "task own: the folder that python -m diamond.convert wrote")
 
     # Frames
     image_size: int = setting(64, "rows and columns of a frame", low=8)
@@ -66,6 +72,12 @@ class Config:
     value_weight: float = setting(1.0, "weight of the value loss", low=0)
     entropy_weight: float = setting(0.001, "eta, weight of the entropy in nats", low=0)
     is_imagined: bool = setting(True, "the policy learns in imagination; without: the same loss in the game itself")
+
+    # Speed on a GPU
+    use_fast: bool = setting(True, "imagined steps compiled and captured as a CUDA graph; without: the readable form")
+    precision: str = setting(
+        "float32", "of products in imagined frames, rewards and ends on a GPU", choices=("float32", "bfloat16")
+    )
 
     # Training
     batch_size: int = setting(32, "segments, and imagined environments", low=1)
@@ -128,7 +140,7 @@ class Config:
     @property
     def is_video(self) -> bool:
         """Whether the task is a world model of recorded play alone."""
-        return self.task.startswith("video_")
+        return is_video(self.task)
 
     @property
     def later_updates(self) -> tuple[int, int, int]:
@@ -192,12 +204,22 @@ TASKS: dict[str, Mapping[str, Any]] = {
     "catch": {"image_size": 16, **SMALL_NETS},
     **{f"video_{game}": VIDEO for game in GAMES},
     "video_coin": {**VIDEO, **SMALL_NETS, "image_size": 16},
+    "own": VIDEO,
 }
+
+
+def videos(**values: Any) -> dict[str, dict[str, Any]]:
+    """What a preset changes for every video; all its steps are collected before the one epoch."""
+    steps = {"collect_first": values["env_steps"], "collect_most": values["env_steps"], "last_epochs": 1}
+    alone = {"reward_end_updates": 0, "actor_critic_updates": 0, **steps, **values}
+    return dict.fromkeys(filter(is_video, TASKS), alone)
+
 
 PRESETS = {
     "paper": Preset("the paper's sizes, budget and protocol"),
     "gpu": Preset(
-        "returns above random play after a tenth of the budget, one game, as far as half an hour goes",
+        "returns above random play after a tenth of the budget, one game, as far as half an hour goes; "
+        "the drift of `cpu` at the paper's size",
         {
             "device": "cuda",
             "env_steps": 11_000,
@@ -212,9 +234,10 @@ PRESETS = {
             "initial_batches": 64,
             "test_games": 20,
         },
+        videos(env_steps=20_000, denoiser_first=15_000, test_length=1000),
     ),
     "night": Preset(
-        "an agent trained only in imagination solves a small pixel game",
+        "an agent trained only in imagination solves a small pixel game; the drift of `cpu` at a larger size",
         {
             "task": "catch",
             "batch_size": 16,
@@ -235,6 +258,14 @@ PRESETS = {
             "test_rollouts": 8,
             "test_length": 14,
         },
+        videos(
+            image_size=32,
+            env_steps=10_000,
+            denoiser_first=4000,
+            **{**SMALL_NETS, "denoiser_channels": (24, 24, 32)},
+            test_rollouts=20,
+            test_length=1000,
+        ),
     ),
     "cpu": Preset(
         "with few denoising steps the paper's world model stays closer to real play than its DDPM twin",
@@ -252,7 +283,7 @@ PRESETS = {
             "denoiser_first": 1200,
             "test_rollouts": 20,
         },
-        {"video_coin": {"image_size": 16, "denoiser_first": 1200, "env_steps": 4000}},
+        {"video_coin": {"image_size": 16, "denoiser_first": 2000, "test_length": 96}},
     ),
     "smoke": Preset(
         "none: every line of the path runs, the numbers mean nothing",
@@ -281,9 +312,6 @@ PRESETS = {
             "test_length": 5,
             "checkpoint_seconds": 0.5,
         },
-        {
-            f"video_{game}": {"env_steps": 40, "collect_most": 40, "reward_end_updates": 0, "actor_critic_updates": 0}
-            for game in (*GAMES, "coin")
-        },
+        videos(env_steps=40),
     ),
 }

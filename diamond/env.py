@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config import user_error
+from diamond import data
 from diamond.config import Config
 
 Frame = NDArray[np.uint8]
@@ -177,6 +178,8 @@ class Coin:
 
 def new_game(config: Config) -> Game:
     """The game of a task; one line and exit code 2 if this machine cannot make it."""
+    if config.task == "own":
+        return data.load(config.data, config.history)
     if config.game == "catch":
         return Catch(config.image_size)
     if config.game == "coin":

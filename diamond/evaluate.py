@@ -27,6 +27,7 @@ from diamond.actor_critic import ActorCritic
 from diamond.agent import STAGE, Agent, load_agent
 from diamond.collect import as_obs
 from diamond.config import PRESETS, TASKS, Config
+from diamond.data import Recordings
 from diamond.env import Frame, Game, new_game
 from diamond.imagination import pick
 from diamond.replay import Replay
@@ -142,8 +143,10 @@ def tested_coin(agent: Agent, config: Config, device: torch.device) -> dict[str,
     for steps in dict.fromkeys((*DENOISING_STEPS, config.sampler_steps)):
         words = f"{steps} step{'s' if steps > 1 else ''}"
         choices = rollouts.coin_choices(agent, steps, config, device, COINS)
-        found[f"decision, {words}"] = sample(np.abs(choices), "coin-choices")
-        found[f"to the right, {words}"] = sample(choices > 0, "coin-choices")
+        is_rarer = choices < 0 if (choices < 0).sum() < (choices > 0).sum() else choices > 0
+        found[f"decision, {words}"] = sample(100 * np.abs(choices), "coin-choices")
+        found[f"to the rarer side, {words}"] = sample(100 * is_rarer, "coin-choices")
+    found["one in four"] = sample([25.0], "coin-choices")
     return found
 
 
@@ -173,6 +176,11 @@ def record_of_run(
     losses = [line for line in lines if "denoiser/loss" in line]
     if losses:
         curves["denoising loss"] = curve(losses, "denoiser/loss", "update of all networks", "squared error")
+    imagined = [line for line in lines if "actor_critic/captured" in line]
+    if imagined:  # on a GPU alone: whether it ran as it should
+        for word in ("compiled", "captured"):
+            values = [100 * line[f"actor_critic/{word}"] for line in imagined]
+            measurements[f"imagined updates {word}"] = sample(values, "training")
     info["stage_seconds"]["test"] = time.monotonic() - begun
     info["wall_seconds"] += info["stage_seconds"]["test"]
     repeats = 1 if config.game in ("catch", "coin") else 4
@@ -195,7 +203,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs.seed_everything(config.seed, config.device)
     game = new_game(config)
     agent, state = load_agent(info, config, game.actions, device)
-    videos = rollouts.held_out(game, agent.actor_critic, config, device)
+    if isinstance(game, Recordings):
+        videos = rollouts.recorded(game, config)
+    else:
+        videos = rollouts.held_out(game, agent.actor_critic, config, device)
     record = record_of_run(info, agent, state, videos, game, config)
     draw_curves(record, folder / "curves.png", from_zero=True)
     pictures.draw_steps(agent, videos, config, folder / "steps.png")

@@ -43,6 +43,42 @@ def pick(logits: Tensor, uniform: Tensor) -> Tensor:
 
 
 @dataclass
+class Numbers:
+    """Random numbers of one step: start [N, 3, H, W] normal, reward and end [N] uniform; churn consumes `generator`."""
+
+    start: Tensor
+    reward: Tensor
+    end: Tensor
+    generator: torch.Generator | None = None
+
+
+@dataclass
+class Prediction:
+    """What follows an action: frame [N, 3, H, W], reward in {-1, 0, 1} and end in {0, 1} [N], and R's state after."""
+
+    frame: Tensor
+    reward: Tensor
+    end: Tensor
+    h: Tensor
+    c: Tensor
+
+
+@torch.no_grad()
+def predict(
+    agent: Agent, config: Config, obs: Tensor, action: Tensor, state: tuple[Tensor, Tensor], numbers: Numbers
+) -> Prediction:
+    """One step of the world model for obs [N, L, 3, H, W], action [N, L] and R's state (h, c), [N, lstm_size] each.
+
+    Reward and end are drawn from R's distributions, not their likeliest classes; reference code.
+    """
+    frame = agent.denoiser.next_frame(obs, action, numbers.start, config.sampler, numbers.generator)
+    h, c = state
+    rewards, ends, (h, c) = agent.reward_end(obs[:, -1:], action[:, -1:], frame[:, None], (h[None], c[None]))
+    reward = pick(rewards[:, 0], numbers.reward) - 1.0
+    return Prediction(frame, reward, pick(ends[:, 0], numbers.end), h[0], c[0])
+
+
+@dataclass
 class Beginnings:
     """Where imagined games begin: obs [N, L, 3, H, W], action [N, L], and R's state h and c [N, lstm_size]."""
 
@@ -71,27 +107,26 @@ class Imagination:
         self.length = torch.zeros(count, dtype=torch.int64, device=first.obs.device)
         return self.obs[:, -1]
 
-    @torch.no_grad()
-    def imagine(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The next frame, reward and end [N] after `action` [N]; R's state goes on.
-
-        Reward and end are drawn from R's distributions, not their likeliest classes; reference code.
-        """
-        self.action[:, -1] = action
-        # Deviation D7: the reference code compiles both networks.
+    def numbers(self) -> Numbers:
+        """The random numbers of the next step."""
         start = self.draws.normal(*self.obs.shape[2:])
-        frame = self.agent.denoiser.next_frame(self.obs, self.action, start, self.config.sampler, self.draws.generator)
-        rewards, ends, (h, c) = self.agent.reward_end(
-            self.obs[:, -1:], action[:, None], frame[:, None], (self.h[None], self.c[None])
-        )
-        self.h, self.c = h[0], c[0]
-        reward = pick(rewards[:, 0], self.draws.uniform()) - 1.0
-        return frame, reward, pick(ends[:, 0], self.draws.uniform())
+        return Numbers(start, self.draws.uniform(), self.draws.uniform(), self.draws.generator)
+
+    def imagine(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The next frame, reward and end [N] after `action` [N]; R's state goes on."""
+        self.action[:, -1] = action
+        found = predict(self.agent, self.config, self.obs, self.action, (self.h, self.c), self.numbers())
+        self.h, self.c = found.h, found.c
+        return found.frame, found.reward, found.end
 
     @torch.no_grad()
     def step(self, action: Tensor) -> Outcome:
         """One step of all games; those that end, or reach the horizon, begin anew at once."""
-        frame, reward, end = self.imagine(action)
+        return self.advance(*self.imagine(action))
+
+    @torch.no_grad()
+    def advance(self, frame: Tensor, reward: Tensor, end: Tensor) -> Outcome:
+        """What follows from an imagined step: the history moves on, and games that are over begin anew."""
         self.length = self.length + 1
         trunc = (self.length >= self.config.horizon).long()
         self.obs = torch.cat([self.obs[:, 1:], frame[:, None]], dim=1)

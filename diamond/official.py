@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from common.files import check_is_file
 from diamond.agent import Agent
 
 # Our network and the prefix of its names in a file.
@@ -57,6 +58,7 @@ def load(path: Path, agent: Agent) -> None:
 
 def _read(path: Path) -> Mapping[str, Tensor]:
     try:
+        check_is_file(path)
         if path.suffix == ".safetensors":
             content = safetensors.torch.load_file(path)
         else:

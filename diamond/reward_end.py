@@ -124,10 +124,8 @@ class RewardEndModel(nn.Module):
         Where a transition ends the episode, the frame behind it is the true last one instead of padding; after a
         time limit the padding stays, as in the reference code. Source: paper, Appendix B.
         """
-        following = batch.obs[:, 1:].clone()
         is_last = (batch.end[:, :-1] == 1) & batch.has_final[:, None]
-        rows, times = is_last.nonzero(as_tuple=True)
-        following[rows, times] = batch.final_obs[rows]
+        following = torch.where(is_last[:, :, None, None, None], batch.final_obs[:, None], batch.obs[:, 1:])
         reward, end, _ = self(batch.obs[:, :-1], batch.action[:, :-1], following)
         is_real, count = batch.is_real[:, :-1], batch.count[:-1].sum()
         targets = {"reward": batch.reward[:, :-1].sign().long() + 1, "end": batch.end[:, :-1].long()}

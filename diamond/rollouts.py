@@ -18,6 +18,7 @@ from diamond.actor_critic import ActorCritic
 from diamond.agent import Agent
 from diamond.collect import as_obs
 from diamond.config import Config
+from diamond.data import Recordings
 from diamond.env import Coin, Game
 from diamond.frames import to_float
 from diamond.imagination import pick
@@ -52,6 +53,22 @@ def held_out(game: Game, policy: ActorCritic, config: Config, device: torch.devi
                 break
             answer = game.step(int(action[k, t]))
             frame, is_last = answer.frame, answer.is_over or answer.is_cut
+    return Videos(frames, action, is_real)
+
+
+def recorded(recordings: Recordings, config: Config) -> Videos:
+    """The same of task own: pieces of the videos that no training has seen, spread evenly over them."""
+    length = config.history + config.test_length
+    numbers = range(len(recordings.counts) - recordings.tested, len(recordings.counts))
+    starts = [(k, t) for k in numbers for t in range(max(1, recordings.counts[k] - length + 1))]
+    chosen = np.unique(np.linspace(0, len(starts) - 1, config.test_rollouts).round().astype(int)).tolist()
+    frames = np.zeros((len(chosen), length, 3, config.image_size, config.image_size), np.uint8)
+    action, is_real = np.zeros((len(chosen), length), np.int64), np.zeros((len(chosen), length), bool)
+    for row, (k, start) in enumerate(starts[index] for index in chosen):
+        piece = recordings.frames(k)[start : start + length]
+        frames[row, : len(piece)], is_real[row, : len(piece)] = piece, True
+        taken = recordings.action[k][start : start + len(piece)]
+        action[row, : len(taken)] = taken
     return Videos(frames, action, is_real)
 
 
@@ -106,7 +123,7 @@ def constant(videos: Videos, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
 @torch.no_grad()
 def coin_choices(agent: Agent, steps: int, config: Config, device: torch.device, count: int) -> NDArray[np.float64]:
     """How far each of `count` imagined jumps of the coin's square is to one side, [-1, 1]: the brightness of the right
-    place minus the left over their sum. ±1 is a choice, 0 the average of both."""
+    place minus the left, in that of a whole square. ±1 is a choice, 0 the average of both, or neither."""
     game = Coin(config.image_size)
     frame = game.reset(0)
     frames = [frame]
@@ -119,9 +136,8 @@ def coin_choices(agent: Agent, steps: int, config: Config, device: torch.device,
     generator = torch.Generator(device).manual_seed(derive_seed(config.seed, "coin", steps))
     noise = torch.randn(obs[:, 0].shape, generator=generator, device=device)
     found = agent.denoiser.next_frame(obs, action, noise, replace(config.sampler, steps=steps), generator)
-    light = shown(found).astype(np.float64) - frame.min()
-    left, right = (np.maximum(light[:, :, *game.square(place)].mean((1, 2, 3)), 0) for place in (0, 2))
-    return (right - left) / np.maximum(left + right, 1e-6)
+    left, right = (shown(found)[:, :, *game.square(place)].mean((1, 2, 3)) for place in (0, 2))
+    return np.clip((right - left) / (float(frame.max()) - float(frame.min())), -1, 1)
 
 
 def mean_frame(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:

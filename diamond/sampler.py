@@ -5,6 +5,7 @@ Source: Karras et al. 2022, Algorithm 2; paper, section 3.2; reference code: dif
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,8 +31,9 @@ class SamplerSettings:
     s_noise: float = 1.0
 
 
+@functools.cache
 def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
-    """Noise levels [steps + 1], falling, the last is 0. Source: Karras et al. 2022, Eq. 5."""
+    """Noise levels [steps + 1], falling, the last is 0; not to be changed. Source: Karras et al. 2022, Eq. 5."""
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     levels = (high + torch.linspace(0, 1, steps) * (low - high)) ** rho
     return torch.cat([levels, levels.new_zeros(1)])

@@ -25,11 +25,11 @@ from common.program import program
 from common.run import Run, run_folder, seed_everything, usable_device
 from common.seeding import derive_seed
 from common.stage import LOG_EVERY, Stage
-from diamond import official
+from diamond import data, imagination_fast, official
 from diamond.actor_critic import Steps, losses, rollout
 from diamond.agent import PARTS, STAGE, Agent, new_agent, refuse
 from diamond.beginnings import Pool
-from diamond.collect import Player, RealSteps
+from diamond.collect import Player, Reader, RealSteps
 from diamond.config import PRESETS, TASKS, Config
 from diamond.denoiser import draw_normals
 from diamond.env import new_game
@@ -105,7 +105,12 @@ class Trainer:
         self.pool = Pool(replay, agent.reward_end, config, ranks)
         self.dream = Imagination(agent, config, self.pool.take)
         self.real = None if config.is_imagined else RealSteps(config, self.share, ranks.device)
-        self.policy_state = agent.actor_critic.initial_state(self.share.stop - self.share.start)
+        self.games = self.share.stop - self.share.start
+        self.policy_state = agent.actor_critic.initial_state(self.games)
+        is_fast = config.use_fast and config.is_imagined and ranks.device.type == "cuda"
+        self.is_compiled = is_fast and imagination_fast.compile_networks(agent, config, self.games, ranks.device)
+        can_run = is_fast and imagination_fast.can_run(agent, config)
+        self.program = imagination_fast.Program(agent, config, ranks.device) if can_run else None
 
     def update(self, part: str, update: int) -> dict[str, Tensor]:
         """Update number `update` of one network."""
@@ -115,7 +120,11 @@ class Trainer:
             "actor_critic": (self._actor_critic_terms, self.config.policy_clip),
         }[part]
         module = getattr(self.agent, part)
-        return train_step(module, self.optimizers[part], terms(update), update, clip, self.config)
+        numbers = train_step(module, self.optimizers[part], terms(update), update, clip, self.config)
+        if part == "actor_critic" and self.ranks.device.type == "cuda":
+            is_captured = self.program is not None and self.program.is_captured
+            numbers |= {"compiled": torch.tensor(self.is_compiled), "captured": torch.tensor(is_captured)}
+        return numbers
 
     def _picks(self, part: str, update: int, length: int, *, beyond_end: bool) -> np.ndarray:
         """The segments of the whole batch, the same in every process."""
@@ -149,12 +158,16 @@ class Trainer:
         if self.real is not None:
             obs = self.real.obs
         elif len(self.dream.length) == 0:
-            obs = self.dream.reset(self.share.stop - self.share.start)
+            obs = self.dream.reset(self.games)
         else:
             obs = self.dream.obs[:, -1]
-        play, _, self.policy_state = rollout(
-            policy, world, obs, self.policy_state, config.horizon, lambda logits: pick(logits, draws.uniform())
-        )
+        if self.program is not None:
+            found = imagination_fast.rollout(self.program, self.dream, self.policy_state, config.horizon)
+        else:
+            found = rollout(
+                policy, world, obs, self.policy_state, config.horizon, lambda logits: pick(logits, draws.uniform())
+            )
+        play, _, self.policy_state = found
         terms, _ = losses(play, config.gamma, config.lam, config.value_weight, config.entropy_weight)
         return terms
 
@@ -283,7 +296,8 @@ def train(run: Run, config: Config, ranks: dist.Ranks) -> None:
     for tensor in agent.state_dict().values():
         dist.broadcast(tensor)
     replay = Replay(run.folder / f"replay-{ranks.rank}", config.env_steps, config.image_size)
-    player = Player(agent.actor_critic, config, ranks.device) if dist.is_main(ranks) else None
+    new_player = Reader if config.task == "own" else Player
+    player = new_player(agent.actor_critic, config, ranks.device) if dist.is_main(ranks) else None
     collector = Collector(run, replay, player, config, ranks)
     trainer = Trainer(agent, replay, config, ranks)
     first_steps = first_steps_of(run)
@@ -334,6 +348,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             user_error(f"batch_size {config.batch_size} does not divide over {ranks.world_size} processes")
         if ranks.world_size > 1 and not config.is_imagined:
             user_error("without imagination (is_imagined false) training runs in one process")
+        if config.task == "own":
+            config = data.fitted(config, frozenset(options.changed))
         check(config)
         seed_everything(config.seed, str(device))
         if device.type == "cuda":  # the paper's precision

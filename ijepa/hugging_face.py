@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from common.files import check_is_file
+
 SUFFIX = ".safetensors"
 # Our name and theirs; of a block, behind `blocks.K.` and `encoder.layer.K.`.
 OUTER = {"patch_embed.proj": "embeddings.patch_embeddings.projection", "norm": "layernorm"}
@@ -32,6 +34,7 @@ def encoder_state(path: Path, depth: int) -> dict[str, Tensor]:
     Raises ValueError in one line for a file that is none, or lacks a name, or has an unknown one.
     """
     try:
+        check_is_file(path)
         given = load_file(path)
     except FileNotFoundError:
         raise ValueError(f"init_from: there is no file {path}") from None

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.files import check_is_file
 from ijepa import hugging_face
 from ijepa.jepa import JEPA
 from ijepa.vit import resized_table
@@ -86,6 +87,7 @@ def load(path: Path, model: JEPA) -> dict[str, Any]:
 def _content(path: Path) -> Mapping[str, Any]:
     """What an official file holds. Raises ValueError in one line for a file that is none, or lacks a part."""
     try:
+        check_is_file(path)
         # torch reads a weight with a flipped bit as it is; the archive around it has checksums.
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()

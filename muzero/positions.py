@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.files import check_is_file
 from muzero.boards import GAMES
 from muzero.judges import Mover
 
@@ -47,6 +48,7 @@ def load_positions(path: Path = FILE) -> Positions:
     """Raises ValueError, naming file and line, for what is not of this form."""
     game = GAMES["connect4"]
     names, stones, turns, values = [], [], [], []
+    check_is_file(path)
     with open(path, encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from common import dist
+from common.files import check_is_file
 from common.program import RunError
 from common.seeding import derive_seed
 from common.workers import begin_worker
@@ -151,6 +152,7 @@ def _read_given(name: str, config: Config, known: Labelled | None = None) -> Lab
 def _read_arrays(path: Path, frames: int) -> Arrays:
     """An .npz file. Raises ValueError in one line for whatever else the file may be."""
     try:
+        check_is_file(path)
         content = np.load(path, allow_pickle=False)
         if isinstance(content, np.ndarray):
             raise ValueError("it is one array, without names")

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.files import check_is_file
 from vjepa.jepa import JEPA
 from vjepa.vit import Grid, resized_table
 
@@ -101,6 +102,7 @@ def export(path: Path, model: JEPA, epoch: int, loss: float) -> None:
 
 def _content(path: Path) -> dict[str, Any]:
     try:
+        check_is_file(path)
         # torch reads a weight with a flipped bit as it is; the archive around it has checksums.
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()

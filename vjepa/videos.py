@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from common.files import check_is_file
 from vjepa.statistics import IMAGENET, Statistics
 
 SUFFIXES = {".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".gif"}
@@ -106,6 +107,8 @@ class VideoFiles:
     def clips(self, index: int, count: int, rng: np.random.Generator | None = None) -> np.ndarray:
         """`count` clips of video `index`, [count, F, H, W, 3] uint8. Raises DamagedVideoError."""
         path = self.paths[index].decode()
+        if not Path(path).is_file():  # nor a pipe, whose reading would never end
+            raise DamagedVideoError(f"{path} is missing or no video")
         video = cv2.VideoCapture(path, cv2.CAP_FFMPEG)
         try:
             length, fps = int(video.get(cv2.CAP_PROP_FRAME_COUNT)), video.get(cv2.CAP_PROP_FPS)
@@ -134,6 +137,7 @@ class VideoFiles:
         return [(path, number[name]) for path, name in zip(paths, names, strict=True)]
 
     def _listed(self, file: Path) -> list[tuple[Path, int | None]]:
+        check_is_file(file)
         try:
             lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
         except UnicodeDecodeError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,10 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.speed.timing import figure, timed
+from benchmarks.peers.peer import compared, started
+from benchmarks.speed.timing import figure, in_turns, peak_memory, timed
 from common import dist
 from diamond.agent import new_agent
 from diamond.config import Config
+from diamond.imagination_fast import Inputs, Program
 from diamond.replay import Replay, Step
 from diamond.train import Trainer
 
@@ -23,20 +27,85 @@ SOURCE = "paper, Appendix I, Table 5: one RTX 4090"
 PUBLISHED = {"denoiser": 88.0, "reward_end": 115.0, "actor_critic": 340.0}
 STEP, FRAME = 20.4, 12.7
 SEGMENTS = 64
+FEW_STEPS = 3  # of the imagination, in an update of the policy on a CPU
 
 
 def measure(device: torch.device) -> list[dict[str, Any]]:
-    """On a GPU at batch 32; on a CPU, where that takes minutes, at batch 1, beside no published number."""
+    """On a GPU at batch 32; on a CPU at batch 1, with fewer imagined steps, beside no published number."""
     is_gpu = device.type == "cuda"
+    with TemporaryDirectory() as folder:
+        trainer = _trainer(Path(folder), device, 32 if is_gpu else 1)
+        few = trainer
+        if not is_gpu:
+            few = Trainer(trainer.agent, trainer.replay, replace(trainer.config, horizon=FEW_STEPS), trainer.ranks)
+        found = _imagination(few, device, is_gpu)
+        for part in PUBLISHED:
+            found.append(_update(few if part == "actor_critic" else trainer, part, device, is_gpu))
+        return found
+
+
+def measure_beside(checkouts: Mapping[str, Path], device: torch.device) -> list[dict[str, Any]]:
+    """Steps of 32 imagined games under the policy, and updates of the denoiser, in turns with the authors' code.
+
+    Their default compiles both imagined networks; on a CPU they are measured without it too.
+    """
+    kinds = [("step", True), ("step", False), ("update", False)]
+    if device.type == "cuda":
+        kinds.remove(("step", False))
+    with TemporaryDirectory() as folder:
+        trainer = _trainer(Path(folder), device, 32)
+        trainer.update("actor_critic", 0)  # begins the imagined games
+        return [_beside(trainer, name, path, *kind, device) for name, path in checkouts.items() for kind in kinds]
+
+
+def _beside(
+    trainer: Trainer, name: str, checkout: Path, asks: str, is_compiled: bool, device: torch.device
+) -> dict[str, Any]:
+    """One comparison; is_compiled: whether the peer compiles its networks."""
+    is_gpu, batch = device.type == "cuda", trainer.config.batch_size
+    ours = _step(trainer) if asks == "step" else partial(trainer.update, "denoiser", 1)
+    order = {"device": device.type, "batch": batch, "actions": ACTIONS, "asks": asks, "compile": is_compiled}
+    words, unit = ("a step of the imagination", "steps/s") if asks == "step" else ("denoiser updates", "updates/s")
+    with started(name, checkout, order) as peer:
+        calls = [lambda: timed(ours, device, repeats=1, warmup=0).median, peer.update]
+        mine, theirs = in_turns(calls, repeats=15 if is_gpu else 3, warmup=5 if is_gpu else 1)
+        memory = torch.cuda.max_memory_allocated(device) / 2**30 if is_gpu else peak_memory()
+        other = float(peer.ask({"asks": "memory"})) if is_gpu else None
+        parameters = sum(trainer.agent.parameter_counts().values())
+        row = f"{words}, batch {batch}{_form(trainer)}, beside the authors' code"
+        row += " compiled" if is_compiled else ""
+        return compared(row, unit, mine, theirs, peer, parameters, memory, batch if asks == "step" else 1, other)
+
+
+def _trainer(folder: Path, device: torch.device, batch: int) -> Trainer:
+    """All three networks at the paper's sizes, and a replay of noise."""
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
-    config = replace(Config(), batch_size=32 if is_gpu else 1, initial_batches=1, env_steps=10_000)
+    config = replace(Config(), batch_size=batch, initial_batches=1, env_steps=10_000, device=str(device))
     torch.manual_seed(0)
-    with TemporaryDirectory() as folder:
-        replay = _filled(Path(folder), config)
-        agent = new_agent(config, ACTIONS).to(device)
-        trainer = Trainer(agent, replay, config, dist.Ranks(0, 1, 0, device))
-        return [*_imagination(trainer, device, is_gpu), *(_update(trainer, part, device, is_gpu) for part in PUBLISHED)]
+    agent = new_agent(config, ACTIONS).to(device)
+    return Trainer(agent, _filled(folder, config), config, dist.Ranks(0, 1, 0, device))
+
+
+def _step(trainer: Trainer) -> Callable[[], object]:
+    """A step of all imagined games under the policy, captured where training has it so."""
+    program = trainer.program or Program(trainer.agent, trainer.config, trainer.ranks.device)
+    dream, (policy_h, policy_c) = trainer.dream, trainer.policy_state
+    numbers = dream.numbers()
+    given = Inputs(
+        obs=dream.obs, action=dream.action, h=dream.h, c=dream.c, policy_h=policy_h, policy_c=policy_c,
+        act=numbers.end, start=numbers.start, reward=numbers.reward, end=numbers.end,
+    )  # fmt: skip
+    return lambda: program(given)
+
+
+def _form(trainer: Trainer) -> str:
+    """What a GPU made of it."""
+    if trainer.ranks.device.type == "cpu":
+        return ""
+    is_captured = trainer.program is not None and trainer.program.is_captured
+    words = [word for word, is_so in (("compiled", trainer.is_compiled), ("captured", is_captured)) if is_so]
+    return f", {' and '.join(words) or 'as written'}"
 
 
 def _filled(folder: Path, config: Config) -> Replay:
@@ -51,28 +120,25 @@ def _filled(folder: Path, config: Config) -> Replay:
 def _imagination(trainer: Trainer, device: torch.device, is_gpu: bool) -> list[dict[str, Any]]:
     trainer.update("actor_critic", 0)  # begins the imagined games
     dream, config = trainer.dream, trainer.config
-    action = torch.zeros(config.batch_size, dtype=torch.int64, device=device)
     start = torch.randn(dream.obs[:, 0].shape, device=device)
 
     def frame() -> None:
         trainer.agent.denoiser.next_frame(dream.obs, dream.action, start, config.sampler)
 
-    calls = (
-        (f"a frame in 3 denoising steps, batch {config.batch_size}", frame, FRAME),
-        (
-            f"a step of the imagination without the policy, batch {config.batch_size}",
-            lambda: dream.imagine(action),
-            STEP,
-        ),
-    )
-    return [
-        figure(name, "ms", timed(call, device)) | (_published(number) if is_gpu else {}) for name, call, number in calls
-    ]
+    size = f"batch {config.batch_size}"
+    found = []
+    for name, call, number in (
+        (f"a frame in 3 denoising steps, {size}", frame, FRAME),
+        (f"a step of the imagination under the policy, {size}{_form(trainer)}", _step(trainer), STEP),
+    ):
+        found.append(figure(name, "ms", timed(call, device)) | (_published(number) if is_gpu else {}))
+    return found
 
 
 def _update(trainer: Trainer, part: str, device: torch.device, is_gpu: bool) -> dict[str, Any]:
     timing = timed(lambda: trainer.update(part, 1), device, repeats=5 if is_gpu else 3)
-    name = f"an update of the {part.replace('_', ' ')}, batch {trainer.config.batch_size}"
+    steps = f" in {trainer.config.horizon} imagined steps" if part == "actor_critic" else ""
+    name = f"an update of the {part.replace('_', ' ')}{steps}, batch {trainer.config.batch_size}"
     return figure(name, "ms", timing) | (_published(PUBLISHED[part]) if is_gpu else {})
 
 

@@ -33,6 +33,16 @@ def test_a_flip_anywhere_a_cut_and_another_identity_are_seen(tmp_path):
         read_checked(path, "seed 0 shard 4")
 
 
+def test_a_pipe_that_nobody_writes_to_is_no_file(tmp_path):
+    """Its reading would never end."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="a pipe or a device, no file"):
+        read_checked(tmp_path / "pipe", "seed 0")
+    for other, error in ((tmp_path, IsADirectoryError), (tmp_path / "none", FileNotFoundError)):
+        with pytest.raises(error):
+            files.check_is_file(other)
+
+
 def test_space_is_reserved_or_the_file_is_not_there(tmp_path, monkeypatch):
     path = tmp_path / "rows"
     reserve(path, 1000)

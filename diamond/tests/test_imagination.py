@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,10 +14,14 @@ from diamond import watch
 from diamond.agent import new_agent
 from diamond.beginnings import Pool
 from diamond.config import SMALL_NETS, Config
+from diamond.env import Coin
+from diamond.frames import to_float
 from diamond.imagination import Draws, Imagination, pick
+from diamond.rollouts import coin_choices
 from diamond.tests.test_replay import CPU, filled
 
 CONFIG = Config(image_size=8, batch_size=3, horizon=3, initial_batches=2, **SMALL_NETS)
+COIN = Config(task="video_coin", image_size=16, **SMALL_NETS)
 
 
 def dream(tmp_path, batch=3):
@@ -79,6 +86,29 @@ def test_classes_are_drawn_and_not_the_likeliest_taken():
     classes = pick(logits, torch.rand(3000, generator=torch.Generator().manual_seed(0)))
     share = np.bincount(classes.numpy(), minlength=3) / 3000
     np.testing.assert_allclose(share, logits[0].exp().numpy(), atol=0.03)
+
+
+class Jumps:
+    """A denoiser that always draws the same frame."""
+
+    def __init__(self, frame):
+        self.frame = frame
+
+    def next_frame(self, obs, *_):
+        return to_float(torch.from_numpy(self.frame)).expand(len(obs), -1, -1, -1)
+
+
+def test_a_choice_of_the_coin_is_a_whole_square_at_one_side_only():
+    """The average of both sides is none, and neither is an empty frame or a faint trace."""
+    game = Coin(16)
+    empty = np.full((3, 16, 16), 32, np.uint8)
+    frames = [empty.copy() for _ in range(4)]
+    frames[0][:, *game.square(2)] = 224
+    frames[1][:, *game.square(0)] = frames[1][:, *game.square(2)] = 128
+    frames[2][:, *game.square(0)] = 36
+    agents: list[Any] = [SimpleNamespace(denoiser=Jumps(frame)) for frame in frames]
+    found = np.stack([coin_choices(agent, 1, COIN, CPU, 2) for agent in agents])
+    np.testing.assert_allclose(found, np.repeat([[1], [0], [-1 / 48], [0]], 2, axis=1), atol=1e-6)
 
 
 @pytest.mark.parametrize(

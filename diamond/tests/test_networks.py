@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 from diamond.actor_critic import lambda_returns
 from diamond.agent import new_agent
 from diamond.blocks import Attention
-from diamond.config import TASKS, Config
+from diamond.config import SMALL_NETS, TASKS, Config
 from diamond.ddpm import DDPM
 from diamond.denoiser import Denoiser, InnerModel, NoiseLaw, Segments, draw_normals
 from diamond.frames import quantise, to_bytes, to_float
@@ -34,6 +36,26 @@ def test_what_decays_is_counted_as_in_the_authors_code():
     for part, sizes in split.items():
         groups = new_optimizer(getattr(agent, part), 1e-4, 0.01).param_groups
         assert tuple(sum(p.numel() for p in group["params"]) for group in groups) == sizes
+
+
+def test_the_layout_of_the_weights_changes_speed_and_nothing_else():
+    """Channels behind, as every agent is built, against the plain order."""
+    agent = new_agent(Config(**SMALL_NETS), 4)
+    with torch.no_grad():
+        for parameter in agent.parameters():  # some begin at zero
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    plain = copy.deepcopy(agent)
+    for parameter in plain.parameters():
+        parameter.data = parameter.data.contiguous()
+    name = "denoiser.inner_model.conv_in.weight"
+    assert [part.get_parameter(name).is_contiguous() for part in (agent, plain)] == [False, True]
+    obs, start = torch.rand(2, 4, 3, 64, 64) * 2 - 1, torch.randn(2, 3, 64, 64)
+    found = []
+    for part in (agent, plain):
+        assert isinstance(part.denoiser, Denoiser)
+        found.append(part.denoiser.estimate(start, torch.tensor([5.0, 0.1]), obs, torch.zeros(2, 4, dtype=torch.int64)))
+    assert found[0].std() > 0.1
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
 def tiny(diffusion=Denoiser, history=4):

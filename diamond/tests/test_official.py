@@ -18,7 +18,7 @@ def made_up(actions=4) -> dict[str, torch.Tensor]:
     torch.manual_seed(7)
     agent = new_agent(SMALL, actions)
     return {
-        name: torch.randn_like(getattr(agent, part).state_dict()[ours])
+        name: torch.randn(getattr(agent, part).state_dict()[ours].shape)
         for name, (part, ours) in official.official_names(agent).items()
     }
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from common import checkpoint, testing
+from common.config import parse
 from diamond import evaluate, train, watch
-from diamond.config import Config
+from diamond.config import PRESETS, TASKS, Config
 from diamond.train import Schedule, schedule_of
 
 SMOKE = ("--preset", "smoke")
@@ -27,7 +28,7 @@ def trained(tmp_path_factory) -> Path:
 def test_killed_and_resumed_equals_one_go(trained, tmp_path):
     """In the middle of an epoch, of a game, and of imagined games."""
     folder = tmp_path / "run"
-    words = ("diamond.train", *SMOKE, "--checkpoint-seconds", "0", "--run", str(folder))
+    words = ("diamond.train", *SMOKE, "--checkpoint-seconds", "0.2", "--run", str(folder))
     testing.kill_when(testing.start(*words, cwd=tmp_path), lambda: testing.has_step(folder, "train", 17))
     found = checkpoint.load_latest(folder / "train")
     assert found is not None
@@ -95,6 +96,14 @@ def test_the_schedule_is_the_papers():
         ("reward_end", 3), ("actor_critic", 2),
     ]  # fmt: skip
     assert [small.at(k)[3] for k in range(small.total)] == [True, False, False, True, False, True, False]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("task", ["video_pong", "video_coin", "own"])
+def test_a_video_is_one_epoch_of_the_denoiser_at_every_preset(capsys, preset, task):
+    config, _ = parse(Config, TASKS, PRESETS, ["--preset", preset, "--task", task], prog="", description="")
+    plan = schedule_of(config, config.collect_first)
+    assert (plan.epochs, plan.total) == (1, config.denoiser_first)
 
 
 def test_the_policy_plays_in_the_dream_without_a_display(trained, tmp_path, monkeypatch):

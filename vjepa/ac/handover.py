@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.files import check_is_file
 from vjepa.ac.config import TASKS
 
 
@@ -23,6 +24,7 @@ def is_ac(argv: Sequence[str] | None) -> bool:
 def _task(folder: Path) -> str:
     """The task of a run folder, "" if it is none."""
     try:
+        check_is_file(folder / "config.json")
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return ""

@@ -1,0 +1,153 @@
+"""Own videos: what is converted comes back, is trained on and tested; each fault is one line that leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from common import checkpoint, testing
+from common.video import write_video
+from diamond import convert, data, evaluate, rollouts, train
+from diamond.config import Config
+from diamond.replay import Replay
+
+LENGTHS = {"a": 30, "b": 22, "c": 12}
+HISTORY = 4
+
+
+def videos(folder, lengths=LENGTHS):
+    """Videos of one grey level a frame, 24 x 32 pixels, and an action for each."""
+    for name, length in lengths.items():
+        levels = 40 + 5 * np.arange(length, dtype=np.uint8)
+        write_video(folder / f"{name}.webm", np.broadcast_to(levels[:, None, None, None], (length, 24, 32, 3)), 15)
+        (folder / f"{name}.txt").write_text("".join(f"{t % 3}\n" for t in range(length)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """Data of three videos; the last is kept for the test. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("own")
+    convert.main([str(videos(folder / "videos")), str(folder / "data"), "--size", "16"])
+    return folder / "data"
+
+
+def test_videos_come_back_with_their_actions(converted):
+    found = data.load(str(converted), HISTORY)
+    assert (found.counts, found.actions, found.image_size, found.tested) == ((30, 22, 12), 3, 16, 1)
+    assert found.steps == 29 + 21
+    assert found.action[1].tolist() == [t % 3 for t in range(21)]
+    levels = found.frames(1).mean((1, 2, 3))
+    np.testing.assert_allclose(levels, 40 + 5 * np.arange(22), atol=4)
+
+
+def test_the_test_is_of_the_last_video_alone(converted):
+    found = data.load(str(converted), HISTORY)
+    piece = rollouts.recorded(found, Config(image_size=16, test_length=4, test_rollouts=3))
+    assert piece.frames.shape == (3, 8, 3, 16, 16)
+    assert np.array_equal(piece.frames[:, 0], found.frames(2)[[0, 2, 4]])
+    assert piece.action[1].tolist() == [2, 0, 1, 2, 0, 1, 2, 0]
+    long = rollouts.recorded(found, Config(image_size=16, test_length=40, test_rollouts=3))
+    assert long.is_real.sum(1).tolist() == [12]
+
+
+def test_a_world_model_is_trained_on_them_and_tested(converted, tmp_path):
+    folder = tmp_path / "run"
+    words = ["--preset", "smoke", "--task", "own", "--data", str(converted), "--env-steps", "1000"]
+    words += ["--denoiser-first", "20", "--checkpoint-seconds", "0", "--run", str(folder)]
+    start = testing.start("diamond.train", *words, cwd=tmp_path)
+    testing.kill_when(start, lambda: testing.has_step(folder, "train", 5))
+    train.main(words)
+    found = checkpoint.load_latest(folder / "train")
+    assert found is not None
+    assert (found.state["state"]["count"], found.state["state"]["is_finished"]) == (50, True)
+    replay = Replay(folder / "replay-0", 50, 16)
+    replay.restore(50)
+    assert replay.lengths == [29, 21]
+    recordings = data.load(str(converted), HISTORY)
+    assert np.array_equal(replay.frames[29:50], recordings.frames(1)[:-1])
+    assert np.array_equal(replay.finals[1], recordings.frames(1)[-1])
+    evaluate.main(["--run", str(folder)])
+    record = json.loads((folder / "record.json").read_text())
+    assert (record["claim"], record["metric"], record["episodes"]) == ("video", "drift", 2)
+
+
+def broken(folder, fault):
+    if fault == "cut":
+        whole = (folder / "b.webm").read_bytes()
+        (folder / "b.webm").write_bytes(whole[: len(whole) // 2])
+    elif fault == "noise":
+        (folder / "b.webm").write_bytes(b"no video" * 100)
+    elif fault == "few":
+        (folder / "b.txt").write_text("0\n1\n")
+    elif fault == "word":
+        (folder / "b.txt").write_text("0\nleft\n")
+    elif fault == "no actions":
+        (folder / "b.txt").unlink()
+    elif fault == "other size":
+        write_video(folder / "b.webm", np.zeros((22, 26, 32, 3), np.uint8), 15)
+    elif fault == "twice":
+        shutil.copy(folder / "a.webm", folder / "a.mp4")
+    elif fault == "alone":
+        for path in folder.glob("[bc].*"):
+            path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("fault", "size", "message"),
+    [
+        ("cut", 16, "b.webm: "),
+        ("noise", 16, "b.webm: no video that can be read"),
+        ("few", 16, "b.webm: 22 frames and 2 actions; one for each frame is needed"),
+        ("word", 16, "b.txt: line 2 is 'left', not a whole number from 0"),
+        ("no actions", 16, "b.txt: no action file"),
+        ("other size", 16, "b.webm: frames of 26 x 32 pixels, those of a.webm have 24 x 32 pixels"),
+        ("twice", 16, "two videos are named a"),
+        ("alone", 16, "1 videos; at least two are needed"),
+        ("", 32, "a.webm: frames of 24 x 32 pixels are smaller than --size 32"),
+        ("", 20, "--size must be a multiple of 16, not 20"),
+    ],
+)
+def test_a_fault_of_the_videos_is_one_line_and_leaves_nothing(tmp_path, capfd, fault, size, message):
+    folder = videos(tmp_path / "videos")
+    broken(folder, fault)
+    with pytest.raises(SystemExit) as error:
+        convert.main([str(folder), str(tmp_path / "data"), "--size", str(size)])
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert (error.value.code, len(lines)) == (2, 1), lines
+    assert message in lines[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["videos"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "message"),
+    [
+        (lambda folder: shutil.rmtree(folder), (), "does not exist"),
+        (lambda folder: (folder / "data.json").write_text("{"), (), "is damaged"),
+        (lambda folder: (folder / "00000.frames").write_bytes(b"1" * 100), (), "00000.frames"),
+        (lambda folder: None, ("--image-size", "32"), "its frames have 16 rows, not 32"),
+        (lambda folder: None, ("--history", "12"), "no more than the history 12"),
+    ],
+)
+def test_damaged_data_is_one_line(converted, tmp_path, capsys, change, words, message):
+    folder = tmp_path / "data"
+    shutil.copytree(converted, folder)
+    change(folder)
+    argv = ["--preset", "smoke", "--task", "own", "--data", str(folder), "--run", str(tmp_path / "run"), *words]
+    if words[:1] == ("--history",):
+        argv += ["--denoiser-cond", "96"]
+    with pytest.raises(SystemExit) as error:
+        train.main(argv)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert (error.value.code, len(lines)) == (2, 1), lines
+    assert message in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_own_data_must_be_named(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--preset", "smoke", "--task", "own"])
+    assert "needs --data FOLDER" in capsys.readouterr().err
