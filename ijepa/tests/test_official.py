@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -244,12 +245,15 @@ def test_a_copy_by_hugging_face_is_the_encoder_and_the_target_encoder(copied, co
             "has tensors that do not fit",
         ),
         (None, "is no .safetensors file"),
+        ("pipe", "a pipe or a device, no file"),
     ],
 )
 def test_another_copy_is_refused_and_changes_nothing(change, words, copied, tmp_path):
     path = tmp_path / "model.safetensors"
     if change is None:
         path.write_bytes(b"something else")
+    elif change == "pipe":
+        os.mkfifo(path)
     else:
         save_file(change(copied), path)
     model, before = tiny(), tiny().state_dict()
