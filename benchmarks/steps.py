@@ -12,6 +12,7 @@ from typing import Literal
 from benchmarks.rows import Experiment
 
 KINDS = ("tests", "speed", "training")
+COMPILES = 120.0  # seconds of a part whose kernels must be compiled first
 Kind = Literal["tests", "speed", "training"]
 
 
