@@ -155,7 +155,9 @@ def moved(module: nn.Module, place: Any = None, *_: object, **__: object) -> nn.
 def put_in_place() -> None:
     """Make this process believe in its GPU."""
     answers: dict[str, Any] = {
-        **dict.fromkeys(("_lazy_init", "set_device", "synchronize", "reset_peak_memory_stats"), lambda *_, **__: None),
+        # Each a function of its own: the compiler, which fake tensors bring along, keeps a list of them.
+        **{name: lambda *_, **__: None for name in ("_lazy_init", "set_device", "synchronize")},
+        "reset_peak_memory_stats": lambda *_: None,
         **dict.fromkeys(("Stream", "current_stream"), tape.Stream),
         "stream": lambda _: contextlib.nullcontext(),
         "get_device_name": lambda *_: "no GPU",
