@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from benchmarks.rows import Claim, Experiment, Number, Quantity, Suite
+from benchmarks.steps import Step, speed
 
 SEEDS = (0, 1, 2)
 
@@ -135,4 +136,8 @@ SUITE = Suite(
     ),
     speed=("measure",),
     film=("cpu", "video_pong", "video"),
+    steps=(
+        *speed("diamond", "measure"),
+        Step("diamond", "catch", "training", ("last_epochs=0",), 200, 4, replace(CATCH, settings=("device=cuda",))),
+    ),
 )

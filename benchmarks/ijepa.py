@@ -10,6 +10,7 @@ from benchmarks.content import Cell, Table, games_by_method
 from benchmarks.plots import Plot, dots
 from benchmarks.published import Published
 from benchmarks.rows import CALIBRATION, Beside, Calibration, Claim, Experiment, Number, Quantity, Suite
+from benchmarks.steps import speed
 
 SEEDS = (0, 1, 2)
 GAMES = {
@@ -198,6 +199,8 @@ def plots(results: Mapping[str, Result], published: Published) -> Sequence[Plot]
     return (dots("ijepa-atariari", caption, "F1 of linear probes, %", lines),) if lines else ()
 
 
+SPEED = ("measure", "measure_base", "measure_huge")
+
 SUITE = Suite(
     paper="ijepa",
     title="I-JEPA",
@@ -227,6 +230,7 @@ SUITE = Suite(
     ),
     tables=tables,
     plots=plots,
-    speed=("measure",),
+    speed=SPEED,
+    steps=speed("ijepa", *SPEED),
     film=("night", "shapes", "probe-accuracy"),
 )

@@ -16,7 +16,7 @@ from benchmarks.peers.peer import compared, started
 from benchmarks.speed.timing import figure, in_turns, peak_memory, timed
 from common import dist
 from diamond.agent import new_agent
-from diamond.config import Config
+from diamond.config import SMALL_NETS, Config
 from diamond.imagination import Draws, Imagination
 from diamond.imagination_fast import Inputs, Program
 from diamond.replay import Replay, Step
@@ -29,6 +29,8 @@ PUBLISHED = {"denoiser": 88.0, "reward_end": 115.0, "actor_critic": 340.0}
 STEP, FRAME = 20.4, 12.7
 SEGMENTS = 64
 FEW_STEPS = 3  # of the imagination, in an update of the policy on a CPU
+CHANGES: dict[str, Any] = {}  # to the paper's configuration
+SMOKE = {"FEW_STEPS": 2, "CHANGES": {**SMALL_NETS, "image_size": 16, "batch_size": 1, "horizon": 2}}
 
 
 def measure(device: torch.device) -> list[dict[str, Any]]:
@@ -81,7 +83,8 @@ def _trainer(folder: Path, device: torch.device, batch: int) -> Trainer:
     """All three networks at the paper's sizes, and a replay of noise."""
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
-    config = replace(Config(), batch_size=batch, initial_batches=1, env_steps=10_000, device=str(device))
+    sizes = {"batch_size": batch, "initial_batches": 1, "env_steps": 10_000, "device": str(device)}
+    config = replace(Config(), **{**sizes, **CHANGES})
     torch.manual_seed(0)
     agent = new_agent(config, ACTIONS).to(device)
     return Trainer(agent, _filled(folder, config), config, dist.Ranks(0, 1, 0, device))
