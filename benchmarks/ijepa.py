@@ -1,4 +1,4 @@
-"""Rows of I-JEPA (Assran et al. 2023, arXiv 2301.08243): drawn shapes, AtariARI probes, ImageNet."""
+"""Rows of I-JEPA (Assran et al. 2023, arXiv 2301.08243): digits, clothes, drawn shapes, AtariARI probes, ImageNet."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from benchmarks.compare import Result
 from benchmarks.content import Cell, Table, games_by_method
 from benchmarks.plots import Plot, dots
 from benchmarks.published import Published
+from benchmarks.records import sample
 from benchmarks.rows import CALIBRATION, Beside, Calibration, Claim, Experiment, Number, Quantity, Suite
 from benchmarks.steps import speed
 
@@ -28,6 +29,10 @@ METHODS = (
     ("pixel-pred", "pixel prediction"), ("cpc", "CPC"), ("st-dim", "ST-DIM"), ("supervised", "supervised training"),
 )  # fmt: skip
 UNTRAINED, STANDARDISED = "untrained encoder", "random-cnn, standardised"
+# Ways to read small real images, and what is read beside I-JEPA, as the records name them.
+MEAN, TOKENS = "mean of tokens", "256 components of all tokens"
+READOUTS = tuple(f"{how}, {what}" for how in ("linear", "nearest neighbours") for what in (MEAN, TOKENS))
+READ = (UNTRAINED, "pixels", "random convolutions", "supervised encoder")
 # Tables 6 and 7. The published numbers are those of ImageNet: other images and another protocol.
 ABLATIONS = (
     ("masking", "block", "training with one block as target (direction of table 6)", "paper"),
@@ -91,7 +96,49 @@ def game_checks(*runs: Experiment, name: str) -> tuple[Claim, Claim]:
     return untrained, random
 
 
+DIGITS = Experiment("cpu", "digits", "probe-accuracy", SEEDS, minutes=8)
+FASHION = Experiment("night", "fashion", "probe-accuracy", SEEDS, minutes=150)
 SHAPES = Experiment("night", "shapes", "probe-accuracy", (0,), minutes=18)
+
+
+def image_rows(run: Experiment, name: str) -> tuple[Claim, ...]:
+    """Small real images: training helps each read-out, the tokens know more than pixels, and training has taken place.
+
+    The last two rows are checks of the run itself: a predictor that does no better than a constant for each place, or a
+    target that still is its first weights, would make the others an accident.
+    """
+    mean = "linear probes on the mean of I-JEPA's tokens"
+    tokens = "linear probes on 256 components of all of I-JEPA's tokens"
+    before, pixels = "the same encoder before its training", "linear probes on all pixels"
+    of_tokens = f"measurements/{READOUTS[1]}"
+    parts = (
+        ("untrained", mean, "value", f"controls/{UNTRAINED}", before),
+        ("tokens-untrained", tokens, of_tokens, f"{of_tokens}, {UNTRAINED}", before),
+        ("tokens-pixels", tokens, of_tokens, "controls/pixels", pixels),
+        (
+            "predicts",
+            "error of one constant for each place that the predictor saves on test images, in percent",
+            "measurements/error saved", "measurements/error saved, constant", "that constant itself",
+        ),
+        (
+            "moved",
+            "share of the target encoder that is no longer its first weights",
+            "measurements/target renewed", "measurements/target renewed, asked for",
+            "three time constants of the moving average",
+        ),
+    )  # fmt: skip
+    return tuple(
+        Claim(
+            id=f"{run.suite}-{run.task}-{word}",
+            title=f"{name}: {title}, beside {against}",
+            ours=(Quantity(run, ours),),
+            control=(Quantity(run, control),),
+            against=against,
+            asserted_by="us",
+            is_paired=True,
+        )
+        for word, title, ours, control, against in parts
+    )
 
 
 def shapes_rows() -> tuple[Claim, ...]:
@@ -128,7 +175,25 @@ def shapes_rows() -> tuple[Claim, ...]:
     return (*inside, *others)
 
 
-NIGHT = {game: game_run("night", game, (0,), 80) for game in NIGHT_GAMES}
+CPU_PONG = replace(game_run("cpu", "pong", SEEDS, 8), only_bench=True)
+NIGHT = {game: replace(game_run("night", game, (0,), 120), evaluate=("--matrix",)) for game in NIGHT_GAMES}
+
+
+def components_check(run: Experiment, name: str) -> Claim:
+    """As `game_checks` against the same encoder untrained, read from all tokens and not from their average."""
+    place = "measurements/{}, " + TOKENS
+    return Claim(
+        id=f"{run.suite}-{run.task}-tokens-untrained",
+        title=f"{name}: linear probes on {TOKENS} of I-JEPA beat those on the same encoder before its training "
+        "(AtariARI F1)",
+        ours=(Quantity(run, place.format("I-JEPA")),),
+        control=(Quantity(run, place.format(UNTRAINED)),),
+        against="the same encoder before its training",
+        asserted_by="us",
+        is_paired=True,
+    )
+
+
 GPU_RUNS = tuple(game_run("gpu", game, (0,), 25) for game in GAMES)
 IMAGENET = Experiment("paper", "imagenet", "probe-accuracy", (0,), minutes=72 * 60, needs_gpu=True)
 OFFICIAL = Experiment(
@@ -149,8 +214,50 @@ def imagenet_row(run: Experiment, id: str, words: str, is_official: bool) -> Num
 
 
 def tables(results: Mapping[str, Result], published: Published) -> Sequence[Table]:
-    """AtariARI's F1 by game and method, and single variables of its controls."""
-    return (games_by_method(GAMES, results, published, METHODS), variables(results, published))
+    """Digits and clothes by encoder and read-out, AtariARI's F1 by game and method, its controls by variable."""
+    readings = (readouts(results, run, name) for run, name in ((DIGITS, "Digits"), (FASHION, "Clothes")))
+    games = games_by_method(GAMES, results, published, METHODS)
+    return (*readings, games, matrix(results), variables(results, published))
+
+
+def matrix(results: Mapping[str, Result]) -> Table:
+    """Whose features, by what is probed of them: F1 of each game that has been tested so."""
+    rows = []
+    places = (
+        ("majority", "controls/majority", "", ""),
+        ("random-cnn", "controls/random-cnn", f"controls/{STANDARDISED}", f"measurements/random-cnn, {TOKENS}"),
+        (UNTRAINED, f"measurements/{UNTRAINED}, raw", f"controls/{UNTRAINED}", f"measurements/{UNTRAINED}, {TOKENS}"),
+        ("I-JEPA", "measurements/I-JEPA, raw", "value", f"measurements/I-JEPA, {TOKENS}"),
+    )
+    for game in NIGHT_GAMES:
+        result = results[f"night-{game}-tokens-untrained"]
+        for record in () if result.ours is None else result.ours.records:
+            for name, *of_forms in places:
+                found = [sample(record.data, place) if place else None for place in of_forms]
+                cells = (Cell("" if one is None else f"{one['value']:.1f}") for one in found)
+                rows.append((Cell(f"{GAMES[game]}: {name}"), *cells))
+    columns = ("F1 in %", "features as they are", "standardised one by one", TOKENS)
+    title = "AtariARI: whose features, and what is probed of them"
+    return Table(title, columns, tuple(rows), "No game has been tested so yet.", is_folded=True)
+
+
+def readouts(results: Mapping[str, Result], run: Experiment, name: str) -> Table:
+    """Each encoder by each read-out, means over seeds."""
+    result = results[f"{run.suite}-{run.task}-untrained"]
+    rows = []
+    for encoder in ("", *READ) if result.ours is not None else ():
+        assert result.ours is not None
+        cells = []
+        for readout in READOUTS:
+            place = "value" if readout == READOUTS[0] else f"measurements/{readout}"
+            if encoder:
+                place = f"controls/{encoder}" if readout == READOUTS[0] else f"{place}, {encoder}"
+            found = [sample(record.data, place) for record in result.ours.records]
+            values = [one["value"] for one in found if one is not None]
+            cells.append(Cell(f"{sum(values) / len(values):.1f}" if values else ""))
+        rows.append((Cell(encoder or "I-JEPA"), *cells))
+    columns = ("top-1 accuracy in %, mean over seeds", *READOUTS)
+    return Table(f"{name}, by encoder and read-out", columns, tuple(rows), "No run is recorded yet.")
 
 
 def variables(results: Mapping[str, Result], published: Published) -> Table:
@@ -205,14 +312,17 @@ SUITE = Suite(
     paper="ijepa",
     title="I-JEPA",
     citation="Assran et al. 2023, arXiv 2301.08243",
-    tasks=("shapes", "pong"),
-    headline="night-shapes-untrained",
-    scale="drawn shapes, linear probes on frozen features",
+    tasks=("digits", "pong"),
+    headline="cpu-digits-untrained",
+    scale="4,000 handwritten digits, linear probe on the mean of frozen tokens",
     budget={"env_frames": "environment frames", "updates": "updates", "parameters": "parameters"},
     rows=(
+        *image_rows(DIGITS, "Digits"),
+        *image_rows(FASHION, "Clothes"),
         *shapes_rows(),
-        *game_checks(game_run("cpu", "pong", SEEDS, 8), name="Pong"),
+        *game_checks(CPU_PONG, name="Pong"),
         *(row for game, run in NIGHT.items() for row in game_checks(run, name=GAMES[game])),
+        *(components_check(run, GAMES[game]) for game, run in NIGHT.items()),
         *(
             Beside(
                 id=f"night-{game}-{method}",
@@ -232,5 +342,5 @@ SUITE = Suite(
     plots=plots,
     speed=SPEED,
     steps=speed("ijepa", *SPEED),
-    film=("night", "shapes", "probe-accuracy"),
+    film=("cpu", "digits", "probe-accuracy"),
 )

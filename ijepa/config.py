@@ -22,16 +22,26 @@ class Config:
     seed: int = setting(0, "seed of everything", low=0, high=2**31 - 1)
     device: str = setting("cpu", "torch device, e.g. cpu, cuda")
     workers: int = setting(2, "processes that read and crop images; changes no number", low=0, high=256)
-    data: str = setting("", "task imagenet: folder with train/ and val/ class folders, or .npz with images and labels")
+    data: str = setting(
+        "",
+        "task imagenet: a folder of images, for probes with train/ and val/ class folders, or .npz with images and "
+        "labels; task fashion: the folder of its four files (none: Debian's)",
+    )
     init_from: str = setting("", "an official checkpoint, in place of the training; with updates: to go on from")
 
     # Images (appendix A.1)
     size: tuple[int, ...] = setting((224, 224), "height and width of what the encoder sees, in pixels", low=8)
     augment: bool = setting(True, "random resized crops; otherwise whole images")
     crop_scale: tuple[float, ...] = setting((0.3, 1.0), "share of an image that a crop shows", low=0.01, high=1)
+    centre_share: float = setting(
+        224 / 256, "with crops: share of the shorter side that probes see, in the middle", low=0.1, high=1
+    )
     flip: bool = setting(False, "mirror half of the crops")
-    pixel_mean: tuple[float, ...] | None = setting(None, "of each channel, in [0, 1] (none: ImageNet's)", low=0, high=1)
-    pixel_std: tuple[float, ...] | None = setting(None, "of each channel (none: ImageNet's)", low=1e-6, high=1)
+    pixel_mean: tuple[float, ...] | None = setting(
+        None, "of each channel, in [0, 1] (none: ImageNet's; tasks digits and fashion: their own)", low=0, high=1
+    )
+    pixel_std: tuple[float, ...] | None = setting(None, "of each channel (none: as pixel_mean)", low=1e-6, high=1)
+    input_scale: float = setting(1.0, "images are multiplied by this once they are normalised", low=1e-3, high=1e3)
 
     # Networks (appendix A.1)
     encoder: str = setting("huge", "size of the vision transformer", choices=tuple(SIZES))
@@ -75,7 +85,12 @@ class Config:
     )
 
     # What is generated
-    images: int = setting(30_000, "task shapes: images drawn for training, half as many for the probes", low=100)
+    images: int = setting(
+        30_000,
+        "task shapes: images drawn for training, half as many for the probes; tasks digits and fashion: the most that "
+        "are taken for training, a quarter as many to test",
+        low=100,
+    )
     env_steps: int = setting(100_000, "games: agent steps of random play for the encoder, by eight players", low=64)
     probe_env_steps: int = setting(50_000, "games: agent steps of random play for the probes, by eight players", low=64)
 
@@ -84,6 +99,9 @@ class Config:
     linear_optimizer: str = setting("lars", "of a linear probe on labels", choices=("lars", "sgd"))
     linear_epochs: int = setting(50, "training of a linear probe on labels", low=1)
     linear_batch_size: int = setting(16_384, "images per update of a linear probe on labels", low=1)
+    supervised_updates: int = setting(
+        0, "tasks digits and fashion: updates of the same encoder on labels, the ceiling (0: none)", low=0
+    )
 
     # Housekeeping
     # A checkpoint of ViT-H is 10 GB: at one a minute, writing would take as long as training.
@@ -152,7 +170,29 @@ _SHAPES: Mapping[str, Any] = {
     "linear_batch_size": 256,
     **_OFTEN,
 }
-TASKS: dict[str, Mapping[str, Any]] = {"imagenet": {}, "shapes": _SHAPES} | dict.fromkeys(games.GAMES, _GAME)
+# 28 x 28 grey pixels at patch 2: the paper's grid of 14 x 14 patches, so that its masks need no change.
+_GREY: Mapping[str, Any] = {
+    "size": (28, 28),
+    "patch": 2,
+    "centre_share": 1.0,
+    # Deviation D13: first weights of std 0.02 make a twentieth of the position table of the four numbers of a patch.
+    "input_scale": 5.0,
+    "encoder": "tiny",
+    "predictor_width": 96,
+    "predictor_depth": 3,
+    **_at_batch(64),
+    "lr": 1e-3,
+    "momentum": 0.99,
+    "linear_optimizer": "sgd",
+    "linear_batch_size": 256,
+    **_OFTEN,
+}
+TASKS: dict[str, Mapping[str, Any]] = {
+    "imagenet": {},
+    "digits": {**_GREY, "images": 4000, "epochs": 100},
+    "fashion": {**_GREY, "images": 60_000, "epochs": 20},
+    "shapes": _SHAPES,
+} | dict.fromkeys(games.GAMES, _GAME)
 
 # So narrow a network is faster in float32.
 _SMALL: Mapping[str, Any] = {
@@ -163,6 +203,20 @@ _SMALL: Mapping[str, Any] = {
     **_at_batch(32),
     **_OFTEN,
 }
+
+# Rate and batch of the tasks of grey images, in place of those of games.
+_GREY_SMALL: Mapping[str, Any] = {**_SMALL, **{name: _GREY[name] for name in ("batch_size", "micro_batch_size", "lr")}}
+_GREY_NIGHT: Mapping[str, Any] = {**_GREY_SMALL, "predictor_width": 96, "supervised_updates": 2000}
+_GREY_CPU: Mapping[str, Any] = {
+    **_GREY_SMALL,
+    "encoder": "pico",
+    "predictor_width": 48,
+    "crop_scale": (0.5, 1.0),
+    "updates": 1500,
+    "supervised_updates": 300,
+}
+
+_GREY_SMOKE: Mapping[str, Any] = {"encoder": "pico", "predictor_width": 24, "updates": 12, "supervised_updates": 2}
 
 PRESETS = {
     "paper": Preset("ViT-H/14, 300 epochs of ImageNet-1K: 79.3 % top-1 with a linear probe"),
@@ -175,8 +229,10 @@ PRESETS = {
         "AtariARI with its full play and a small encoder: probes on I-JEPA beat those on a random network; on drawn "
         "shapes, short runs that compare masks and targets",
         {"task": "pong", **_SMALL, "updates": 8_000},
-        # Twenty minutes a run, since an ablation is several. Drawn shapes bear half the paper's rate.
+        # Twenty minutes a run of drawn shapes, since an ablation is several. They bear half the paper's rate.
         {
+            "digits": {"updates": 6000, **_GREY_NIGHT},
+            "fashion": {"updates": 9000, **_GREY_NIGHT},
             "shapes": {
                 "encoder": "pico",
                 "predictor_width": 48,
@@ -184,19 +240,20 @@ PRESETS = {
                 "lr": 5e-4,
                 "images": 12_000,
                 "linear_epochs": 20,
-            }
+            },
         },
     ),
     "cpu": Preset(
-        "probes on I-JEPA beat those on a random convolutional network, AtariARI's control",
+        "handwritten digits: probes on I-JEPA beat those on the same encoder before its training, and on pixels",
         {
-            "task": "pong",
+            "task": "digits",
             **_SMALL,
             "updates": 700,
             "env_steps": 12_000,
             "probe_env_steps": 12_000,
             "probe_epochs": 60,
         },
+        {"digits": _GREY_CPU, "fashion": _GREY_CPU},
     ),
     "smoke": Preset(
         "none: every line of the path runs, the numbers mean nothing",
@@ -215,6 +272,9 @@ PRESETS = {
             "linear_epochs": 2,
             "checkpoint_seconds": 0.0,
         },
-        dict.fromkeys(games.GAMES, {"patch": 32, "min_keep": 2}),
+        {
+            **dict.fromkeys(("digits", "fashion"), _GREY_SMOKE),
+            **dict.fromkeys(games.GAMES, {"patch": 32, "min_keep": 2}),
+        },
     ),
 }

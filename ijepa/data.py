@@ -1,13 +1,12 @@
 """Where images come from, and the micro-batches of crops and masks that the training eats.
 
-Sources: class folders as ImageNet has them, arrays in .npz, drawn shapes, frames of games. An image is [H, W, C] uint8;
-C is 3 (RGB) or 1 (grey). Shapes: m images of a micro-batch, E context and M target masks.
+Sources: folders of images, arrays in .npz, digits and clothes, drawn shapes, frames of games. An image is [H, W, C]
+uint8; C is 3 (RGB) or 1 (grey). Shapes: m images of a micro-batch, E context and M target masks.
 Source: paper, appendix A.1; reference code: src/datasets/imagenet1k.py.
 """
 
 from __future__ import annotations
 
-import os
 import struct
 import zipfile
 import zlib
@@ -16,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,20 +26,18 @@ from common.seeding import derive_seed
 from common.workers import begin_worker
 from ijepa.config import Config
 from ijepa.crops import augmented, resize
+from ijepa.digits import TESTED, digits
+from ijepa.fashion import fashion
 from ijepa.games import GAMES
+from ijepa.images import DamagedImageError, ImageFiles, ImageFolder, has_classes
 from ijepa.masks import MaskConfig, Masks, sample_masks
 from ijepa.play import Play, load
 from ijepa.shapes import Shapes
 from ijepa.statistics import IMAGENET, Statistics
 
-SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
-STATISTICS_FRAMES = 2048  # at most, to calculate a game's mean frame
-COMPLAINT = " is missing, cut short or no image"
+STATISTICS_FRAMES = 2048  # at most, to calculate a game's mean frame, or the mean of a task's pixels
+PROBED = 10_000  # images of Fashion-MNIST that probes learn from, at most: with all, they would take hours
 READ_AHEAD = 4  # micro-batches per worker
-# As the authors' loader: colour whatever the file has, and no rotation by what the camera wrote of itself.
-READ_AS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-JPEG, JPEG_SCAN, JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
-PNG, PNG_END = b"\x89PNG", b"IEND"
 
 
 class Images(Protocol):
@@ -62,65 +58,6 @@ class Labelled(Images, Protocol):
 
     labels: np.ndarray
     factors: tuple[str, ...]
-
-
-class DamagedImageError(ValueError):
-    """An image that is missing, cut short or no image; the message names it."""
-
-
-class ImageFolder:
-    """<folder>/<class>/<file>, classes in alphabetical order, or those of another folder."""
-
-    channels = 3
-    factors: tuple[str, ...] = ("class",)
-
-    def __init__(self, folder: Path, classes: Sequence[str] = (), statistics: Statistics = IMAGENET[3]) -> None:
-        """Labels are places in `classes`, or without them among the folder's own.
-
-        Raises ValueError if there is no image below the folder, or one of a class that is not among them.
-        """
-        names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-        files = {name: images_of(folder / name) for name in names}
-        self.statistics = statistics
-        self.classes = tuple(classes) or tuple(name for name in names if files[name])
-        number = {name: k for k, name in enumerate(self.classes)}
-        unknown = [name for name in names if files[name] and name not in number]
-        if unknown:
-            raise ValueError(f"data: {folder} has images of {len(unknown)} unknown classes, the first is {unknown[0]}")
-        pairs = [(path, number[name]) for name in names for path in files[name]]
-        if not pairs:
-            raise ValueError(f"data: no images in class folders below {folder}")
-        # Byte strings in one array: a million Python objects would be copied into each worker, page by page.
-        self.paths = np.array([str(path).encode() for path, _ in pairs])
-        self.labels = np.array([[label] for _, label in pairs])
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def read(self, index: int) -> np.ndarray:
-        path = self.paths[index].decode()
-        try:
-            content = Path(path).read_bytes()
-            image = cv2.imdecode(np.frombuffer(content, np.uint8), READ_AS) if is_whole(content) else None
-        except (OSError, cv2.error):
-            image = None
-        if image is None:
-            raise DamagedImageError(path)
-        return image[..., ::-1]
-
-
-def images_of(folder: Path) -> list[Path]:
-    """Files, and links to files, with the name of an image, sorted; no pipes, whose reading would never end."""
-    with os.scandir(folder) as entries:
-        return sorted(Path(e.path) for e in entries if Path(e.name).suffix.lower() in SUFFIXES and e.is_file())
-
-
-def is_whole(content: bytes) -> bool:
-    """Whether a file is not empty and, being a JPEG or PNG, has its end: decoders silently fill up what is cut off."""
-    if content.startswith(JPEG):
-        # The end behind the last scan: a small picture inside the head has an end of its own.
-        return content.rfind(JPEG_END) > content.rfind(JPEG_SCAN)
-    return PNG_END in content if content.startswith(PNG) else bool(content)
 
 
 class Arrays:
@@ -187,16 +124,29 @@ def frame_statistics(plays: Sequence[Play], config: Config) -> Statistics:
     std = (frames - mean).std() if not config.augment else frames.std()
     height, width = config.size
     image = resize(mean[..., None], height, width)
-    return Statistics(image if not config.augment else mean.mean(keepdims=True)[0], std.reshape(1))
+    std = std.reshape(1) / np.float32(config.input_scale)
+    return Statistics(image if not config.augment else mean.mean(keepdims=True)[0], std)
 
 
 @dataclass(frozen=True)
 class Splits:
-    """What the encoder learns from, and the labelled images that probes are trained and tested on."""
+    """What the encoder learns from, and the labelled images, if any, that probes are trained and tested on."""
 
     pretrain: Images
-    train: Labelled
-    test: Labelled
+    train: Labelled | None = None
+    test: Labelled | None = None
+
+    @property
+    def shown(self) -> Images:
+        """What pictures are drawn of."""
+        return self.pretrain if self.test is None else self.test
+
+
+def labelled(splits: Splits) -> tuple[Labelled, Labelled]:
+    """The images that probes are trained and tested on. Raises ValueError if there are none."""
+    if splits.train is None or splits.test is None:
+        raise ValueError("data: probes need labels: name a folder with train/ and val/ class folders, or an .npz file")
+    return splits.train, splits.test
 
 
 def channels(splits: Splits | None) -> int:
@@ -205,15 +155,17 @@ def channels(splits: Splits | None) -> int:
 
 
 def load_splits(config: Config) -> Splits | None:
-    """The images of the tasks `imagenet` and `shapes`, None for games. Raises ValueError if there are none."""
+    """The images of a task, None for games. Raises ValueError if there are none."""
     if config.task in GAMES:
         if config.pixel_mean is not None:
             raise ValueError("pixel_mean: a game is normalised by its mean frame")
         return None
+    if config.task in ("digits", "fashion"):
+        return _grey_images(config)
     if config.task == "shapes":
         side = config.size[0]
         pretrain, train, test = (
-            Shapes(side, count, derive_seed(config.seed, "shapes", name), statistics_of(config, 3))
+            Shapes(side, count, derive_seed(config.seed, "shapes", name), statistics_of(config, IMAGENET[3]))
             for name, count in (
                 ("pretrain", config.images),
                 ("train", config.images // 2),
@@ -227,21 +179,48 @@ def load_splits(config: Config) -> Splits | None:
         raise ValueError(f"data: {error.filename or config.data}: {error.strerror or error}") from error
 
 
+def _grey_images(config: Config) -> Splits:
+    """Digits or clothes, normalised by their own mean and deviation. Raises ValueError if they are not there."""
+    if config.task == "digits":
+        images, labels = digits()
+        parts = [(images[:-TESTED], labels[:-TESTED]), (images[-TESTED:], labels[-TESTED:])]
+    else:
+        found = fashion(config.data)
+        parts = [found["train"], found["test"]]
+    (images, labels), (test_images, test_labels) = (
+        (pictures[:count], classes[:count])
+        for (pictures, classes), count in zip(parts, (config.images, config.images // 4), strict=True)
+    )
+    statistics = statistics_of(config, pixel_statistics(images[..., None]))
+    return Splits(
+        Arrays(images, labels, statistics),
+        Arrays(images[:PROBED], labels[:PROBED], statistics),
+        Arrays(test_images, test_labels, statistics),
+    )
+
+
 def _given_images(config: Config) -> Splits:
-    """The images of a folder or an .npz file. Raises ValueError or OSError if there are none."""
+    """The images of a folder or an .npz file. Raises ValueError or OSError if there are none.
+
+    Without val/, or without classes, there is nothing for a probe, but all that pretraining needs.
+    """
     path = Path(config.data)
     if not config.data:
-        raise ValueError("task imagenet needs data: a folder with train/ and val/ class folders, or an .npz file")
+        raise ValueError("task imagenet needs data: a folder of images, or an .npz file")
     if path.suffix != ".npz":
-        statistics = statistics_of(config, 3)
-        train_folder = ImageFolder(path / "train", statistics=statistics)
-        return Splits(train_folder, train_folder, ImageFolder(path / "val", train_folder.classes, statistics))
+        statistics = statistics_of(config, IMAGENET[3])
+        folder = path / "train" if (path / "train").is_dir() else path
+        if has_classes(folder) and (path / "val").is_dir():
+            train = ImageFolder(folder, statistics=statistics)
+            return Splits(train, train, ImageFolder(path / "val", train.classes, statistics))
+        return Splits(ImageFiles(folder, statistics))
     arrays = _read_arrays(path, ("images", "labels", "test_images", "test_labels"))
-    train, test = Arrays(arrays["images"], arrays["labels"]), Arrays(arrays["test_images"], arrays["test_labels"])
-    if train.channels != test.channels:
-        raise ValueError(f"data: images have {train.channels} channels, test_images {test.channels}")
-    train.statistics = test.statistics = statistics_of(config, train.channels)
-    return Splits(train, train, test)
+    train_arrays = Arrays(arrays["images"], arrays["labels"])
+    test = Arrays(arrays["test_images"], arrays["test_labels"])
+    if train_arrays.channels != test.channels:
+        raise ValueError(f"data: images have {train_arrays.channels} channels, test_images {test.channels}")
+    train_arrays.statistics = test.statistics = statistics_of(config, IMAGENET[train_arrays.channels])
+    return Splits(train_arrays, train_arrays, test)
 
 
 def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -263,16 +242,23 @@ def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         raise ValueError(f"data: {path} is no readable .npz file ({reason})") from error
 
 
-def statistics_of(config: Config, channels: int) -> Statistics:
-    """What images of so many channels are normalised by: the config's numbers, or ImageNet's.
+def pixel_statistics(images: np.ndarray) -> Statistics:
+    """Mean and standard deviation of each channel of images [N, H, W, C] uint8, in [0, 1]."""
+    pixels = images[:: max(1, len(images) // STATISTICS_FRAMES)].astype(np.float64) / 255
+    return Statistics(pixels.mean((0, 1, 2)), pixels.std((0, 1, 2)).clip(min=1e-6))
+
+
+def statistics_of(config: Config, usual: Statistics) -> Statistics:
+    """What images are normalised by: the config's numbers, or the `usual` ones; `input_scale` is in the deviation.
 
     Raises ValueError if the config has numbers for another number of channels.
     """
-    if config.pixel_mean is None or config.pixel_std is None:
-        return IMAGENET[channels]
-    if len(config.pixel_mean) != channels:
-        raise ValueError(f"pixel_mean: {len(config.pixel_mean)} numbers for images of {channels} channels")
-    return Statistics(np.array(config.pixel_mean), np.array(config.pixel_std))
+    mean, std = usual.mean, usual.std
+    if config.pixel_mean is not None and config.pixel_std is not None:
+        if len(config.pixel_mean) != len(mean):
+            raise ValueError(f"pixel_mean: {len(config.pixel_mean)} numbers for images of {len(mean)} channels")
+        mean, std = np.array(config.pixel_mean), np.array(config.pixel_std)
+    return Statistics(mean, std / config.input_scale)
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------

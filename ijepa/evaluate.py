@@ -26,26 +26,21 @@ from torch import Tensor
 from common import run as runs
 from common.config import parse, user_error
 from common.program import program
-from common.record import close, curve, of_run, sample, without_run
-from common.seeding import derive_seed
-from ijepa import data, games, label_probe, official, pictures, play, ram_probe
+from common.record import close, curve, of_run, sample
+from ijepa import data, games, label_probe, official, pictures, play, readout
 from ijepa.build import STAGE, load_model, new_model
 from ijepa.config import PRESETS, TASKS, Config
 from ijepa.data import Splits
 from ijepa.features import encode, pooled_layers
+from ijepa.game_probe import STANDARDISED, game_record, record_of_controls
 from ijepa.games import GAMES
 from ijepa.jepa import JEPA
 from ijepa.label_probe import Recipe
-from ijepa.nature_cnn import NatureCNN
-from ijepa.vit import VisionTransformer
 
 TEST_SETTINGS = ("device", "workers", "data")
 # What the score of labelled images averages. Of drawn shapes, colour is no test, and the distance to the border is that
 # of one shape that looks like the others.
 SCORED = ("class", "number")
-RESAMPLES = 2000
-# AtariARI probes features as they are; ours are standardised first (Deviation D7), which is another protocol.
-RAW = "atariari-f1"
 GROUPS = 100
 
 
@@ -63,124 +58,7 @@ def claim(config: Config) -> str:
 
 def protocol(config: Config) -> str:
     """The name of the test."""
-    return f"{RAW}-standardised" if config.task in GAMES else f"{config.task}-linear"
-
-
-# --- the memory of games ----------------------------------------------------------------------------------------------
-
-
-class GameTest:
-    """One game's probes: the same splits, draws and first weights for every encoder."""
-
-    def __init__(self, folder: Path, config: Config) -> None:
-        """Plays the game first where that has not been done. Raises ValueError if it was played too little."""
-        self.config, self.folder = config, folder
-        settings = folder, config.task, "probe", config.probe_env_steps, config.seed
-        play.collect(*settings, config.workers)
-        self.plays = play.load(*settings)
-        self.data = ram_probe.split(self.plays, games.variables(config.task))
-
-    def majority(self) -> np.ndarray:
-        """Tables of hits, as `ram_probe.counts`, of the control without an encoder."""
-        return ram_probe.counts(ram_probe.majority(self.data))
-
-    def random_cnn(self) -> Tensor:
-        """Features [T, 256] of all frames by AtariARI's convolutional network with its first weights."""
-        cnn = NatureCNN(torch.Generator().manual_seed(derive_seed(self.config.seed, "random-cnn")))
-        parts = [part for one in self.plays for part in np.array_split(one.frames, -(-len(one.frames) // 256))]
-        features = []
-        with torch.no_grad(), runs.progress_bar(len(parts), "random-cnn", unit="batch") as bar:
-            for part in parts:
-                features.append(cnn(torch.from_numpy(np.array(part))[:, None].float() / 255))
-                bar.update()
-        return torch.cat(features)
-
-    def encoder(self, encoder: VisionTransformer, device: torch.device, name: str) -> Tensor:
-        """Features [T, 4*D] of all frames: the last four blocks, averaged over patches, concatenated."""
-        statistics = data.frame_statistics(data.pretraining_play(self.folder, self.config), self.config)
-        frames = data.Frames(self.plays, statistics)
-        features, _ = encode(partial(pooled_layers, encoder), frames, self.config, device, name)
-        return features.flatten(1)
-
-    def standardised(self, features: Tensor) -> Tensor:
-        """features [T, D] with mean 0 and standard deviation 1 over the training frames.
-
-        Deviation D7: the paper's "batch norm + linear". AtariARI probes its 256 numbers as they are; they are so small
-        that its probes stop early, and the same numbers standardised score several times as much.
-        """
-        train = features[torch.from_numpy(self.data.train.rows)]
-        return (features - train.mean(0)) / train.std(0).clamp(min=1e-6)
-
-    def probe(self, features: Tensor, name: str) -> np.ndarray:
-        """Tables of hits of linear probes on features [T, D] of all frames."""
-        with runs.progress_bar(self.config.probe_epochs, f"probe {name}", unit="epoch") as bar:
-            predictions = ram_probe.train_probes(
-                lambda part: features[torch.from_numpy(part.rows)],
-                self.data,
-                self.config.probe_epochs,
-                self.config.seed,
-                bar.update,
-            )
-        return ram_probe.counts(predictions)
-
-    def sample(self, tables: np.ndarray, name: str) -> dict[str, Any]:
-        """The score in percent under the protocol `name`; its values are the influences of the test episodes."""
-        return sample(100 * ram_probe.influences(tables, self.data.variables), name)
-
-    def details(self, tables: np.ndarray, name: str) -> dict[str, dict[str, Any]]:
-        """F1 in percent of every category and variable."""
-        f1 = ram_probe.weighted_f1(tables.sum(0))
-        named = ram_probe.category_means(f1, self.data.variables)
-        named |= {variable.name: f1[k] for k, variable in enumerate(self.data.variables)}
-        return {part: sample([100 * float(value)], f"{name}-part") for part, value in named.items()}
-
-
-def game_record(
-    config: Config, folder: Path, model: JEPA, device: torch.device, has_controls: bool = True
-) -> dict[str, Any]:
-    """The probes of a finished run and their controls."""
-    test = GameTest(folder / "play", config)
-    features, controls = {"I-JEPA": test.encoder(model.target_encoder, device, "I-JEPA")}, {}
-    if has_controls:
-        untrained = new_model(config, 1).target_encoder.to(device).eval()
-        features["untrained encoder"] = test.encoder(untrained, device, "untrained")
-        features["random-cnn, standardised"] = test.random_cnn()
-        controls["random-cnn"] = test.probe(features["random-cnn, standardised"], "random-cnn")
-    controls |= {name: test.probe(test.standardised(x), name) for name, x in features.items()}
-    if has_controls:
-        controls["majority"] = test.majority()
-    ours = controls.pop("I-JEPA")
-    low, high = ram_probe.bootstrap(ours, test.data.variables, RESAMPLES, config.seed)
-    name = protocol(config)
-    interval = {"interval low": sample([100 * low], f"{name}-part")}
-    interval |= {"interval high": sample([100 * high], f"{name}-part")}
-    return {
-        **test.sample(ours, name),
-        "metric": "F1",
-        "unit": "%",
-        "policy": "target encoder, last four blocks averaged over patches",
-        "controls": {
-            k: test.sample(tables, RAW if k in ("random-cnn", "majority") else name) for k, tables in controls.items()
-        },
-        "measurements": interval | test.details(ours, name),
-    }
-
-
-def record_of_controls(config: Config, folder: Path) -> dict[str, Any]:
-    """Random-CNN and majority on a game, as record.json: the calibration of the benchmark."""
-    start = time.monotonic()
-    test = GameTest(folder / "play", config)
-    cnn = test.probe(test.random_cnn(), "random-cnn")
-    return without_run("ijepa", "calibration", config, start) | {
-        "claim": "control-random-cnn",
-        **test.sample(cnn, RAW),
-        "metric": "F1",
-        "unit": "%",
-        "policy": "random-cnn",
-        "budget": {"env_frames": games.REPEAT * config.probe_env_steps, "updates": 0},
-        "controls": {"majority": test.sample(test.majority(), RAW)},
-        "measurements": test.details(cnn, RAW),
-    }
+    return STANDARDISED if config.task in GAMES else f"{config.task}-linear"
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -216,15 +94,16 @@ def _label_probes(
 
     The features of one encoder are gone when those of the next are made.
     """
-    train, train_rows = encode(encode_batch, splits.train, config, device, f"{name}, train")
-    test, test_rows = encode(encode_batch, splits.test, config, device, f"{name}, test")
+    train_images, test_images = data.labelled(splits)
+    train, train_rows = encode(encode_batch, train_images, config, device, f"{name}, train")
+    test, test_rows = encode(encode_batch, test_images, config, device, f"{name}, test")
     train_labels, test_labels = (
-        torch.from_numpy(part.labels[rows]) for part, rows in ((splits.train, train_rows), (splits.test, test_rows))
+        torch.from_numpy(part.labels[rows]) for part, rows in ((train_images, train_rows), (test_images, test_rows))
     )
     recipe = Recipe(config.linear_optimizer, config.linear_epochs, config.linear_batch_size, device)
     hits: dict[str, list[np.ndarray]] = {}
     words = []
-    for k, factor in enumerate(splits.train.factors):
+    for k, factor in enumerate(train_images.factors):
         if factor not in SCORED and name != "I-JEPA":
             continue
         x = train, train_labels[:, k], test, test_labels[:, k]
@@ -261,11 +140,14 @@ def record_of_run(
     updates: int,
     device: torch.device,
     has_controls: bool = True,
+    has_matrix: bool = False,
 ) -> dict[str, Any]:
     """The test of a finished run, with its controls or without, as record.json."""
     start = time.monotonic()
     if splits is None:
-        tested = game_record(config, info["folder"], model, device, has_controls)
+        tested = game_record(config, info["folder"], model, device, has_controls, has_matrix)
+    elif config.task in readout.TASKS:
+        tested = readout.record(config, splits, model, updates, device, protocol(config), has_controls)
     else:
         tested = label_record(config, splits, model, device, has_controls)
     info["stage_seconds"]["test"] = time.monotonic() - start
@@ -309,6 +191,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--controls", action="store_true", help="majority and random-CNN on a game, without a run")
     words = "the run alone; each control takes as long as its own test"
     group.add_argument("--without-controls", action="store_true", help=words)
+    words = "games: also probes on raw features and on components of all tokens; twice the time"
+    parser.add_argument("--matrix", action="store_true", help=words)
     words = "write the weights of a run in the format of the official checkpoints, and test nothing"
     group.add_argument("--export", type=Path, metavar="FILE", help=words)
 
@@ -318,6 +202,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         Config, TASKS, PRESETS, argv, prog="python -m ijepa.evaluate", description=__doc__ or "", extra=_options
     )
     try:
+        if options.controls and options.matrix:
+            user_error("--matrix is of a run, with its controls")
         if options.controls:
             if config.task not in GAMES:
                 user_error(f"--controls is for games, not for task {config.task}")
@@ -338,7 +224,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 export(options.export, folder, model, updates * config.batch_size // images)
                 return
             runs.seed_everything(config.seed, config.device)
-            record = record_of_run(info, config, splits, model, updates, device, not options.without_controls)
+            if options.matrix and (splits is not None or options.without_controls):
+                user_error("--matrix is of the run of a game, with its controls")
+            is_compared = not options.without_controls
+            record = record_of_run(info, config, splits, model, updates, device, is_compared, options.matrix)
             pictures.draw_pictures(record, config, folder, splits, model, device)
     except ValueError as error:
         user_error(str(error))

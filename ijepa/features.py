@@ -1,11 +1,20 @@
-"""Frozen features: tokens of an encoder, averaged over the patches, from each of the last four blocks.
+"""Frozen features: tokens of an encoder, averaged over the patches, from each of the last four blocks, or as they are.
 
-Shapes: T images, L layers, D width. Source: paper, appendix A.2.
+    python -m ijepa.features --run FOLDER --data IMAGES --npz FILE
+    python -m ijepa.features --preset paper --init-from RELEASED --data IMAGES --npz FILE
+
+writes those of all images of a folder, by a run or by released weights: `paths` [T], relative to the folder, `mean`
+[T, L, D] and, if asked for, `tokens` [T, N, D] of the last block.
+Shapes: T images, L layers, N patches, D width. Source: paper, appendix A.2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+import io
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,17 +22,24 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from common.config import parse, user_error
 from common.faults import Faults
+from common.files import atomic_write
 from common.precision import compute_dtype
-from common.run import progress_bar
+from common.program import program
+from common.run import progress_bar, run_under_test, usable_device
 from common.workers import begin_worker
-from ijepa.config import Config
+from ijepa.build import load_model, new_model
+from ijepa.config import PRESETS, TASKS, Config
 from ijepa.crops import centred, to_input
-from ijepa.data import COMPLAINT, DamagedImageError, Images
+from ijepa.data import Images, statistics_of
+from ijepa.images import COMPLAINT, DamagedImageError, ImageFiles
+from ijepa.statistics import IMAGENET
 from ijepa.vit import VisionTransformer
 
 LAYERS = 4
 BATCH = 128
+IN_COLOUR = ("imagenet", "shapes")  # tasks whose encoders can see a folder of images
 
 
 def pooled_layers(encoder: VisionTransformer, images: Tensor) -> Tensor:
@@ -31,8 +47,13 @@ def pooled_layers(encoder: VisionTransformer, images: Tensor) -> Tensor:
 
     All blocks of an encoder that has fewer.
     """
+    return pooled_and_tokens(encoder, images)[0]
+
+
+def pooled_and_tokens(encoder: VisionTransformer, images: Tensor) -> tuple[Tensor, Tensor]:
+    """images [B, C, H, W] normalised -> those averages [B, L, D], and all tokens of the last block [B, N*D]."""
     layers = encoder.layers(images, min(LAYERS, len(encoder.blocks)))
-    return torch.stack([tokens.mean(1) for tokens in layers], 1)
+    return torch.stack([tokens.mean(1) for tokens in layers], 1), layers[-1].flatten(1)
 
 
 class _Centred(Dataset[Any]):
@@ -90,3 +111,68 @@ def encode(
 
 def _as_it_is(item: Any) -> Any:
     return item
+
+
+# --- features of a folder ---------------------------------------------------------------------------------------------
+
+
+def write_features(
+    path: Path, encoder: VisionTransformer, images: ImageFiles, folder: Path, config: Config, has_tokens: bool
+) -> int:
+    """Writes the features of all images that can be read, and returns how many these are. The file is whole or not.
+
+    Raises OSError if it cannot be written.
+    """
+    layers, device = min(LAYERS, len(encoder.blocks)), encoder.pos_embed.device
+
+    def both(batch: Tensor) -> Tensor:
+        mean, tokens = pooled_and_tokens(encoder, batch)
+        return torch.cat([mean.flatten(1), tokens], 1) if has_tokens else mean.flatten(1)
+
+    found, rows = encode(both, images, config, device, "features")
+    width = encoder.size.width
+    arrays = {
+        "paths": np.array([os.path.relpath(images.paths[row].decode(), folder) for row in rows]),
+        "mean": found[:, : layers * width].unflatten(1, (layers, width)).numpy(),
+    }
+    if has_tokens:
+        arrays["tokens"] = found[:, layers * width :].unflatten(1, (-1, width)).numpy()
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    atomic_write(path, content.getvalue())
+    return len(rows)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--npz", type=Path, metavar="FILE", required=True, help="where the features are written")
+    parser.add_argument("--tokens", action="store_true", help="all tokens too, N times as many numbers")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config, options = parse(
+        Config, TASKS, PRESETS, argv, prog="python -m ijepa.features", description=__doc__ or "", extra=_options
+    )
+    folder = Path(config.data)
+    if options.run is None and not config.init_from:
+        user_error("name a run, --run, or released weights, --init-from")
+    if not config.data:
+        user_error("name a folder of images, --data")
+    try:
+        device = usable_device(config.device)
+        if options.run is None:
+            model = new_model(config, ImageFiles.channels, config.init_from).to(device).eval()
+        else:
+            info, config = run_under_test("ijepa", Config, config, options, ("device", "workers", "data"))
+            if config.task not in IN_COLOUR:
+                user_error(f"{info['folder']} has learnt from grey images of task {config.task}, a folder is in colour")
+            identity = info["meta"]["identity"]
+            model, _ = load_model(info["folder"], config, ImageFiles.channels, device, identity)
+        images = ImageFiles(folder, statistics_of(config, IMAGENET[ImageFiles.channels]))
+        count = write_features(options.npz, model.target_encoder, images, folder, config, options.tokens)
+    except (ValueError, OSError) as error:
+        user_error(str(error))
+    print(f"features of {count} images: {options.npz}")
+
+
+if __name__ == "__main__":
+    program(main)

@@ -28,6 +28,7 @@ MOMENTUM, TRUST = 0.9, 0.001
 HELD_OUT = 10  # one in so many training images chooses between the probes
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 CHUNK = 1024  # test images at a time
+SEVERAL = {2: "last two", 3: "last three", 4: "last four"}
 LOW_SHOT_SHARE = 0.01
 
 
@@ -75,7 +76,8 @@ class Choice:
 
     def __str__(self) -> str:
         head = "batch norm + linear" if self.has_norm else "linear"
-        return f"{head} on the last {self.layers} layers, lr {self.lr}, weight decay {self.weight_decay}"
+        layers = f"{self.layers} layers" if self.layers > 1 else "layer"
+        return f"{head} on the last {layers}, lr {self.lr}, weight decay {self.weight_decay}"
 
 
 def inputs(features: Tensor, layers: int) -> Tensor:
@@ -122,6 +124,8 @@ def linear_probe(
 ) -> dict[str, tuple[np.ndarray, str]]:
     """Hits [T] on the test images of the best probe, and in words which: "last" layer, "last four", and "best".
 
+    Of an encoder with fewer blocks, as many as there are: "last three".
+
     Deviation D5: every tenth training image chooses between the probes; the paper does not say what did. Features are
     those of unchanged images; the paper trains its probe on random crops and flips.
     """
@@ -129,7 +133,7 @@ def linear_probe(
     chooses = every % HELD_OUT == 0
     scores: dict[Choice, float] = {}
     hits: dict[str, tuple[np.ndarray, str]] = {}
-    for layers, name in ((1, "last"), (train.shape[1], "last four")):
+    for layers, name in {1: "last", train.shape[1]: SEVERAL.get(train.shape[1], "last")}.items():
         x = inputs(train, layers)
         sweep = [Choice(layers, *rest) for rest in product((False, True), REFERENCE_LR[recipe.optimizer], WEIGHT_DECAY)]
         for choice in sweep:
@@ -139,7 +143,7 @@ def linear_probe(
         probe = train_probe(x, train_labels, every, best, recipe, seed)
         hits[name] = correct(probe, inputs(test, layers), test_labels, tested), str(best)
     layers = max(scores, key=lambda choice: scores[choice]).layers
-    hits["best"] = hits["last" if layers == 1 else "last four"]
+    hits["best"] = hits[SEVERAL.get(layers, "last")]
     return hits
 
 

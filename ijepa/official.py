@@ -1,7 +1,8 @@
 """Official checkpoints: reading the published .pth.tar files into our networks, and writing theirs from ours.
 
-Every key is listed by name, nothing is guessed and nothing is left over. Source: sheet of the released files;
-reference code: src/train.py, where the keys carry the prefix of DistributedDataParallel.
+Copies of them by Hugging Face are read too. Every key is listed by name, nothing is guessed and nothing is left over.
+Source: sheet of the released files; reference code: src/train.py, where the keys carry the prefix of
+DistributedDataParallel.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from common.files import check_is_file
+from ijepa import hugging_face
 from ijepa.jepa import JEPA
 from ijepa.vit import resized_table
 
@@ -57,10 +59,33 @@ def _pair(layer: str) -> Iterator[str]:
 def load(path: Path, model: JEPA) -> dict[str, Any]:
     """Copies an official file into the model, after checking every name and size. Returns its epoch and loss.
 
-    Position tables of another resolution are resized to the model's grid.
-
+    Position tables of another resolution are resized to the model's grid. A copy by Hugging Face, a .safetensors file,
+    becomes both the encoder and the target encoder; the predictor keeps the weights it has.
     Raises ValueError in one line for a file that is none, or is one of another size.
     """
+    content: Mapping[str, Any] = {}
+    if path.suffix == hugging_face.SUFFIX:
+        state = hugging_face.encoder_state(path, len(model.encoder.blocks))
+        states = {"encoder": state, "target_encoder": dict(state)}
+    else:
+        content = _content(path)
+        states = {part: _state(path, part, content[part], keys) for part, keys in _keys(model).items()}
+    _resize_tables(states, model)
+    for part, state in states.items():
+        faults = [
+            f"{key} is {list(state[key].shape)}, ours {list(tensor.shape)}"
+            for key, tensor in getattr(model, part).state_dict().items()
+            if state[key].shape != tensor.shape
+        ]
+        if faults:
+            raise ValueError(f"init_from: {path}: {part} of another size: {faults[0]} ({len(faults)} of {len(state)})")
+    for part, state in states.items():
+        getattr(model, part).load_state_dict(state, strict=True)
+    return {name: content[name] for name in ("epoch", "loss") if name in content}
+
+
+def _content(path: Path) -> Mapping[str, Any]:
+    """What an official file holds. Raises ValueError in one line for a file that is none, or lacks a part."""
     try:
         check_is_file(path)
         # torch reads a weight with a flipped bit as it is; the archive around it has checksums.
@@ -78,20 +103,7 @@ def load(path: Path, model: JEPA) -> dict[str, Any]:
     missing = [part for part in PARTS if not isinstance(parts.get(part), Mapping)]
     if missing:
         raise ValueError(f"init_from: {path} has no {', '.join(missing)}")
-    states = {part: _state(path, part, content[part], keys) for part, keys in _keys(model).items()}
-    _resize_tables(states, model)
-    for part, keys in _keys(model).items():
-        module = getattr(model, part)
-        faults = [
-            f"{key} is {list(states[part][key].shape)}, ours {list(tensor.shape)}"
-            for key, tensor in module.state_dict().items()
-            if states[part][key].shape != tensor.shape
-        ]
-        if faults:
-            raise ValueError(f"init_from: {path}: {part} of another size: {faults[0]} ({len(faults)} of {len(keys)})")
-    for part, state in states.items():
-        getattr(model, part).load_state_dict(state, strict=True)
-    return {name: content[name] for name in ("epoch", "loss") if name in content}
+    return parts
 
 
 def export(path: Path, model: JEPA, epoch: int, loss: float) -> None:
@@ -123,11 +135,12 @@ def _keys(model: JEPA) -> dict[str, list[str]]:
 
 def _resize_tables(states: dict[str, dict[str, Tensor]], model: JEPA) -> None:
     """Position tables of square grids, for the grid of the model; others are left for the comparison of sizes."""
-    for part, key in (("encoder", "pos_embed"), ("predictor", "predictor_pos_embed"), ("target_encoder", "pos_embed")):
-        table, (rows, columns) = states[part][key], model.encoder.grid
+    for part, state in states.items():
+        key = "predictor_pos_embed" if part == "predictor" else "pos_embed"
+        table, (rows, columns) = state[key], model.encoder.grid
         is_square = table.ndim == 3 and math.isqrt(table.shape[1]) ** 2 == table.shape[1]
         if is_square and table.shape[1] != rows * columns:
-            states[part][key] = resized_table(table.float(), rows, columns)
+            state[key] = resized_table(table.float(), rows, columns)
 
 
 def _state(path: Path, part: str, given: Mapping[str, Tensor], keys: list[str]) -> dict[str, Tensor]:

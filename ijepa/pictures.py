@@ -29,7 +29,8 @@ BANK = 160  # images that patches and neighbours are taken from
 SHOWN = 6  # rows of a picture
 NEAREST = 5
 SECONDS = 1.5  # per image of the film
-PANEL = 224  # height in pixels
+PANEL = 224  # height in pixels, in the film
+LEAST = 64  # height in pixels, of a panel in a picture
 GREY = 105
 
 
@@ -55,7 +56,7 @@ def draw_pictures(
 
 def _images(config: Config, folder: Path, splits: Splits | None) -> Images:
     if splits is not None:
-        return splits.test
+        return splits.shown
     statistics = data.frame_statistics(data.pretraining_play(folder / "play", config), config)
     plays = load(folder / "play", config.task, "probe", config.probe_env_steps, config.seed)
     return data.Frames(plays, statistics)
@@ -141,10 +142,11 @@ def _rgb(image: np.ndarray) -> np.ndarray:
 
 
 def _save_rows(rows: Sequence[Sequence[np.ndarray]], path: Path) -> None:
-    """Panels [H, W, 3] uint8 in rows and columns, with white gaps, as PNG."""
-    gap = 4
+    """Panels [H, W, 3] uint8 in rows and columns, with white gaps, as PNG; small ones are enlarged."""
+    gap, times = 4, -(-LEAST // rows[0][0].shape[0])
+    panels = [[p.repeat(times, axis=0).repeat(times, axis=1) for p in row] for row in rows]
     lines = [
         cv2.hconcat([cv2.copyMakeBorder(p, 0, gap, 0, gap, cv2.BORDER_CONSTANT, value=[255] * 3) for p in row])
-        for row in rows
+        for row in panels
     ]
     cv2.imwrite(str(path), cv2.vconcat(lines)[..., ::-1])

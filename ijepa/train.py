@@ -26,7 +26,8 @@ from ijepa.ablations import Step, step_towards
 from ijepa.build import STAGE, mask_config, new_model, new_schedule
 from ijepa.config import PRESETS, TASKS, Config
 from ijepa.crops import to_input
-from ijepa.data import COMPLAINT, Images, MicroBatches, Splits, micro_batches
+from ijepa.data import Images, MicroBatches, Splits, micro_batches
+from ijepa.images import COMPLAINT
 from ijepa.jepa import (
     JEPA,
     Schedule,

@@ -18,8 +18,8 @@ from benchmarks import suites
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++") or shutil.which("c++")
 UPDATES, ONCE = "the data of an update", "made once and kept"
-# Dream, V, M, update, search, self-play, micro-steps, planning; DIAMOND's package traces its own. Of each, in which functions it
-# may wait for the device or be given something by the host, and why.
+# Dream, V, M, update, search, self-play, micro-steps, planning; DIAMOND's package traces its own. Of each, in which
+# functions it may wait for the device or be given something by the host, and why.
 PARTS: dict[str, dict[str, str]] = {
     "ha2018/measure_dream": {
         "ha2018/dream.py: __init__": ONCE,

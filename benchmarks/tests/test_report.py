@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,6 +96,37 @@ def test_published_variables_of_a_calibration_stand_beside_the_mean_over_seeds()
     (line,) = ijepa.variables(results, known).rows
     assert [cell.text for cell in line] == ["Pong: ball_x", "15", "15.5", "+0.5"]
     assert line[2].small == "14.0, 17.0"
+
+
+def test_digits_are_compared_with_their_controls_and_shown_by_read_out():
+    known = published.load()
+    names = {readout: f"digits-{readout.split(',')[0].split()[-1]}" for readout in ijepa.READOUTS}
+
+    def reads(first: float) -> list[dict[str, Any]]:
+        return [sample([first + k, first + k + 1], protocol) for k, protocol in enumerate(names.values())]
+
+    parts = {"": reads(90), **{f", {name}": reads(50 + k) for k, name in enumerate(ijepa.READ)}}
+    watch = {
+        "error saved": 40.0,
+        "error saved, constant": 0.0,
+        "target renewed": 90.0,
+        "target renewed, asked for": 95.0,
+    }
+    run = record(
+        [90.0, 91.0], paper="ijepa", suite="cpu", claim="probe-accuracy", task="digits", protocol="digits-linear",
+        controls={end[2:]: reading[0] for end, reading in parts.items() if end},
+        measurements={
+            **{f"{name}{end}": reading[k] for end, reading in parts.items() for k, name in enumerate(names) if k},
+            **{name: sample([value], "digits-watch") for name, value in watch.items()},
+        },
+    )  # fmt: skip
+    results = {row.id: compare(ijepa.SUITE, row, [run], known) for row in ijepa.SUITE.rows}
+    found = {id: result.verdict.text.split(" (")[0] for id, result in results.items() if result.is_run}
+    passed = ("untrained", "tokens-untrained", "tokens-pixels", "predicts")
+    assert found == {f"cpu-digits-{word}": "passed" for word in passed} | {"cpu-digits-moved": "not passed"}
+    ours, untrained, *_ = ijepa.readouts(results, ijepa.DIGITS, "Digits").rows
+    assert [cell.text for cell in ours] == ["I-JEPA", "90.5", "91.5", "92.5", "93.5"]
+    assert [cell.text for cell in untrained] == ["untrained encoder", "50.5", "51.5", "52.5", "53.5"]
 
 
 def test_the_readme_block_is_replaced_and_the_rest_kept(root: Path):

@@ -120,7 +120,7 @@ def test_reproduce_leaves_long_controls_to_bench(tmp_path: Path, monkeypatch: py
         ("dreamerv3", "dmc_proprio_cartpole_balance", "cpu"),
         ("muzero", "tictactoe", "cpu"),
         ("diamond", "video_pong", "cpu"),
-        ("ijepa", "pong", "cpu"),
+        ("ijepa", "digits", "cpu"),
         ("vjepa", "shapes", "cpu"),
         ("vjepa", "two-rooms", "cpu"),
     }

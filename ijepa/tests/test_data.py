@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import os
 import shutil
 import signal
@@ -20,10 +21,11 @@ import torch
 from common import dist, testing
 from common.faults import Faults
 from common.program import RunError
-from ijepa import crops, data, features
+from ijepa import crops, data, fashion, features
 from ijepa.build import mask_config
 from ijepa.config import Config
-from ijepa.data import COMPLAINT, Arrays, DamagedImageError, ImageFolder, MicroBatches, micro_batches
+from ijepa.data import Arrays, MicroBatches, micro_batches
+from ijepa.images import COMPLAINT, DamagedImageError, ImageFolder
 from ijepa.shapes import Shapes
 from ijepa.statistics import IMAGENET
 
@@ -31,6 +33,12 @@ CONFIG = Config(
     task="shapes", size=(32, 32), patch=8, batch_size=12, micro_batch_size=4, images=100, min_keep=1,
     target_scale=(0.2, 0.3), workers=0, epochs=2, encoder="nano",
 )  # fmt: skip
+
+
+def loaded(config: Config) -> data.Splits:
+    splits = data.load_splits(config)
+    assert splits is not None
+    return splits
 
 
 @pytest.fixture
@@ -61,13 +69,37 @@ def test_classes_of_two_folders_are_matched_by_name(tmp_path):
             cv2.imwrite(str(tmp_path / split / name / "0.png"), np.zeros((8, 8, 3), np.uint8))
     (tmp_path / "train" / "0 no images").mkdir()
     config = dataclasses.replace(CONFIG, task="imagenet", data=str(tmp_path))
-    splits = data.load_splits(config)
-    assert splits is not None
-    assert splits.train.labels[:, 0].tolist() == [0, 1, 2]
-    assert splits.test.labels[:, 0].tolist() == [1, 2]
+    train, test = data.labelled(loaded(config))
+    assert train.labels[:, 0].tolist() == [0, 1, 2]
+    assert test.labels[:, 0].tolist() == [1, 2]
     (tmp_path / "val" / "b").rename(tmp_path / "val" / "bb")
     with pytest.raises(ValueError, match="val has images of 1 unknown classes, the first is bb"):
         data.load_splits(config)
+
+
+@pytest.mark.parametrize("layout", ["flat", "classes", "train", "train of classes", "deep"])
+def test_a_folder_without_val_is_pretrained_on_and_not_probed(layout, folder, tmp_path):
+    """Also where a link leads back up."""
+    if layout == "flat":
+        for path in sorted(folder.glob("*/*")):
+            path.rename(folder / path.name)
+    elif layout == "train":
+        (folder / "class0").rename(folder / "train")
+        (folder / "val" / "no class").mkdir(parents=True)
+    elif layout == "train of classes":
+        folder.rename(tmp_path / "train")
+        folder = tmp_path
+    elif layout == "deep":
+        (tmp_path / "a").mkdir()
+        folder.rename(tmp_path / "a" / "b")
+        (tmp_path / "a" / "b" / "up").symlink_to(tmp_path)
+        folder = tmp_path
+    splits = loaded(dataclasses.replace(CONFIG, task="imagenet", data=str(folder)))
+    assert len(splits.pretrain) == (30 if layout == "train" else 60)
+    assert splits.pretrain.read(0).shape == (40, 50, 3)
+    assert splits.shown is splits.pretrain
+    with pytest.raises(ValueError, match="probes need labels"):
+        data.labelled(splits)
 
 
 def test_damaged_and_missing_images_are_named_counted_and_replaced(folder, capsys):
@@ -203,6 +235,85 @@ def test_data_that_is_not_there_is_named(path, words, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_digits_are_whole_and_those_of_the_test_are_others():
+    train, test = data.labelled(loaded(Config(task="digits", images=4000)))
+    assert (len(train), len(test), train.channels) == (4000, 1000, 1)
+    assert len({part.read(k).tobytes() for part in (train, test) for k in range(len(part))}) == 5000
+    assert np.bincount(np.concatenate([train.labels, test.labels])[:, 0]).tolist() == [500] * 10
+    zeros, ones = (
+        np.mean([train.read(int(k)) for k in np.flatnonzero(train.labels[:, 0] == digit)], axis=0) for digit in (0, 1)
+    )
+    assert zeros[14, 14] < 30
+    assert ones[14, 14] > 200  # a stroke through the middle
+    some = loaded(Config(task="digits", images=200))
+    assert [len(part) for part in (some.pretrain, *data.labelled(some))] == [200, 200, 50]
+    np.testing.assert_array_equal(some.pretrain.read(199), train.read(199))
+
+
+def write_fashion(folder: Path, packed: str = "") -> None:
+    """Four files of 300 and 80 images in MNIST's format, of which one may be packed."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 300), ("t10k", 80)):
+        for name, array in (
+            (f"{part}-images-idx3-ubyte", rng.integers(0, 256, (count, 28, 28), np.uint8)),
+            (f"{part}-labels-idx1-ubyte", np.arange(count, dtype=np.uint8) % 10),
+        ):
+            head = bytes((0, 0, 8, array.ndim)) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+            content = head + array.tobytes()
+            if name == packed:
+                (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+            else:
+                (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("task", ["digits", "fashion"])
+def test_grey_images_have_their_own_mean_and_deviation_and_the_asked_scale(task, tmp_path):
+    write_fashion(tmp_path)
+    for scale in (1.0, 5.0):
+        images = loaded(Config(task=task, data=str(tmp_path), input_scale=scale)).pretrain
+        pixels = torch.from_numpy(np.stack([images.read(k) for k in range(len(images))]))
+        seen = crops.to_input(pixels, images.statistics, torch.device("cpu"))
+        assert abs(float(seen.mean())) < 0.02 * scale
+        assert float(seen.std()) == pytest.approx(scale, rel=0.02)
+
+
+def test_fashion_is_read_from_four_files_packed_or_not(tmp_path, monkeypatch):
+    write_fashion(tmp_path, "train-images-idx3-ubyte")
+    splits = loaded(Config(task="fashion", data=str(tmp_path), images=240))
+    train, test = data.labelled(splits)
+    assert [len(part) for part in (splits.pretrain, train, test)] == [240, 240, 60]
+    assert train.labels[:12, 0].tolist() == [*range(10), 0, 1]
+    written = np.random.default_rng(0).integers(0, 256, (300, 28, 28), np.uint8)
+    np.testing.assert_array_equal(train.read(7)[..., 0], written[7])
+    monkeypatch.setattr(fashion, "FOLDER", tmp_path)
+    assert len(loaded(Config(task="fashion", images=60_000)).pretrain) == 300
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        (
+            "t10k-labels-idx1-ubyte",
+            None,
+            "idx1-ubyte is missing; on Debian and Ubuntu, apt install dataset-fashion",
+        ),
+        ("t10k-labels-idx1-ubyte", b"\0\0\x08\x01\0\0\0\x02\1\2", "80 images in t10k-images-idx3-ubyte, 2 labels"),
+        ("t10k-labels-idx1-ubyte", b"\0\0\x08\x01\0\0\0\x50\1\2", "is no whole file of 1-dimensional bytes"),
+        ("train-images-idx3-ubyte", b"<html>", "is no whole file of 3-dimensional bytes"),
+        ("train-images-idx3-ubyte.gz", b"\x1f\x8b\x08\0", "cannot be read"),
+    ],
+)
+def test_files_of_fashion_that_are_not_there_or_damaged_are_named(name, content, words, tmp_path):
+    write_fashion(tmp_path, name.removesuffix(".gz") if name.endswith(".gz") else "")
+    if content is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=words) as error:
+        data.load_splits(Config(task="fashion", data=str(tmp_path)))
+    assert "\n" not in str(error.value)
+
+
 def test_shapes_are_a_function_of_seed_and_number():
     first, again, other = Shapes(64, 20, 3), Shapes(64, 40, 3), Shapes(64, 20, 4)
     np.testing.assert_array_equal(first.labels, again.labels[:20])
@@ -244,6 +355,9 @@ def test_the_whole_image_is_seen_without_crops_and_its_middle_with_them():
     np.testing.assert_array_equal(crops.centred(image, whole), crops.resize(image, 32, 32))
     np.testing.assert_array_equal(crops.augmented(image, whole, np.random.default_rng(0)), crops.resize(image, 32, 32))
     assert crops.centred(image, CONFIG).shape == (32, 32, 3)
+    square = image[:32, :32]
+    np.testing.assert_array_equal(crops.centred(square, CONFIG), crops.resize(square, 37, 37)[2:34, 2:34])
+    np.testing.assert_array_equal(crops.centred(square, dataclasses.replace(CONFIG, centre_share=1.0)), square)
     assert crops.resize(image[..., :1], 20, 30).shape == (20, 30, 1)
     mirrored = crops.augmented(image, dataclasses.replace(whole, flip=True), np.random.default_rng(1))
     assert (mirrored == crops.resize(image, 32, 32)[:, ::-1]).all() or (mirrored == crops.resize(image, 32, 32)).all()
@@ -314,9 +428,8 @@ def test_images_are_normalised_by_the_numbers_of_the_config(tmp_path):
         np.savez(tmp_path / f"{name}.npz", images=images, labels=labels, test_images=images, test_labels=labels)
     config = dataclasses.replace(CONFIG, task="imagenet", data=str(tmp_path / "grey.npz"))
     config = dataclasses.replace(config, pixel_mean=(0.5,), pixel_std=(0.25,))
-    splits = data.load_splits(config)
-    assert splits is not None
-    for part in (splits.pretrain, splits.test):
+    splits = loaded(config)
+    for part in (splits.pretrain, splits.shown):
         one = torch.from_numpy(part.read(0))[None]
         assert crops.to_input(one, part.statistics, torch.device("cpu")).unique().tolist() == [2.0]
     with pytest.raises(ValueError, match="1 numbers for images of 3 channels"):

@@ -15,7 +15,7 @@ from common import checkpoint, testing
 from common.config import from_dict
 from common.record import RECORD_KEYS
 from common.run import read_metrics
-from ijepa import data, evaluate, label_probe, official, play
+from ijepa import data, evaluate, label_probe, official, play, train
 from ijepa.ablations import TARGETS
 from ijepa.build import new_model
 from ijepa.config import Config
@@ -91,14 +91,25 @@ def test_each_ablation_has_a_claim_of_its_own():
 def test_a_game_is_probed_with_its_controls(start, tmp_path):
     folder = tmp_path / "run"
     words = ("--preset", "smoke", "--task", "pong", "--updates", "4", "--run", str(folder))
-    for program in (("ijepa.train", *words), ("ijepa.evaluate", "--run", str(folder))):
+    for program in (("ijepa.train", *words), ("ijepa.evaluate", "--run", str(folder), "--matrix")):
         testing.finish(start(*program))
     record = check_record(folder, "pong")
     assert record["claim"] == "probe-f1"
     assert record["protocol"] == "atariari-f1-standardised"
     assert set(record["controls"]) == {"majority", "random-cnn", "random-cnn, standardised", "untrained encoder"}
     assert {record["episodes"]} == {part["episodes"] for part in record["controls"].values()}
-    assert {"ball_x", "agent_localization", "interval low"} <= set(record["measurements"])
+    measured = record["measurements"]
+    assert {"ball_x", "agent_localization", "interval low"} <= set(measured)
+    components = "256 components of all tokens"
+    for name in ("I-JEPA", "untrained encoder"):
+        assert measured[f"{name}, raw"]["protocol"] == "atariari-f1"
+    for name in ("I-JEPA", "untrained encoder", "random-cnn"):
+        assert measured[f"{name}, {components}"]["episodes"] == record["episodes"]
+        assert measured[f"{name}, {components}"]["protocol"] == "atariari-f1-components"
+    # Of every form of every encoder, as many variables as are named for ours.
+    forms = [name for name in measured if name.startswith("by variable, ")]
+    assert len(forms) == len(record["controls"]) + 5
+    assert len({measured[name]["episodes"] for name in forms}) == 1
     assert record["measurements"]["interval low"]["value"] <= record["value"]
 
 
@@ -122,6 +133,7 @@ def test_controls_are_recorded_without_a_run(tmp_path, capsys, monkeypatch):
         (["--controls", "--task", "pong", "--preset", "smoke", "--probe-env-steps", "512"], "too few to split"),
         (["--run", "nowhere"], "is no run folder"),
         (["--controls", "--without-controls"], "not allowed with argument"),
+        (["--controls", "--matrix", "--task", "pong", "--preset", "smoke"], "--matrix is of a run"),
     ],
 )
 def test_what_cannot_be_tested_is_named_in_one_line(words, reason, tmp_path, monkeypatch, capsys):
@@ -132,6 +144,23 @@ def test_what_cannot_be_tested_is_named_in_one_line(words, reason, tmp_path, mon
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert reason in error
+
+
+def test_a_run_on_images_without_labels_ends_in_one_line_and_can_be_exported(tmp_path, capsys):
+    for k in range(3):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / "images" / f"{k}.png"), np.full((40, 40, 3), k, np.uint8))
+    words = ["task=imagenet", f"data={tmp_path / 'images'}", "size=32,32", "patch=8", "min_keep=0", "updates=0"]
+    train.main(["--preset", "smoke", "--run", str(tmp_path / "run"), "--set", *words])
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(["--run", str(tmp_path / "run")])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: data: probes need labels: name a folder with train/ and val/")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run" / "record.json").exists()
+    evaluate.main(["--run", str(tmp_path / "run"), "--export", str(tmp_path / "out.pth.tar")])
+    assert (tmp_path / "out.pth.tar").exists()
 
 
 def test_a_run_becomes_an_official_checkpoint(trained, tmp_path, capsys):
@@ -186,6 +215,10 @@ def test_probes_find_what_is_there():
     assert found["last four"][0].mean() > 0.9
     assert nearest_neighbours(*data, torch.device("cpu")).mean() > 0.9
     assert low_shot(*data, 0).mean() > 0.7
+    shallow = x[:, -3:], labels, test_x[:, -3:], test_labels
+    assert set(linear_probe(*shallow, Recipe("sgd", 1, 256), 0)) == {"last", "last three", "best"}
+    alone = linear_probe(x[:, -1:], labels, test_x[:, -1:], test_labels, Recipe("sgd", 20, 256), 0)
+    np.testing.assert_array_equal(alone["best"][0], found["last"][0])
     noise = torch.randn(4500, 4, 16, generator=torch.Generator().manual_seed(3))
     found = linear_probe(noise[:4000], labels, noise[4000:], test_labels, Recipe("sgd", 5, 256), 0)
     assert found["best"][0].mean() < 0.4

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ijepa import official
 from ijepa.build import new_model
@@ -63,7 +65,11 @@ def test_our_names_and_sizes_are_those_of_the_published_files(name, patch, side,
 
 def tiny(seed=0, width=16) -> JEPA:
     encoder = VisionTransformer(32, 32, 3, 8, Size(width, 2, 2, 4 * width))
-    return new_jepa(encoder, Predictor((4, 4), width, 8, 2, 2), torch.Generator().manual_seed(seed))
+    return new_jepa(encoder, Predictor((4, 4), width, 8, 2, 2), generator(seed))
+
+
+def generator(seed=0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture
@@ -186,3 +192,72 @@ def test_position_tables_of_another_resolution_are_resized(content, tmp_path):
         assert table.shape[1] == 24
     assert torch.equal(model.encoder.norm.bias, content["encoder"]["module.norm.bias"])
     assert torch.isfinite(model.encoder(torch.rand(2, 3, 32, 48))).all()
+
+
+# --- copies by Hugging Face -------------------------------------------------------------------------------------------
+
+THEIRS = {
+    "norm1": "layernorm_before", "attn.proj": "attention.output.dense", "norm2": "layernorm_after",
+    "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
+}  # fmt: skip
+
+
+@pytest.fixture
+def copied(content):
+    """The encoder of the synthetic file under the names of an IJepaModel."""
+    given = {name.removeprefix("module."): value for name, value in content["encoder"].items()}
+    found = {"embeddings.position_embeddings": given["pos_embed"]}
+    for end in ("weight", "bias"):
+        found[f"embeddings.patch_embeddings.projection.{end}"] = given[f"patch_embed.proj.{end}"]
+        found[f"layernorm.{end}"] = given[f"norm.{end}"]
+        for k in range(2):
+            for ours, theirs in THEIRS.items():
+                found[f"encoder.layer.{k}.{theirs}.{end}"] = given[f"blocks.{k}.{ours}.{end}"]
+            for part, name in enumerate(("query", "key", "value")):
+                rows = given[f"blocks.{k}.attn.qkv.{end}"][16 * part : 16 * (part + 1)].clone()
+                found[f"encoder.layer.{k}.attention.attention.{name}.{end}"] = rows
+    return found
+
+
+def test_a_copy_by_hugging_face_is_the_encoder_and_the_target_encoder(copied, content, tmp_path):
+    save_file(copied, tmp_path / "model.safetensors")
+    model, before = tiny(), tiny().predictor.state_dict()
+    assert official.load(tmp_path / "model.safetensors", model) == {}
+    for part in (model.encoder, model.target_encoder):
+        for name, tensor in part.state_dict().items():
+            assert torch.equal(tensor, content["encoder"][f"module.{name}"]), name
+    assert all(torch.equal(value, before[name]) for name, value in model.predictor.state_dict().items())
+    wide = new_jepa(VisionTransformer(32, 48, 3, 8, Size(16, 2, 2, 64)), Predictor((4, 6), 16, 8, 2, 2), generator())
+    official.load(tmp_path / "model.safetensors", wide)
+    table = resized_table(copied["embeddings.position_embeddings"], 4, 6)
+    assert torch.equal(wide.encoder.pos_embed, table)
+    assert torch.equal(wide.target_encoder.pos_embed, table)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: {k: v for k, v in c.items() if k != "layernorm.bias"}, r"lacks layernorm.bias \(1 in all\)"),
+        (lambda c: c | {"classifier.bias": torch.ones(1)}, r"has the unknown classifier.bias \(1 in all\)"),
+        (lambda c: c | {"layernorm.bias": torch.ones(3)}, r"encoder of another size: norm.bias is \[3\], ours \[16\]"),
+        (
+            lambda c: c | {"encoder.layer.0.attention.attention.key.weight": torch.ones(16, 3)},
+            "has tensors that do not fit",
+        ),
+        (None, "is no .safetensors file"),
+        ("pipe", "a pipe or a device, no file"),
+    ],
+)
+def test_another_copy_is_refused_and_changes_nothing(change, words, copied, tmp_path):
+    path = tmp_path / "model.safetensors"
+    if change is None:
+        path.write_bytes(b"something else")
+    elif change == "pipe":
+        os.mkfifo(path)
+    else:
+        save_file(change(copied), path)
+    model, before = tiny(), tiny().state_dict()
+    with pytest.raises(ValueError, match=words) as error:
+        official.load(path, model)
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from common.run import NonFiniteError, Run
 from ijepa import crops, data, evaluate, official, train
 from ijepa.build import mask_config, new_model, new_schedule
 from ijepa.config import PRESETS, TASKS, Config
-from ijepa.data import Arrays, DamagedImageError, MicroBatches
+from ijepa.data import Arrays, MicroBatches
+from ijepa.images import DamagedImageError
 from ijepa.masks import check_masks
 from ijepa.shapes import Shapes
 from ijepa.tests.calculation import CONFIG, calculate
@@ -217,6 +219,11 @@ def test_the_defaults_are_the_released_config():
     assert (rates.total, rates.warmup) == (187_500, 25_000)
     assert (rates.lr_start, rates.lr, rates.lr_end) == (2e-4, 1e-3, 1e-6)
     assert PRESETS["paper"].values == {}
+    # The beginning and the end follow another rate, unless they are given.
+    rates = new_schedule(replace(config, lr=5e-4), 100)
+    assert (rates.lr_start, rates.lr_end) == (1e-4, 5e-7)
+    rates = new_schedule(replace(config, lr=5e-4, lr_start=0.0, lr_end=1e-5), 100)
+    assert (rates.lr_start, rates.lr_end) == (0.0, 1e-5)
 
 
 @pytest.mark.parametrize("program", [train, evaluate])
