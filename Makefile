@@ -6,6 +6,7 @@ TASK   ?=
 SET    ?=
 MINUTES ?= 8
 DRY    ?=
+ONLY   ?=
 GPU_OUT ?=
 
 PAPERS   := ha2018 dreamerv3 muzero diamond ijepa vjepa
@@ -77,7 +78,7 @@ gpu-pack: $(READY)
 	@$(PY) -m benchmarks.gpu pack $(if $(DRY),--dry)
 
 gpu: $(READY)
-	@$(PY) -m benchmarks.gpu run --minutes $(MINUTES) $(if $(DRY),--dry) $(if $(GPU_OUT),--out $(GPU_OUT))
+	@$(PY) -m benchmarks.gpu run --minutes $(MINUTES) $(if $(ONLY),--only $(ONLY)) $(if $(DRY),--dry) $(if $(GPU_OUT),--out $(GPU_OUT))
 
 gpu-unpack: $(READY)
 	@$(PY) -m benchmarks.gpu unpack $(if $(DRY),--dry) $(if $(GPU_OUT),--out $(GPU_OUT))

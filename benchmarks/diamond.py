@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from benchmarks.rows import Claim, Experiment, Number, Quantity, Suite
-from benchmarks.steps import Step, speed
+from benchmarks.steps import COMPILES, Step, speed
 
 SEEDS = (0, 1, 2)
 
@@ -137,7 +137,7 @@ SUITE = Suite(
     speed=("measure",),
     film=("cpu", "video_pong", "video"),
     steps=(
-        *speed("diamond", "measure"),
+        *speed("diamond", "measure", seconds=COMPILES),
         Step("diamond", "catch", "training", ("last_epochs=0",), 200, 4, replace(CATCH, settings=("device=cuda",))),
     ),
 )

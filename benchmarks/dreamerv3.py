@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from benchmarks.rows import Claim, Curve, Experiment, Number, Quantity, Row, Suite
-from benchmarks.steps import device_tests, speed
+from benchmarks.steps import COMPILES, device_tests, speed
 
 LEARNS = "learns"
 SEEDS = (0, 1, 2)
@@ -128,5 +128,8 @@ SUITE = Suite(
     speed=SPEED,
     film=("night", "dmc_proprio_walker_walk", LEARNS),
     # No run: it learns while it plays, so its simulator would travel, and at size 12m its checkpoint is too large to.
-    steps=(device_tests("dreamerv3", "tests/test_gpu.py", needs=NEEDS), *speed("dreamerv3", *SPEED, needs=NEEDS)),
+    steps=(
+        device_tests("dreamerv3", "tests/test_gpu.py", needs=NEEDS),
+        *speed("dreamerv3", *SPEED, needs=NEEDS, seconds=COMPILES),
+    ),
 )

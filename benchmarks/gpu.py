@@ -48,6 +48,7 @@ MOST_IN, MOST_OUT = 60 * MEBI, 60 * MEBI  # the checkout counts among what goes 
 MOST_FILES, MOST_FILE = 8, 16 * MEBI
 PACK, RESULTS = "pack.zip", "results.zip"
 PACKING = 30.0  # seconds kept for it
+DRY_SECONDS = 600.0
 LEAST = 5.0  # seconds that a step is worth starting for
 TAIL = 4000  # characters kept of what a step printed
 # What every part of the suite imports; a machine without one of them can do nothing.
@@ -76,7 +77,7 @@ class Places:
 
 def plan(papers: Iterable[Suite], is_dry: bool) -> list[Step]:
     """All steps in order. Dry, for the sake of time, one process tests all, one measures all, and one of each paper
-    trains."""
+    trains; each has as long as a busy machine may need."""
     steps = in_order(step for suite in papers for step in suite.steps)
     if not is_dry:
         return steps
@@ -85,8 +86,7 @@ def plan(papers: Iterable[Suite], is_dry: bool) -> list[Step]:
         key = step.kind, step.paper if step.kind == "training" else ""
         first = merged.setdefault(key, replace(step, words=()))
         words = first.words or step.words if step.kind == "training" else (*first.words, *step.words)
-        seconds = first.seconds + step.seconds * (first.words != ())
-        merged[key] = replace(first, words=words, seconds=seconds, needs=(*first.needs, *step.needs))
+        merged[key] = replace(first, words=words, seconds=DRY_SECONDS, needs=(*first.needs, *step.needs))
     return list(merged.values())
 
 

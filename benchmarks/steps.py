@@ -12,6 +12,7 @@ from typing import Literal
 from benchmarks.rows import Experiment
 
 KINDS = ("tests", "speed", "training")
+COMPILES = 120.0  # seconds of a part whose kernels must be compiled first
 Kind = Literal["tests", "speed", "training"]
 
 
@@ -43,7 +44,7 @@ class Step:
 
 
 def device_tests(paper: str, *files: str, needs: tuple[str, ...] = (), seconds: float = 40) -> Step:
-    """The fast forms against the readable ones on the device; files are below the folder of the paper."""
+    """The fast forms against the readable ones on the device, in files below the folder of the paper."""
     return Step(paper, "tests", "tests", tuple(f"{paper}/{file}" for file in files), seconds, needs=needs)
 
 

@@ -11,7 +11,7 @@ from benchmarks.content import Cell, Table
 from benchmarks.plots import Plot, dots
 from benchmarks.published import Published
 from benchmarks.rows import Beside, Claim, Experiment, Number, Quantity, Row, Suite
-from benchmarks.steps import Step, device_tests, speed
+from benchmarks.steps import COMPILES, Step, device_tests, speed
 
 SEEDS = (0, 1, 2)
 UNTRAINED, PIXELS, STILL = "untrained encoder", "pixels", "last frame alone"
@@ -272,8 +272,8 @@ SUITE = Suite(
     film=("night", "physics", "physics-accuracy"),
     steps=(
         device_tests("vjepa", "tests/test_gpu.py"),
-        *speed("vjepa", *SPEED),
-        Step("vjepa", "two-rooms", "training", ("updates=3",), 300, 1, vjepa_ac.FULL),
-        Step("vjepa", "two-rooms-random", "training", ("updates=3",), 300, 1, vjepa_ac.FULL_RANDOM),
+        *speed("vjepa", *SPEED, seconds=COMPILES),
+        Step("vjepa", "two-rooms", "training", ("updates=3",), 300, 8, vjepa_ac.FULL),
+        Step("vjepa", "two-rooms-random", "training", ("updates=3",), 300, 4, vjepa_ac.FULL_RANDOM),
     ),
 )  # fmt: skip

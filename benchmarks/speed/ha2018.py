@@ -47,8 +47,9 @@ def measure_dream(device: torch.device) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     memory = _endless_memory(config).to(device)
     before = matmul_rate(device)
-    single, processes = _one_at_a_time(config, _readable_rollout)
-    single_fast, _ = _one_at_a_time(config, _fast_rollout)
+    repeats = min(REPEATS, 1) if device.type == "cuda" else REPEATS  # of processes that have no use of the GPU
+    single, processes = _one_at_a_time(config, _readable_rollout, repeats)
+    single_fast, _ = _one_at_a_time(config, _fast_rollout, repeats)
     # A whole generation takes long enough to meet the machine's faster and slower moments, as its peers do.
     rollouts, steps = config.population * config.rollouts, STEPS
     exact, generation = (
@@ -149,14 +150,14 @@ def _generation(
 Rollout = Callable[[Config, int], float]
 
 
-def _one_at_a_time(config: Config, rollout: Rollout) -> tuple[float, int]:
+def _one_at_a_time(config: Config, rollout: Rollout, repeats: int) -> tuple[float, int]:
     """Dream steps per second with one rollout per process and one process per core; 1 if that is not measured."""
     processes = multiprocessing.cpu_count()
-    if not REPEATS:
+    if not repeats:
         return 1.0, processes
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         pool.starmap(rollout, [(config, 50)] * processes)
-        rates = [sum(pool.starmap(rollout, [(config, 2000)] * processes, chunksize=1)) for _ in range(REPEATS)]
+        rates = [sum(pool.starmap(rollout, [(config, 2000)] * processes, chunksize=1)) for _ in range(repeats)]
     return statistics.median(rates), processes
 
 

@@ -438,7 +438,7 @@ def test_every_step_of_the_suites_runs_to_its_end_on_a_cpu_without_a_world(tmp_p
     monkeypatch.setenv("PYTHONPATH", refusing["PYTHONPATH"])
     places = Places(tmp_path / "gpu", tmp_path / "out")
     pack(places, tmp_path / "runs", True)
-    assert Stretch(places, 5, True).run([])
+    assert Stretch(places, 60, True).run([])
     unpack(places, tmp_path / "results", tmp_path / "runs", True)
     journal = journal_of(parcel.read(places.out / gpu.RESULTS, ("journal.json", "speed")), places.out)
     assert {step["outcome"] for step in journal["steps"].values()} == {gpu.DONE}

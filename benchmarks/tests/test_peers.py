@@ -91,11 +91,11 @@ def test_a_part_runs_on_the_device_with_the_checkouts(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(throughput, "usable_device", torch.device)
     monkeypatch.setattr(ijepa, throughput.BESIDE, beside)
-    out = tmp_path / "out.json"
-    words = ["--peer", f"facebookresearch={tmp_path}", "--part", throughput.BESIDE, "--out", str(out)]
+    part = f"ijepa/{throughput.BESIDE}"
+    words = ["--peer", f"facebookresearch={tmp_path}", "--part", part, "--out", str(tmp_path / "out")]
     assert throughput.main(["ijepa", "--device", "cuda", *words]) == 0
     assert seen == [({"facebookresearch": tmp_path}, torch.device("cuda"))]
-    assert [row["name"] for row in json.loads(out.read_text())] == ["beside"]
+    assert [row["name"] for row in json.loads((tmp_path / "out" / f"{part}.json").read_text())] == ["beside"]
 
 
 def test_a_part_that_fails_leaves_the_others_in_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
