@@ -4,6 +4,9 @@ PRESET ?= cpu
 SEED   ?= 0
 TASK   ?=
 SET    ?=
+MINUTES ?= 8
+DRY    ?=
+GPU_OUT ?=
 
 PAPERS   := ha2018 dreamerv3 muzero diamond ijepa vjepa
 PRESENT  := $(foreach paper,$(PAPERS),$(if $(wildcard $(paper)/train.py),$(paper)))
@@ -27,7 +30,7 @@ PY    := .venv/bin/python
 READY := .venv/.ready
 endif
 
-.PHONY: help setup reproduce test smoke bench harden report lint wheelhouse clean
+.PHONY: help setup reproduce test smoke bench harden report lint wheelhouse clean gpu-pack gpu gpu-unpack
 .PHONY: $(PAPERS) $(PAPERS:%=test-%) $(PAPERS:%=bench-%) test-common test-benchmarks
 
 help:
@@ -68,6 +71,16 @@ $(ABSENT:%=test-%) $(ABSENT:%=bench-%):
 ## make harden                | kills, damage, hostile input, full disks: attacks on every paper's smoke run, for the records
 harden: $(READY)
 	@$(PY) -m benchmarks.harden
+
+## make gpu-pack              | what a GPU at hand for minutes needs; there make gpu MINUTES=8, here make gpu-unpack; DRY=1: on a CPU
+gpu-pack: $(READY)
+	@$(PY) -m benchmarks.gpu pack $(if $(DRY),--dry)
+
+gpu: $(READY)
+	@$(PY) -m benchmarks.gpu run --minutes $(MINUTES) $(if $(DRY),--dry) $(if $(GPU_OUT),--out $(GPU_OUT))
+
+gpu-unpack: $(READY)
+	@$(PY) -m benchmarks.gpu unpack $(if $(DRY),--dry) $(if $(GPU_OUT),--out $(GPU_OUT))
 
 ## make report                | tables, plots, page and README blocks from the committed records
 report: $(READY)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from benchmarks.rows import Claim, Experiment, Number, Quantity, Suite
+from benchmarks.steps import Step, speed
 
 SEEDS = (0, 1, 2)
 
@@ -72,7 +73,7 @@ SUITE = Suite(
     citation="Alonso et al., arXiv 2405.12399",
     tasks=("atari100k_breakout", "video_coin"),
     headline="cpu-drift-3",
-    scale="Pong, 24 x 24 pixels, 4,000 frames, 1,200 updates",
+    scale="Pong, 24 x 24 pixels, 4,000 frames, 1,600 updates",
     budget={"env_frames": "environment frames", "updates": "updates of the three networks"},
     rows=(
         Claim(
@@ -135,4 +136,8 @@ SUITE = Suite(
     ),
     speed=("measure",),
     film=("cpu", "video_pong", "video"),
+    steps=(
+        *speed("diamond", "measure"),
+        Step("diamond", "catch", "training", ("last_epochs=0",), 200, 4, replace(CATCH, settings=("device=cuda",))),
+    ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from benchmarks.rows import Claim, Curve, Experiment, Number, Quantity, Row, Suite
+from benchmarks.steps import device_tests, speed
 
 LEARNS = "learns"
 SEEDS = (0, 1, 2)
@@ -90,6 +91,9 @@ def ratio(higher: int, lower: int) -> Claim:
 
 BOXING = Experiment("gpu", "atari100k_boxing", LEARNS, (0,), minutes=25, needs_gpu=True)
 
+NEEDS = ("PIL",)
+SPEED = ("measure", "measure_12m", "measure_200m")
+
 SUITE = Suite(
     paper="dreamerv3",
     title="DreamerV3",
@@ -121,6 +125,8 @@ SUITE = Suite(
             published="atari100k-boxing",
         ),
     ),
-    speed=("measure", "measure_12m", "measure_200m"),
+    speed=SPEED,
     film=("night", "dmc_proprio_walker_walk", LEARNS),
+    # No run: it learns while it plays, so its simulator would travel, and at size 12m its checkpoint is too large to.
+    steps=(device_tests("dreamerv3", "tests/test_gpu.py", needs=NEEDS), *speed("dreamerv3", *SPEED, needs=NEEDS)),
 )

@@ -10,6 +10,7 @@ from benchmarks.content import Table, beside_published
 from benchmarks.plots import Plot, over_settings
 from benchmarks.published import Published
 from benchmarks.rows import CALIBRATION, Beside, Calibration, Claim, Curve, Experiment, Number, Quantity, Row, Suite
+from benchmarks.steps import Step, device_tests, speed
 
 TRANSFER = "dream-transfer"
 SEEDS = (0, 1, 2)
@@ -216,6 +217,23 @@ def shown_suite(results: Mapping[str, Result]) -> str:
     return next((name for name in presets if (row := results.get(f"{name}-real-tau1.15")) and row.is_run), "night")
 
 
+NEEDS = ("cma", "PIL")
+SPEED = ("measure_dream", "measure_vision", "measure_memory")
+
+
+def gpu_dreams() -> tuple[Step, ...]:
+    """Table 2's controllers, each in the dream of the paper's world that was learnt before: no game is played."""
+    steps = []
+    for tau in TEMPERATURES:
+        settings = (*PAPER.settings, f"temperature={float(tau)}")
+        claim = TRANSFER if tau == PUBLISHED_TAU else f"{TRANSFER}-tau{tau}"
+        run = replace(PAPER, claim=claim, settings=(*settings, "device=cuda"), takes=(MODEL_FROM, PAPER))
+        words, shares = settings[-1:], ("vision", "memory")
+        worth = 5 if tau == PUBLISHED_TAU else 3
+        steps.append(Step("ha2018", f"tau{tau}", "training", words, 90, worth, run, shares=shares, needs=NEEDS))
+    return tuple(steps)
+
+
 SUITE = Suite(
     paper="ha2018",
     title="World Models",
@@ -277,6 +295,11 @@ SUITE = Suite(
     ),
     tables=tables,
     plots=plots,
-    speed=("measure",),
+    speed=(*SPEED, "measure_games"),
     film=("night", "doom", TRANSFER),
+    steps=(
+        device_tests("ha2018", "tests/test_gpu.py", needs=NEEDS),
+        *speed("ha2018", *SPEED, needs=NEEDS),
+        *gpu_dreams(),
+    ),
 )

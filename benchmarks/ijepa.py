@@ -11,6 +11,7 @@ from benchmarks.plots import Plot, dots
 from benchmarks.published import Published
 from benchmarks.records import sample
 from benchmarks.rows import CALIBRATION, Beside, Calibration, Claim, Experiment, Number, Quantity, Suite
+from benchmarks.steps import speed
 
 SEEDS = (0, 1, 2)
 GAMES = {
@@ -305,6 +306,8 @@ def plots(results: Mapping[str, Result], published: Published) -> Sequence[Plot]
     return (dots("ijepa-atariari", caption, "F1 of linear probes, %", lines),) if lines else ()
 
 
+SPEED = ("measure", "measure_base", "measure_huge")
+
 SUITE = Suite(
     paper="ijepa",
     title="I-JEPA",
@@ -337,6 +340,7 @@ SUITE = Suite(
     ),
     tables=tables,
     plots=plots,
-    speed=("measure",),
+    speed=SPEED,
+    steps=speed("ijepa", *SPEED),
     film=("cpu", "digits", "probe-accuracy"),
 )

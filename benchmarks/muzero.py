@@ -9,6 +9,7 @@ from benchmarks.compare import Result
 from benchmarks.plots import Plot, over_settings
 from benchmarks.published import Published
 from benchmarks.rows import Claim, Experiment, Number, Quantity, Row, Suite
+from benchmarks.steps import Step, device_tests, speed
 
 PLAYS = "plays"
 SEEDS = (0, 1, 2)
@@ -182,6 +183,9 @@ def plots(results: Mapping[str, Result], published: Published) -> Sequence[Plot]
     return (over_settings("muzero-simulations", caption, "simulations a move", "return", series),)
 
 
+NEEDS = ("numba",)
+SPEED = ("measure", "measure_connect4")
+
 SUITE = Suite(
     paper="muzero",
     title="MuZero",
@@ -202,6 +206,20 @@ SUITE = Suite(
             published=f"atari100k-{GAME}",
         ),
     ),
-    speed=("measure",),
+    speed=SPEED,
     film=("night", "connect4", PLAYS),
+    steps=(
+        device_tests("muzero", "tests/test_gpu.py", needs=NEEDS),
+        *speed("muzero", *SPEED, needs=NEEDS),
+        Step(
+            "muzero",
+            "connect4",
+            "training",
+            ("updates=4",),
+            200,
+            10,
+            replace(NIGHT, settings=("device=cuda",)),
+            needs=NEEDS,
+        ),
+    ),
 )

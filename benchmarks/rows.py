@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from benchmarks.content import Table
     from benchmarks.plots import Plot
     from benchmarks.published import Published
+    from benchmarks.steps import Step
 
 PAPERS = ("ha2018", "dreamerv3", "muzero", "diamond", "ijepa", "vjepa")
 CALIBRATION = "calibration"
@@ -131,7 +132,8 @@ class Suite:
     tasks: those that `smoke` tours. headline: the id of the row that stands for the paper, and a few words for its
     scale. budget: the sizes that published budgets of this paper are given in, each with its words. tables and plots:
     the paper's own forms, of its results by id, shown at the head of its section. speed: parts of `speed/<paper>.py`,
-    each measured in a process of its own. films: the claim words of the experiment whose film the report shows.
+    each measured in a process of its own. films: the claim words of the experiment whose film the report shows. steps:
+    what is done where a GPU is at hand for minutes.
     """
 
     paper: str
@@ -146,6 +148,7 @@ class Suite:
     plots: Callable[[Mapping[str, Result], Published], Sequence[Plot]] = lambda results, published: ()
     speed: tuple[str, ...] = ()
     film: tuple[str, str, str] = ("", "", "")
+    steps: tuple[Step, ...] = ()
 
 
 def experiments(row: Row) -> tuple[Experiment, ...]:

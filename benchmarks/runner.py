@@ -14,7 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,12 +103,13 @@ def jobs(suite: Suite, rows: Sequence[Row], seeds: Sequence[int] | None, overrid
     for experiment in dict.fromkeys(one for row in rows for one in experiments(row)):
         for seed in experiment.seeds if seeds is None or not experiment.is_trained else seeds:
             if experiment.takes is not None:
-                found.append(_job(suite, experiment.takes[1], seed, overrides))
-            found.append(_job(suite, experiment, seed, overrides))
+                found.append(job_of(suite, experiment.takes[1], seed, overrides))
+            found.append(job_of(suite, experiment, seed, overrides))
     return list(dict.fromkeys(found))
 
 
-def _job(suite: Suite, one: Experiment, seed: int, overrides: Sequence[str]) -> Job:
+def job_of(suite: Suite, one: Experiment, seed: int, overrides: Sequence[str] = ()) -> Job:
+    """The run of an experiment on one seed."""
     changed = tuple(overrides) if one.is_trained else ()
     base = None if one.takes is None else (one.takes[0], _name(one.takes[1], seed, changed))
     settings = (*changed, *one.settings)
@@ -151,14 +152,18 @@ def collect(job: Job, film: tuple[str, str, str]) -> Path:
     """
     source = ROOT / job.folder
     data = records.read(source / "record.json", records.check_record)
-    middle = "" if job.is_trained and not job.part else f"-{data['claim']}"
-    stem = f"{data['task']}{middle}-seed{data['seed']}"
-    target: Path = records.FOLDER / data["paper"] / data["suite"]
-    target.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source / "record.json", target / f"{stem}.json")
+    target: Path = records.FOLDER / place_of(job, data)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source / "record.json", target)
     if film == (data["suite"], data["task"], data["claim"]):
-        _collect_media(source, target, stem)
-    return target / f"{stem}.json"
+        _collect_media(source, target.parent, target.stem)
+    return target
+
+
+def place_of(job: Job, data: Mapping[str, Any]) -> Path:
+    """Where the record of a job lies below the results."""
+    middle = "" if job.is_trained and not job.part else f"-{data['claim']}"
+    return Path(data["paper"], data["suite"], f"{data['task']}{middle}-seed{data['seed']}.json")
 
 
 def _collect_media(source: Path, target: Path, stem: str) -> None:
@@ -192,7 +197,7 @@ def reproduce(papers: Sequence[Suite], options: argparse.Namespace) -> int:
             tasks = suite.tasks if options.task is None else (options.task,)
             seeds = tuple(options.seeds or [0])
             todo += [
-                _job(suite, Experiment(preset, task, "", seeds, 0), seed, options.set)
+                job_of(suite, Experiment(preset, task, "", seeds, 0), seed, options.set)
                 for task in tasks
                 for seed in seeds
             ]

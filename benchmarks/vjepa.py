@@ -11,6 +11,7 @@ from benchmarks.content import Cell, Table
 from benchmarks.plots import Plot, dots
 from benchmarks.published import Published
 from benchmarks.rows import Beside, Claim, Experiment, Number, Quantity, Row, Suite
+from benchmarks.steps import Step, device_tests, speed
 
 SEEDS = (0, 1, 2)
 UNTRAINED, PIXELS, STILL = "untrained encoder", "pixels", "last frame alone"
@@ -237,6 +238,8 @@ def plots(results: Mapping[str, Result], published: Published) -> Sequence[Plot]
     return (dots("vjepa-physics", caption, "pairs told apart, %", lines),)
 
 
+SPEED = ("measure_large", "measure_giant", "measure_planning")
+
 SUITE = Suite(
     paper="vjepa",
     title="V-JEPA and V-JEPA 2",
@@ -265,6 +268,12 @@ SUITE = Suite(
     ),
     tables=tables,
     plots=plots,
-    speed=("measure", "measure_planning"),
+    speed=("measure", *SPEED),
     film=("night", "physics", "physics-accuracy"),
+    steps=(
+        device_tests("vjepa", "tests/test_gpu.py"),
+        *speed("vjepa", *SPEED),
+        Step("vjepa", "two-rooms", "training", ("updates=3",), 300, 1, vjepa_ac.FULL),
+        Step("vjepa", "two-rooms-random", "training", ("updates=3",), 300, 1, vjepa_ac.FULL_RANDOM),
+    ),
 )  # fmt: skip

@@ -44,15 +44,19 @@ def package_versions(paper: str) -> dict[str, str]:
 
 
 def git_revision() -> str:
-    """Short commit of the code, "-dirty" if the Python files differ from it; "unknown" outside a checkout."""
+    """Short commit of the code, "-dirty" if the Python files differ from it.
+
+    Outside a checkout what the environment variable REVISION says, or "unknown".
+    """
+    outside = os.environ.get("REVISION", "") or "unknown"
     try:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
         status = ["git", "status", "--porcelain", "--", "*.py"]
         changed = subprocess.run(status, cwd=ROOT, capture_output=True, text=True)
     except FileNotFoundError:
-        return "unknown"
+        return outside
     if commit.returncode != 0 or not (ROOT / ".git").exists():
-        return "unknown"
+        return outside
     return commit.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
 
 

@@ -64,7 +64,7 @@ def of_run(info: Mapping[str, Any]) -> dict[str, Any]:
         "seed": config["seed"],
         "wall_seconds": round(info["wall_seconds"], 1),
         "stage_seconds": {name: round(value, 1) for name, value in info["stage_seconds"].items()},
-        "device": meta["device"],
+        "device": "; ".join([meta["device"], *meta.get("marks", [])]),
         "revision": ", ".join(dict.fromkeys(revisions)),
         "packages": meta["packages"],
         "config": config,

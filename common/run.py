@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from common import eager
 from common.config import from_dict, to_dict, user_error
 from common.dist import job
 from common.files import GuardedLog, Lock, atomic_write, check_is_file, disk_is_full
@@ -65,6 +66,7 @@ class Run:
     identity: str = ""
     lock: Lock | None = field(default=None, repr=False)
     guard: GuardedLog = field(init=False, repr=False)
+    _marked: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.guard = GuardedLog(self.metrics_path)
@@ -166,6 +168,7 @@ class Run:
         clock = _read_clock(self.folder)
         clock[stage] = clock.get(stage, 0.0) + seconds
         try:
+            self._mark()
             atomic_write(self.folder / "clock.json", _json_bytes(clock))
         except OSError as error:
             if not disk_is_full(error):
@@ -174,6 +177,14 @@ class Run:
                 f"warning: {self.folder / 'clock.json'}: disk full, {seconds:.0f} s not counted",
                 file=sys.stderr,
             )
+
+    def _mark(self) -> None:
+        """What ran as it is though it was to be a graph stands in meta.json, and from there in the record."""
+        if len(eager.marks()) > self._marked:
+            meta = _meta(self.folder)
+            meta["marks"] = list(dict.fromkeys([*meta["marks"], *eager.marks()]))
+            atomic_write(self.folder / "meta.json", _json_bytes(meta))
+            self._marked = len(eager.marks())
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[Callable[..., None]]:
@@ -402,10 +413,11 @@ def _start_facts(values: Mapping[str, Any]) -> dict[str, str]:
 
 def _meta(folder: Path) -> dict[str, Any]:
     """meta.json; a run of an earlier version has no identity, and its files are not asked for one."""
-    meta = {"identity": ""} | _read_json(folder / "meta.json")
+    meta = {"identity": "", "marks": []} | _read_json(folder / "meta.json")
     texts = ("paper", "preset", "identity", "command", "revision", "device")
     is_whole = all(isinstance(meta.get(name), str) for name in texts) and isinstance(meta.get("packages"), dict)
-    starts = meta.get("restarts")
+    starts, marks = meta.get("restarts"), meta["marks"]
+    is_whole &= isinstance(marks, list) and all(isinstance(mark, str) for mark in marks)
     if not is_whole or not isinstance(starts, list) or not all(_is_start(start) for start in starts):
         user_error(f"{folder / 'meta.json'} is damaged (not what this program writes); {_way_out(folder)}")
     return meta

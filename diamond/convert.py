@@ -51,7 +51,8 @@ def read_video(path: Path, size: int) -> tuple[NDArray[np.uint8], tuple[int, int
 
     Made smaller by the mean over areas, as Atari frames are.
     """
-    capture = cv2.VideoCapture(str(path))
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)  # others print what they miss
     promised = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     frames: list[NDArray[np.uint8]] = []
     shape = (0, 0)

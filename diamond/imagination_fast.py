@@ -199,7 +199,7 @@ def evaluated(
 
 
 def compile_networks(agent: Agent, config: Config, games: int, device: torch.device) -> bool:
-    """Compile the convolutions of both imagined networks in place, and try them, with gradients.
+    """Compile the convolutions of both imagined networks in place, and try them, with gradients and without.
 
     If that fails one line says so, both run as they are written, and False comes back.
     """
@@ -209,9 +209,12 @@ def compile_networks(agent: Agent, config: Config, games: int, device: torch.dev
     frame = torch.zeros(games, 3, config.image_size, config.image_size, device=device)
     action = torch.zeros(games, config.history, dtype=torch.int64, device=device)
     try:
-        out = inner(frame, frame[:, 0, 0, 0], frame.repeat(1, config.history, 1, 1), action)
-        out.sum().backward()
-        encoder(frame.repeat(1, 2, 1, 1), agent.reward_end.act_emb(action[:, 0])).sum().backward()
+        for has_gradient in (True, False):
+            with torch.set_grad_enabled(has_gradient):
+                out = inner(frame, frame[:, 0, 0, 0], frame.repeat(1, config.history, 1, 1), action)
+                seen = encoder(frame.repeat(1, 2, 1, 1), agent.reward_end.act_emb(action[:, 0]))
+            if has_gradient:
+                (out.sum() + seen.sum()).backward()
     except RuntimeError as error:
         for network in (inner, encoder):
             network._compiled_call_impl = None

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from common import eager
 from dreamerv3.agent import Noise
 from dreamerv3.replay import Batch
 from dreamerv3.rssm import State
@@ -21,7 +22,7 @@ Result = tuple[dict[str, Tensor], State]
 
 
 class Learner:
-    """`step(batch, noise)`, which makes one update in place; on a GPU as a graph if `captures`.
+    """`step(batch, noise)`, which makes one update in place; on a GPU as a graph if `captures` and where that succeeds.
 
     Not yet run on a GPU.
     """
@@ -40,8 +41,8 @@ class Learner:
         if self.warm_ups < WARM_UPS:
             self.warm_ups += 1
             return self._warm_up(batch, noise)
-        if self.graph is None:
-            self._capture(batch, noise)
+        if self.graph is None and not self._capture(batch, noise):
+            return self.step(batch, noise)
         assert self.graph is not None
         assert self.inputs is not None
         assert self.outputs is not None
@@ -60,12 +61,21 @@ class Learner:
         torch.cuda.current_stream(self.device).wait_stream(stream)
         return found
 
-    def _capture(self, batch: Batch, noise: Noise) -> None:
-        """Record the step; recording runs nothing."""
-        self.inputs = cloned(batch, noise)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.outputs = self.step(*self.inputs)
+    def _capture(self, batch: Batch, noise: Noise) -> bool:
+        """Record the step; recording runs nothing. False if it cannot be recorded: then it stays as it is for good."""
+
+        def record() -> tuple[torch.cuda.CUDAGraph, tuple[Batch, Noise], Result]:
+            inputs, graph = cloned(batch, noise), torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                outputs = self.step(*inputs)
+            return graph, inputs, outputs
+
+        found = eager.captured("the update", record)
+        if found is None:
+            self.captures = False
+            return False
+        self.graph, self.inputs, self.outputs = found
+        return True
 
 
 def tensors_of(batch: Batch, noise: Noise) -> list[Tensor]:

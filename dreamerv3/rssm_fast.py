@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common import eager
 from dreamerv3.distributions import draw, mixed_probs
 from dreamerv3.networks import NORM_EPS
 from dreamerv3.rssm import RSSM, State, squash_action
@@ -218,7 +219,7 @@ def for_device(function: types.FunctionType, device: str, width: int) -> Callabl
     if device != "cuda":
         return function
     code = function.__code__.replace(co_name=f"{function.__name__}_{width}")
-    return torch.compile(types.FunctionType(code, function.__globals__), dynamic=False)
+    return eager.compiled(function.__name__, types.FunctionType(code, function.__globals__), dynamic=False)
 
 
 def prepared(w: Weights, setting: Setting) -> Prepared:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common import eager
 from ha2018.memory import MDNRNN
 
 
@@ -52,6 +53,7 @@ class FastDream:
         if dtype == torch.bfloat16:
             self.kernel, self.output_w = self.kernel.to(dtype), self.output_w.to(dtype)
         self._of_size: dict[int, _Buffers] = {}
+        self.captures = self.bias.is_cuda
 
     def begin(self, z: Tensor, params: Tensor | None) -> None:
         """Start at `z` [B, Z] with the controllers `params` [B, P], c = h = 0 and the restart flag set.
@@ -86,9 +88,10 @@ class FastDream:
             buffers.action.copy_(action)
         buffers.uniform.copy_(uniform)
         buffers.normal.copy_(normal)
-        if buffers.inputs.is_cuda:
-            if buffers.graph is None:
-                buffers.graph = self._capture()
+        if self.captures and buffers.graph is None:
+            buffers.graph = eager.captured("a step of the dream", self._capture)
+            self.captures = buffers.graph is not None
+        if self.captures and buffers.graph is not None:
             buffers.graph.replay()
         else:
             self._step()
@@ -106,17 +109,19 @@ class FastDream:
         """Record one step. The warm-up steps that capturing needs must not count, so the state is put back."""
         buffers = self.buffers
         state = buffers.inputs.clone(), buffers.c.clone()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(2):
+        try:
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(2):
+                    self._step()
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
                 self._step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._step()
-        buffers.inputs.copy_(state[0])
-        buffers.c.copy_(state[1])
+        finally:  # also where it fails: then the step goes on from here
+            buffers.inputs.copy_(state[0])
+            buffers.c.copy_(state[1])
         return graph
 
     def _step(self) -> None:

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
 from common.seeding import derive_seed
 from muzero.boards import GAMES, LineGame
 from muzero.config import Config
+
+if TYPE_CHECKING:
+    import gymnasium
 
 Array = NDArray[Any]
 
@@ -127,6 +129,7 @@ class GymWorlds:
     """
 
     def __init__(self, gym_id: str, lanes: Sequence[int], seed: int, purpose: str) -> None:
+        gymnasium = _gymnasium(gym_id)
         self.envs = [_make(gym_id) for _ in lanes]
         self.count, self.lanes, self.seed, self.purpose = len(self.envs), list(lanes), seed, purpose
         space, actions = self.envs[0].observation_space, self.envs[0].action_space
@@ -185,7 +188,17 @@ class GymWorlds:
         self.frames[lane], self.is_over[lane] = np.ravel(frame), False
 
 
+def _gymnasium(gym_id: str) -> Any:
+    """The library, imported where a world is made of it: boards need none."""
+    try:
+        import gymnasium
+    except ImportError:
+        raise WorldError(f"{gym_id} needs gymnasium: pip install gymnasium") from None
+    return gymnasium
+
+
 def _make(gym_id: str) -> gymnasium.Env[Any, Any]:
+    gymnasium = _gymnasium(gym_id)
     try:
         return gymnasium.make(gym_id)
     except (gymnasium.error.Error, ImportError, ModuleNotFoundError) as error:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from common import eager
 from muzero import gumbel as seq
 from muzero.search import (
     Model,
@@ -141,12 +142,14 @@ class Captured:
     """The search of one model at one size, recorded once as a CUDA graph and replayed.
 
     `model` must keep its weights where they are: whoever changes them writes into the same tensors. The result lies in
-    the graph's memory and is overwritten by the next search. Not yet run on a GPU.
+    the graph's memory and is overwritten by the next search. Where no graph can be made, each search runs as it is.
+    Not yet run on a GPU.
     """
 
     def __init__(self, model: Model, settings: Settings) -> None:
         self.model, self.settings = model, settings
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.captures = True
         self.inputs: tuple[Tensor, ...] = ()
         self.result: Result | None = None
 
@@ -154,27 +157,38 @@ class Captured:
         """Search from these roots, which must all have the first call's shape, with the moves allowed at each."""
         invalid = torch.zeros_like(root.logits, dtype=torch.bool) if root.invalid is None else root.invalid
         given = (root.logits, root.value, root.embedding, invalid, noise)
+        if self.graph is None and self.captures:
+            self.captures = self._capture(given)
         if self.graph is None:
-            self._capture(given)
-        assert self.graph is not None
+            return self._run(given)
         assert self.result is not None
         for ours, theirs in zip(self.inputs, given, strict=True):
             ours.copy_(theirs)
         self.graph.replay()
         return self.result
 
-    def _capture(self, given: tuple[Tensor, ...]) -> None:
-        self.inputs = tuple(tensor.clone() for tensor in given)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # so that kernels are chosen before the capture
-            for _ in range(WARM_UPS):
-                self._run()
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.result = self._run()
+    def _capture(self, given: tuple[Tensor, ...]) -> bool:
+        """Record a search. False if it cannot be recorded."""
 
-    def _run(self) -> Result:
-        logits, value, embedding, invalid, noise = self.inputs
+        def record() -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Result]:
+            inputs = tuple(tensor.clone() for tensor in given)
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # so that kernels are chosen before the capture
+                for _ in range(WARM_UPS):
+                    self._run(inputs)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                result = self._run(inputs)
+            return graph, inputs, result
+
+        found = eager.captured("the search", record)
+        if found is None:
+            return False
+        self.graph, self.inputs, self.result = found
+        return True
+
+    def _run(self, inputs: tuple[Tensor, ...]) -> Result:
+        logits, value, embedding, invalid, noise = inputs
         return search(Root(logits, value, embedding, invalid), self.model, self.settings, noise)

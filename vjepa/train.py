@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from common import dist
+from common import dist, eager
 from common.config import parse, user_error
 from common.faults import Faults
 from common.precision import compute_dtype
@@ -100,7 +100,7 @@ def compile_blocks(model: JEPA) -> None:
     """
     for part in (model.encoder.blocks, model.target_encoder.blocks, model.predictor.predictor_blocks):
         for block in part:
-            block.compile(dynamic=True)
+            block.forward = eager.compiled("a block", block.forward, dynamic=True)
 
 
 def train_encoder(run: Run, config: Config, ranks: dist.Ranks, model: JEPA, clips: Clips) -> None:

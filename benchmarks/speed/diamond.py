@@ -16,7 +16,8 @@ from benchmarks.peers.peer import compared, started
 from benchmarks.speed.timing import figure, in_turns, peak_memory, timed
 from common import dist
 from diamond.agent import new_agent
-from diamond.config import Config
+from diamond.config import SMALL_NETS, Config
+from diamond.imagination import Draws, Imagination
 from diamond.imagination_fast import Inputs, Program
 from diamond.replay import Replay, Step
 from diamond.train import Trainer
@@ -28,6 +29,8 @@ PUBLISHED = {"denoiser": 88.0, "reward_end": 115.0, "actor_critic": 340.0}
 STEP, FRAME = 20.4, 12.7
 SEGMENTS = 64
 FEW_STEPS = 3  # of the imagination, in an update of the policy on a CPU
+CHANGES: dict[str, Any] = {}  # to the paper's configuration
+SMOKE = {"FEW_STEPS": 2, "CHANGES": {**SMALL_NETS, "image_size": 16, "batch_size": 1, "horizon": 2}}
 
 
 def measure(device: torch.device) -> list[dict[str, Any]]:
@@ -54,7 +57,6 @@ def measure_beside(checkouts: Mapping[str, Path], device: torch.device) -> list[
         kinds.remove(("step", False))
     with TemporaryDirectory() as folder:
         trainer = _trainer(Path(folder), device, 32)
-        trainer.update("actor_critic", 0)  # begins the imagined games
         return [_beside(trainer, name, path, *kind, device) for name, path in checkouts.items() for kind in kinds]
 
 
@@ -81,16 +83,25 @@ def _trainer(folder: Path, device: torch.device, batch: int) -> Trainer:
     """All three networks at the paper's sizes, and a replay of noise."""
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
-    config = replace(Config(), batch_size=batch, initial_batches=1, env_steps=10_000, device=str(device))
+    sizes = {"batch_size": batch, "initial_batches": 1, "env_steps": 10_000, "device": str(device)}
+    config = replace(Config(), **{**sizes, **CHANGES})
     torch.manual_seed(0)
     agent = new_agent(config, ACTIONS).to(device)
     return Trainer(agent, _filled(folder, config), config, dist.Ranks(0, 1, 0, device))
 
 
+def _begin(trainer: Trainer) -> Imagination:
+    """The dream of a trainer with all its games begun."""
+    dream, ranks = trainer.dream, trainer.ranks
+    dream.draws = Draws(trainer.games, slice(0, trainer.games), ranks.device, 0, "speed")
+    dream.reset(trainer.games)
+    return dream
+
+
 def _step(trainer: Trainer) -> Callable[[], object]:
     """A step of all imagined games under the policy, captured where training has it so."""
     program = trainer.program or Program(trainer.agent, trainer.config, trainer.ranks.device)
-    dream, (policy_h, policy_c) = trainer.dream, trainer.policy_state
+    dream, (policy_h, policy_c) = _begin(trainer), trainer.policy_state
     numbers = dream.numbers()
     given = Inputs(
         obs=dream.obs, action=dream.action, h=dream.h, c=dream.c, policy_h=policy_h, policy_c=policy_c,
@@ -118,8 +129,8 @@ def _filled(folder: Path, config: Config) -> Replay:
 
 
 def _imagination(trainer: Trainer, device: torch.device, is_gpu: bool) -> list[dict[str, Any]]:
-    trainer.update("actor_critic", 0)  # begins the imagined games
-    dream, config = trainer.dream, trainer.config
+    dream, config, step = trainer.dream, trainer.config, _step(trainer)
+    step()  # on a GPU this captures it
     start = torch.randn(dream.obs[:, 0].shape, device=device)
 
     def frame() -> None:
@@ -129,7 +140,7 @@ def _imagination(trainer: Trainer, device: torch.device, is_gpu: bool) -> list[d
     found = []
     for name, call, number in (
         (f"a frame in 3 denoising steps, {size}", frame, FRAME),
-        (f"a step of the imagination under the policy, {size}{_form(trainer)}", _step(trainer), STEP),
+        (f"a step of the imagination under the policy, {size}{_form(trainer)}", step, STEP),
     ):
         found.append(figure(name, "ms", timed(call, device)) | (_published(number) if is_gpu else {}))
     return found

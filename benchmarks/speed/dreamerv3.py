@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.peers.peer import compared, started
@@ -20,13 +21,18 @@ from common.run import Run
 from common.stage import Stage
 from dreamerv3.agent import Agent, new_agent
 from dreamerv3.config import Config
-from dreamerv3.env import Worlds, make_world
+from dreamerv3.env import Worlds
+from dreamerv3.interface import Array, Step
 from dreamerv3.learner import Learner
 from dreamerv3.replay import Batch
 from dreamerv3.spaces import ActionSpace, ObsSpace
 from dreamerv3.train import Player, Trainer, new_learner, new_optimizer
 
 SMALL = Config(size="1m", edition="nature")
+CHANGES: dict[str, Any] = {}  # to every configuration below
+SMOKE = {"CHANGES": {"batch_size": 2, "sequence_length": 8, "imagination_length": 2}}
+VECTORS = {name: ObsSpace("float", (n,)) for name, n in (("position", 3), ("velocity", 2))}
+PUSH = ActionSpace(1, is_discrete=False)
 SOURCE = "another project's table for one GB200, bfloat16: the authors' JAX code 22.0 ms"
 
 # NM512's GRU is dense: as wide as ours it has more parameters; the narrower one makes the learners equal in number.
@@ -113,14 +119,12 @@ def _drawn(agent: Agent) -> Callable[[], float]:
 
 def _agent(config: Config, is_image: bool) -> Agent:
     image = {"image": ObsSpace("image", (64, 64, 3))}
-    vectors = {name: ObsSpace("float", (n,)) for name, n in (("position", 3), ("velocity", 2))}
-    actions = ActionSpace(18 if is_image else 1, is_discrete=is_image)
-    return new_agent(image if is_image else vectors, actions, config)
+    return new_agent(image if is_image else VECTORS, ActionSpace(18, is_discrete=True) if is_image else PUSH, config)
 
 
 def _update(size: str, device: torch.device, *, is_image: bool, use_fast: bool) -> dict[str, Any]:
     torch.manual_seed(0)
-    agent = _agent(Config(size=size, use_fast=use_fast), is_image).to(device)
+    agent = _agent(Config(size=size, use_fast=use_fast, **CHANGES), is_image).to(device)
     batch = _batch(agent, is_image, device)
     noise = agent.draw_noise(
         agent.config.batch_size, agent.config.sequence_length, torch.Generator(device).manual_seed(0)
@@ -135,10 +139,34 @@ def _update(size: str, device: torch.device, *, is_image: bool, use_fast: bool) 
     return figure(f"update, size {size}, {world}, 16 x 64{form}", "ms", timing, note=peak)
 
 
+class Drift:
+    """A world of random numbers."""
+
+    spaces, actions = VECTORS, PUSH
+
+    def reset(self, seed: int) -> Step:
+        """Start the numbers of `seed`."""
+        self._rng = np.random.default_rng(seed)
+        return self._answer()
+
+    def step(self, action: Array) -> Step:
+        """The next numbers."""
+        return self._answer()
+
+    def close(self) -> None:
+        pass
+
+    def _answer(self) -> Step:
+        return Step({name: self._rng.normal(size=space.shape).astype(np.float32) for name, space in VECTORS.items()})
+
+
 def _update_in_a_run(device: torch.device) -> dict[str, Any]:
-    """An update of a run, with what it takes from the replay and gives back: rows, noise, refreshed latents."""
-    config, ranks = Config(size="1m", envs=4, device=str(device)), dist.setup(str(device))
-    with TemporaryDirectory() as folder, Worlds(lambda: make_world(config), range(4), 0, "speed") as worlds:
+    """An update of a run, with what it takes from the replay and gives back: rows, noise, refreshed latents.
+
+    What it learns from does not matter to the time, so that no simulator is needed.
+    """
+    config, ranks = Config(size="1m", envs=4, device=str(device), **CHANGES), dist.setup(str(device))
+    with TemporaryDirectory() as folder, Worlds(Drift, range(4), 0, "speed") as worlds:
         run = Run.open("dreamerv3", config, "paper", Path(folder) / "run")
         agent = new_agent(worlds.spaces, worlds.actions, config).to(device)
         optimizer = new_optimizer(agent, config)

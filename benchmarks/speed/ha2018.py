@@ -6,12 +6,12 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.envs.box2d.car_racing import CarRacing as GymnasiumCarRacing
 
 from benchmarks.speed.timing import figure, matmul_rate, timed
 from common.precision import compute_dtype
@@ -24,24 +24,33 @@ from ha2018.env import TakeCover
 from ha2018.memory import MDNRNN, mdn_nll, restart_loss
 from ha2018.memory_fast import FastLosses
 from ha2018.processes import Games
-from ha2018.racing import CarRacing
 from ha2018.random_play import doom_episode
 from ha2018.train import memory_step, vision_step
 from ha2018.vision import VAE
 
 HISTORY = "published 108 s per generation: 195,352 s for 1,800 generations on 64 cores (doomrnn/log)"
+CONFIG = Config()
+STEPS = 900  # of a rollout: the published population mean at the end
+REPEATS = 5  # of the peer that dreams one rollout at a time
+SMOKE = {
+    "CONFIG": replace(
+        CONFIG, z_size=8, hidden_size=16, population=8, rollouts=2, memory_batch=4, memory_length=8, vision_batch=4
+    ),
+    "STEPS": 20,
+    "REPEATS": 0,
+}
 
 
-def measure(device: torch.device) -> list[dict[str, Any]]:
-    """Dream, game, V and M at the paper's sizes for Doom."""
-    config = Config()
+def measure_dream(device: torch.device) -> list[dict[str, Any]]:
+    """The dream at the paper's sizes for Doom."""
+    config = CONFIG
     torch.manual_seed(0)
     memory = _endless_memory(config).to(device)
     before = matmul_rate(device)
     single, processes = _one_at_a_time(config, _readable_rollout)
     single_fast, _ = _one_at_a_time(config, _fast_rollout)
     # A whole generation takes long enough to meet the machine's faster and slower moments, as its peers do.
-    rollouts, steps = config.population * config.rollouts, 900
+    rollouts, steps = config.population * config.rollouts, STEPS
     exact, generation = (
         timed(_generation(memory, config, steps, device, dtype), device, repeats=3, warmup=int(device.type == "cuda"))
         for dtype in (torch.float32, compute_dtype("auto", device))
@@ -51,7 +60,7 @@ def measure(device: torch.device) -> list[dict[str, Any]]:
     precision = f"products in {str(compute_dtype('auto', device)).removeprefix('torch.')}"
     gflops = 2 * 2048**3 / min(before.median, after.median) / 1e9  # the faster, so the share is not flattered
     flops = 2 * sum(p.numel() for p in (memory.kernel, memory.output_w))
-    found = [
+    return [
         figure("float32 matrix product 2048, before the dream", "GFLOP/s", before, 2 * 2048**3 / 1e9),
         figure("float32 matrix product 2048, after the dream", "GFLOP/s", after, 2 * 2048**3 / 1e9),
         figure(
@@ -98,8 +107,23 @@ def measure(device: torch.device) -> list[dict[str, Any]]:
             ratio=round(exact_rate * flops / 1e9 / gflops, 3),
         ),
     ]
-    found += [_vision(config, device), *_memory(config, device), _game(), *_racing()]
-    return found
+
+
+def measure_vision(device: torch.device) -> list[dict[str, Any]]:
+    """An update of V at the paper's sizes."""
+    torch.manual_seed(0)
+    return [_vision(CONFIG, device)]
+
+
+def measure_memory(device: torch.device) -> list[dict[str, Any]]:
+    """An update of M at the paper's sizes."""
+    torch.manual_seed(0)
+    return _memory(CONFIG, device)
+
+
+def measure_games(device: torch.device) -> list[dict[str, Any]]:
+    """Both games, on the processor whatever the device."""
+    return [_game(), *_racing()]
 
 
 def _endless_memory(config: Config) -> MDNRNN:
@@ -126,11 +150,13 @@ Rollout = Callable[[Config, int], float]
 
 
 def _one_at_a_time(config: Config, rollout: Rollout) -> tuple[float, int]:
-    """Dream steps per second with one rollout per process and one process per core, the median of five."""
+    """Dream steps per second with one rollout per process and one process per core; 1 if that is not measured."""
     processes = multiprocessing.cpu_count()
+    if not REPEATS:
+        return 1.0, processes
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         pool.starmap(rollout, [(config, 50)] * processes)
-        rates = [sum(pool.starmap(rollout, [(config, 2000)] * processes, chunksize=1)) for _ in range(5)]
+        rates = [sum(pool.starmap(rollout, [(config, 2000)] * processes, chunksize=1)) for _ in range(REPEATS)]
     return statistics.median(rates), processes
 
 
@@ -232,6 +258,10 @@ def _length(game: TakeCover, seed: int) -> int:
 
 def _racing() -> list[dict[str, Any]]:
     """CarRacing on one core with the frames as gymnasium shows them, and with what V sees of them."""
+    from gymnasium.envs.box2d.car_racing import CarRacing as GymnasiumCarRacing  # here: the rest needs no game
+
+    from ha2018.racing import CarRacing
+
     seed, steps = 0, 250
     # Half throttle and slow bends, as in the data collection.
     actions = np.array([(0.1 * np.sin(t / 20), 0.5, 0) for t in range(steps)], np.float32)

@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.peers.peer import Peer, compared, started
 from benchmarks.speed.timing import figure, in_turns, matrix_product, peak_memory_of, timed
+from common import eager
 from common.precision import compute_dtype
 from ijepa.build import mask_config, new_model, new_schedule
 from ijepa.config import Config
@@ -27,50 +28,63 @@ SMALL = Config(
 )
 BASE = Config(patch=16, encoder="base", predictor_depth=6, batch_size=256, micro_batch_size=256)
 HUGE = Config(batch_size=64, micro_batch_size=64)
+_TINY = replace(SMALL, encoder="nano", predictor_depth=1, predictor_width=32, batch_size=2, micro_batch_size=2)
+SMOKE = {"SMALL": _TINY, "BASE": _TINY, "HUGE": _TINY}
 
 
 def measure(device: torch.device) -> list[dict[str, Any]]:
-    """Pretraining updates on random images, mask sampling, and the probes of AtariARI."""
-    torch.manual_seed(0)
-    rates: dict[str, float] = {}
-    found = []
-    for words, config in _precisions(SMALL, device).items():
-        side, product = matrix_product(compute_dtype(config.precision, device), device)
-        rates[words] = 2 * side**3 / product.median / 1e9
-        found.append(figure(f"{words} matrix product {side}", "GFLOP/s", product, 2 * side**3 / 1e9))
-    cases = [SMALL, BASE, HUGE] if device.type == "cuda" else [SMALL]
-    for case in cases:
-        plain = None
-        if device.type == "cpu":
-            exact = replace(case, precision="float32")
-            plain = timed(_update(exact, device, is_written_out=True)[0], device, repeats=5, warmup=1).median
-        for words, config in _precisions(case, device).items():
-            step, flops = _update(config, device)
-            timing = timed(step, device, repeats=5, warmup=3)
-            written_out = "" if plain is None else f"{config.batch_size / plain:,.1f} images/s"
-            found += [
-                figure(
-                    f"pretraining update, {_title(case)}, {words}",
-                    "images/s",
-                    timing,
-                    config.batch_size,
-                    peer=None
-                    if plain is None
-                    else f"in float32 with attention and optimiser written out: {written_out}",
-                    ratio=None if plain is None else round(plain / timing.median, 2),
-                ),
-                figure(
-                    f"pretraining update, {_title(case)}, {words}, share of the {words} matrix product rate",
-                    "GFLOP/s",
-                    timing,
-                    flops / 1e9,
-                    peer=f"{words} matrix product, {rates[words]:,.0f} GFLOP/s",
-                    ratio=round(flops / timing.median / 1e9 / rates[words], 3),
-                ),
-            ]
+    """Pretraining updates of the small encoder on random images, mask sampling, and the probes of AtariARI."""
     masks = mask_config(Config(), (16, 16))
     sampling = timed(lambda: sample_masks(masks, 128, 0, torch.Generator().manual_seed(0)), CPU)
-    return [*found, figure("masks of 128 images, 16 x 16 patches", "ms", sampling), _ram_probes()]
+    sampled = figure("masks of 128 images, 16 x 16 patches", "ms", sampling)
+    return [*_pretraining(SMALL, device, has_rate=True), sampled, _ram_probes()]
+
+
+def measure_base(device: torch.device) -> list[dict[str, Any]]:
+    """On a GPU, pretraining updates of ViT-B/16."""
+    return _pretraining(BASE, device) if device.type == "cuda" else []
+
+
+def measure_huge(device: torch.device) -> list[dict[str, Any]]:
+    """On a GPU, pretraining updates of ViT-H/14, the paper's."""
+    return _pretraining(HUGE, device) if device.type == "cuda" else []
+
+
+def _pretraining(case: Config, device: torch.device, has_rate: bool = False) -> list[dict[str, Any]]:
+    """Updates in float32 and as shipped. has_rate: with the rate of matrix products as a figure of its own."""
+    torch.manual_seed(0)
+    found = []
+    plain = None
+    if device.type == "cpu":
+        exact = replace(case, precision="float32")
+        plain = timed(_update(exact, device, is_written_out=True)[0], device, repeats=5, warmup=1).median
+    for words, config in _precisions(case, device).items():
+        side, product = matrix_product(compute_dtype(config.precision, device), device)
+        rate = 2 * side**3 / product.median / 1e9
+        if has_rate:
+            found.append(figure(f"{words} matrix product {side}", "GFLOP/s", product, 2 * side**3 / 1e9))
+        step, flops = _update(config, device)
+        timing = timed(step, device, repeats=5, warmup=3)
+        written_out = "" if plain is None else f"{config.batch_size / plain:,.1f} images/s"
+        found += [
+            figure(
+                f"pretraining update, {_title(case)}, {words}",
+                "images/s",
+                timing,
+                config.batch_size,
+                peer=None if plain is None else f"in float32 with attention and optimiser written out: {written_out}",
+                ratio=None if plain is None else round(plain / timing.median, 2),
+            ),
+            figure(
+                f"pretraining update, {_title(case)}, {words}, share of the {words} matrix product rate",
+                "GFLOP/s",
+                timing,
+                flops / 1e9,
+                peer=f"{words} matrix product, {rate:,.0f} GFLOP/s",
+                ratio=round(flops / timing.median / 1e9 / rate, 3),
+            ),
+        ]
+    return found
 
 
 def measure_beside(checkouts: Mapping[str, Path], device: torch.device) -> list[dict[str, Any]]:
@@ -166,7 +180,7 @@ def _update(config: Config, device: torch.device, is_written_out: bool = False) 
                 module.forward = partial(_written_out, module)  # type: ignore[method-assign]
             elif isinstance(module, Block):
                 module.last = partial(_cut, module)  # type: ignore[method-assign]
-    step = torch.compile(micro_step, dynamic=True) if device.type == "cuda" else micro_step
+    step = eager.compiled("the micro-step", micro_step, dynamic=True) if device.type == "cuda" else micro_step
     batches = [(images, masks.to(device))]
 
     def update() -> None:

@@ -16,6 +16,9 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parents[2]
+SIDES = {"cpu": 2048, "cuda": 8192}  # of the matrices whose product is the rate of a device
+MOST_CALLS = 1000  # to warm up, and to time
+SMOKE: dict[str, Any] = {"SIDES": {"cpu": 64, "cuda": 64}, "MOST_CALLS": 1}
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Timing:
 def timed(call: Callable[[], object], device: torch.device, repeats: int = 5, warmup: int = 1) -> Timing:
     """Time a call, waiting for the GPU if it runs on one. Raises TypeError if it only makes a generator."""
     seconds = []
+    repeats, warmup = min(repeats, MOST_CALLS), min(warmup, MOST_CALLS)
     for k in range(warmup + repeats):
         start = time.perf_counter()
         if isinstance(call(), Generator):
@@ -44,7 +48,7 @@ def timed(call: Callable[[], object], device: torch.device, repeats: int = 5, wa
 
 def matrix_product(dtype: torch.dtype, device: torch.device) -> tuple[int, Timing]:
     """The rate that a device can reach: side of a square matrix and the seconds of one product with another."""
-    side = 8192 if device.type == "cuda" else 2048
+    side = SIDES[device.type]
     a, b = torch.randn(2, side, side, device=device).to(dtype)
     return side, timed(lambda: a @ b, device, repeats=15, warmup=3)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.speed.timing import figure, matrix_product, timed
-from common import dist
+from common import dist, eager
 from common.precision import compute_dtype
 from vjepa.ac import build as plan_build
 from vjepa.ac import play
@@ -36,51 +36,78 @@ SMALL = Config(
 SECOND_SMALL = replace(SMALL, positions="rotary", clip=None)
 LARGE = Config(batch_size=24)
 GIANT = Config(**{**TASKS["videos-2"], "batch_size": 8, "micro_batch_size": 8})
+PLAN = PlanConfig()
+_TINY = replace(
+    SMALL, encoder="pico", predictor_width=24, predictor_depth=1, predictor_heads=2, batch_size=2, micro_batch_size=2
+)
+SMOKE = {
+    **dict.fromkeys(("SMALL", "SECOND_SMALL", "LARGE", "GIANT"), _TINY),
+    "PLAN": replace(
+        PLAN, side=17, channels=(4, 4), width=16, frames=5, rollout_steps=3, horizon=4, samples=8, elites=2,
+        iterations=2,
+    ),
+    "WINDOWS": {"cpu": 2, "cuda": 2},
+}  # fmt: skip
 EPISODES = {"cpu": 1, "cuda": 20}  # planned as one batch
 WINDOWS = {"cpu": 16, "cuda": 384}
 
 
 def measure(device: torch.device) -> list[dict[str, Any]]:
-    """Pretraining updates on random clips, and mask sampling."""
-    torch.manual_seed(0)
-    rates: dict[str, float] = {}
-    found = []
-    for words, config in _precisions(SMALL, device).items():
-        side, product = matrix_product(compute_dtype(config.precision, device), device)
-        rates[words] = 2 * side**3 / product.median / 1e9
-        found.append(figure(f"{words} matrix product {side}", "GFLOP/s", product, 2 * side**3 / 1e9))
-    for case in [LARGE, GIANT] if device.type == "cuda" else [SMALL, SECOND_SMALL]:
-        plain = None
-        if device.type == "cpu":
-            exact = replace(case, precision="float32")
-            plain = timed(_update(exact, device, is_written_out=True)[0], device, repeats=5, warmup=1).median
-        for words, config in _precisions(case, device).items():
-            step, flops = _update(config, device)
-            timing = timed(step, device, repeats=5, warmup=3)
-            written_out = "" if plain is None else f"{config.batch_size / plain:,.2f} clips/s"
-            found += [
-                figure(
-                    f"pretraining update, {_title(case)}, {words}",
-                    "clips/s",
-                    timing,
-                    config.batch_size,
-                    peer=None
-                    if plain is None
-                    else f"in float32 with attention and optimiser written out: {written_out}",
-                    ratio=None if plain is None else round(plain / timing.median, 2),
-                ),
-                figure(
-                    f"pretraining update, {_title(case)}, {words}, share of the {words} matrix product rate",
-                    "GFLOP/s",
-                    timing,
-                    flops / 1e9,
-                    peer=f"{words} matrix product, {rates[words]:,.0f} GFLOP/s",
-                    ratio=round(flops / timing.median / 1e9 / rates[words], 3),
-                ),
-            ]
+    """Pretraining updates on random clips at a small size, and mask sampling."""
     kinds, generator = mask_kinds(Config()), torch.Generator().manual_seed(0)
     sampling = timed(lambda: sample_masks(kinds, (8, 14, 14), 24, 0, generator), CPU)
-    return [*found, figure("masks of 24 clips, 8 x 14 x 14 tokens", "ms", sampling)]
+    sampled = figure("masks of 24 clips, 8 x 14 x 14 tokens", "ms", sampling)
+    if device.type == "cuda":
+        return [sampled]
+    found = [*_pretraining(SMALL, device, has_rate=True), *_pretraining(SECOND_SMALL, device)]
+    return [*found, sampled]
+
+
+def measure_large(device: torch.device) -> list[dict[str, Any]]:
+    """On a GPU, pretraining updates of V-JEPA's ViT-L/16."""
+    return _pretraining(LARGE, device, has_rate=True) if device.type == "cuda" else []
+
+
+def measure_giant(device: torch.device) -> list[dict[str, Any]]:
+    """On a GPU, pretraining updates of V-JEPA 2's ViT-g/16."""
+    return _pretraining(GIANT, device) if device.type == "cuda" else []
+
+
+def _pretraining(case: Config, device: torch.device, has_rate: bool = False) -> list[dict[str, Any]]:
+    """Updates in float32 and as shipped. has_rate: with the rate of matrix products as a figure of its own."""
+    torch.manual_seed(0)
+    found = []
+    plain = None
+    if device.type == "cpu":
+        exact = replace(case, precision="float32")
+        plain = timed(_update(exact, device, is_written_out=True)[0], device, repeats=5, warmup=1).median
+    for words, config in _precisions(case, device).items():
+        side, product = matrix_product(compute_dtype(config.precision, device), device)
+        rate = 2 * side**3 / product.median / 1e9
+        if has_rate:
+            found.append(figure(f"{words} matrix product {side}", "GFLOP/s", product, 2 * side**3 / 1e9))
+        step, flops = _update(config, device)
+        timing = timed(step, device, repeats=5, warmup=3)
+        written_out = "" if plain is None else f"{config.batch_size / plain:,.2f} clips/s"
+        found += [
+            figure(
+                f"pretraining update, {_title(case)}, {words}",
+                "clips/s",
+                timing,
+                config.batch_size,
+                peer=None if plain is None else f"in float32 with attention and optimiser written out: {written_out}",
+                ratio=None if plain is None else round(plain / timing.median, 2),
+            ),
+            figure(
+                f"pretraining update, {_title(case)}, {words}, share of the {words} matrix product rate",
+                "GFLOP/s",
+                timing,
+                flops / 1e9,
+                peer=f"{words} matrix product, {rate:,.0f} GFLOP/s",
+                ratio=round(flops / timing.median / 1e9 / rate, 3),
+            ),
+        ]
+    return found
 
 
 def _title(config: Config) -> str:
@@ -164,7 +191,7 @@ def _flops(model: JEPA, config: Config, masks: Masks) -> float:
 
 def measure_planning(device: torch.device) -> list[dict[str, Any]]:
     """Two Rooms at its published sizes: candidate rollouts a second, one plan, one update of the world model."""
-    config, count = PlanConfig(), EPISODES[device.type]
+    config, count = PLAN, EPISODES[device.type]
     world = new_world(config.task)
     model = plan_build.new_model(config, world).to(device)
     imagination = plan_build.imagination_of(model.eval(), world, config)
@@ -191,7 +218,11 @@ def _plan_update(config: PlanConfig, device: torch.device, note: str) -> dict[st
     config, world = replace(config, batch_size=WINDOWS[device.type]), new_world(config.task)
     model = plan_build.new_model(config, world).to(device)
     optimizer, schedule = plan_train.optimizer_of(model), plan_build.new_schedule(config)
-    losses = torch.compile(plan_train.model_losses, dynamic=False) if device.type == "cuda" else plan_train.model_losses
+    losses = (
+        eager.compiled("the losses", plan_train.model_losses, dynamic=False)
+        if device.type == "cuda"
+        else plan_train.model_losses
+    )
     options: dict[str, Any] = {"dtype": compute_dtype(config.precision, device), "losses": losses}
     ranks, numbers = dist.setup(str(device)), iter(range(config.updates))
 

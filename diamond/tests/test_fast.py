@@ -134,7 +134,7 @@ def test_networks_that_cannot_be_compiled_run_as_they_are_written(tmp_path, monk
     assert imagination_fast.compile_networks(world.agent, CONFIG, 3, CPU) != is_broken
     assert ("no compiler here" in capsys.readouterr().err) == is_broken
     world.step(torch.tensor([0, 1, 2]))
-    assert len(calls) == (1 if is_broken else 2 + CONFIG.sampler_steps + 1)
+    assert len(calls) == (1 if is_broken else 4 + CONFIG.sampler_steps + 1)
     for parameter, old in zip(world.agent.parameters(), before, strict=True):
         assert torch.equal(parameter, old)
         assert parameter.grad is None

@@ -79,6 +79,9 @@ def broken(folder, fault):
     if fault == "cut":
         whole = (folder / "b.webm").read_bytes()
         (folder / "b.webm").write_bytes(whole[: len(whole) // 2])
+    elif fault == "half a header":
+        (folder / "b.avi").write_bytes(b"RIFF\x00\x10\x00\x00AVI LIST" + b"no video" * 100)
+        (folder / "b.webm").unlink()
     elif fault == "noise":
         (folder / "b.webm").write_bytes(b"no video" * 100)
     elif fault == "few":
@@ -100,6 +103,7 @@ def broken(folder, fault):
     ("fault", "size", "message"),
     [
         ("cut", 16, "b.webm: "),
+        ("half a header", 16, "b.avi: no video that can be read"),
         ("noise", 16, "b.webm: no video that can be read"),
         ("few", 16, "b.webm: 22 frames and 2 actions; one for each frame is needed"),
         ("word", 16, "b.txt: line 2 is 'left', not a whole number from 0"),

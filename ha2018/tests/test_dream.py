@@ -116,29 +116,6 @@ def test_a_dream_used_again_answers_as_a_fresh_one():
         assert torch.equal(rollout_returns(*arguments, dream=used), rollout_returns(*arguments))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_recorded_graph_equals_the_eager_step():
-    """On the same device with the same random numbers, through compactions and a second use of the graphs."""
-    memory, bank = make(4, 12, 5, torch.float32)
-    memory, bank = memory.cuda(), FirstFrames(bank.mu.cuda(), bank.logvar.cuda())
-    params, batch = controllers(64, memory).cuda(), 64
-    fast, dream = FastDream(memory, TAU), Dream(memory, TAU, 1000)
-    for _ in range(2):
-        z = bank.sample(torch.arange(batch).cuda() % 6, numbers(batch, 4, dtype=torch.float32).cuda())
-        fast.begin(z, params)
-        obs = dream.reset(z)
-        for t in range(40):
-            generator = torch.Generator("cuda").manual_seed(t)
-            uniform = torch.rand(batch, 4, generator=generator, device="cuda")
-            normal = torch.randn(batch, 4, generator=generator, device="cuda")
-            with torch.no_grad():
-                done = fast.advance(uniform, normal).clone()
-                obs, _, finished = dream.step(doom_action(params, obs), uniform, normal)
-            torch.testing.assert_close(fast.buffers.c, dream.state.c, rtol=0, atol=1e-4)
-            torch.testing.assert_close(fast.buffers.inputs[:, :4], dream.z, rtol=0, atol=1e-3)
-            assert torch.equal(done, finished)
-
-
 def test_common_random_numbers():
     """The same controller meets the same dreams with the same seed, and others with another."""
     memory, bank = make()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from common import checkpoint, dist
+from common import checkpoint, dist, eager
 from common.config import parse, user_error
 from common.precision import compute_dtype
 from common.program import program
@@ -125,7 +125,8 @@ def train_model(run: Run, config: Config, ranks: dist.Ranks, model: Model, world
     optimizer = optimizer_of(model)
     stage = Stage(run, name, total, config.checkpoint_seconds, ranks, trained_parts(model), optimizer)
     dtype = compute_dtype(config.precision, ranks.device)
-    losses = torch.compile(model_losses, dynamic=False) if ranks.device.type == "cuda" else model_losses
+    is_compiled = ranks.device.type == "cuda"
+    losses = eager.compiled("the losses", model_losses, dynamic=False) if is_compiled else model_losses
     for update in stage.updates():
         batch = batch_of(world, config, walks, name, update, ranks)
         found = train_step(model, optimizer, batch, world, config, schedule, update, dtype=dtype, losses=losses)

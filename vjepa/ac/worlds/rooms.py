@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from common import eager
 from vjepa.ac.worlds import sweep
 from vjepa.ac.worlds.sampling import truncated_normal, uniform, von_mises
 from vjepa.ac.worlds.world import generator_of
@@ -269,7 +270,7 @@ class Rooms:
 
 @functools.cache
 def _compiled(rooms: Rooms) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    return torch.compile(rooms.step_stopping, dynamic=False)
+    return eager.compiled("a step of the rooms", rooms.step_stopping, dynamic=False)
 
 
 def walk(angle: Tensor, steps: int, generator: torch.Generator) -> Tensor:

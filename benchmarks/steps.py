@@ -1,0 +1,62 @@
+"""What is worth doing while a GPU is at hand: a step is data, and stands in the suite file of its paper.
+
+`gpu.py` takes the steps in order: tests of the device first, then speed, then training by worth a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from benchmarks.rows import Experiment
+
+KINDS = ("tests", "speed", "training")
+Kind = Literal["tests", "speed", "training"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One process with a deadline. It brings back an outcome, figures, or a run folder, by its kind.
+
+    words: test files, parts of `speed/<paper>.py`, or the settings that stand for those of the experiment in a dry run.
+    seconds: after them it is killed with its children. worth: the rows that it decides. experiment: of a training, what
+    is trained; it goes on where an earlier stretch stopped. shares: stages that its run has from the one it takes, so
+    that they need not travel twice. needs: packages beyond those that every part of the suite imports.
+    """
+
+    paper: str
+    name: str
+    kind: Kind
+    words: tuple[str, ...]
+    seconds: float
+    worth: float = 1.0
+    experiment: Experiment | None = None
+    seed: int = 0
+    shares: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Paper and name, unique among all steps."""
+        return f"{self.paper} {self.name}"
+
+
+def device_tests(paper: str, *files: str, needs: tuple[str, ...] = (), seconds: float = 40) -> Step:
+    """The fast forms against the readable ones on the device; files are below the folder of the paper."""
+    return Step(paper, "tests", "tests", tuple(f"{paper}/{file}" for file in files), seconds, needs=needs)
+
+
+def speed(paper: str, *parts: str, needs: tuple[str, ...] = (), seconds: float = 40) -> tuple[Step, ...]:
+    """Parts of `speed/<paper>.py`, each a process of its own."""
+    return tuple(Step(paper, part, "speed", (f"{paper}/{part}",), seconds, needs=needs) for part in parts)
+
+
+def in_order(steps: Iterable[Step]) -> list[Step]:
+    """By kind, and within training by worth a second. Raises ValueError if two steps have one label."""
+    found = list(steps)
+    labels = [step.label for step in found]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise ValueError(f"two steps are called {twice[0]}")
+    return sorted(found, key=lambda step: (KINDS.index(step.kind), -step.worth / step.seconds))

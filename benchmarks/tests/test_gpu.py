@@ -1,0 +1,477 @@
+"""A stretch on a GPU leaves what was finished, whatever it is cut off by, and nothing that comes back does harm."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu, parcel, records, suites
+from benchmarks.gpu import Places, Stretch, journal_of, pack, unpack
+from benchmarks.parcel import MEBI, ParcelError
+from benchmarks.rows import Experiment, Suite
+from benchmarks.speed.timing import Timing, figure
+from benchmarks.steps import Step, in_order
+from benchmarks.tests.hand_made import record
+from common import checkpoint
+from common.program import RunError
+
+WORLD = Experiment("night", "toy", "toy", (0,), 1)
+RUN = replace(WORLD, settings=("x=1",), takes=("--model-from", WORLD))
+FIGURE = figure("toy", "ms", Timing(0.1, 0.1, 0.1, 1))
+STEPS = (
+    Step("ha2018", "check", "tests", ("check",), 20),
+    Step("ha2018", "one", "speed", ("one",), 20),
+    Step("ha2018", "train", "training", ("x=1",), 20, 1, RUN, shares=("vision",)),
+    Step("ha2018", "last", "speed", ("last",), 20),
+)
+WORLDS = (
+    "gymnasium", "gymnasium_robotics", "ale_py", "vizdoom", "dm_control", "crafter", "Box2D", "box2d", "mujoco",
+    "pyspiel", "open_spiel", "pygame",
+)  # fmt: skip
+NAME, SOURCE = "toy-smoke-toy-seed0", "toy-smoke-seed0"
+# What a step of each kind does: leave something, then wait as long as it is told to.
+PROGRAM = """
+import json, pathlib, shutil, sys, time
+kind, name, work, wait = sys.argv[1:]
+work = pathlib.Path(work)
+if kind == "speed":
+    (work / "speed/ha2018").mkdir(parents=True, exist_ok=True)
+    (work / f"speed/ha2018/{name}.json").write_text(json.dumps([dict(FIGURE, name=name)]))
+if kind == "training":
+    folder = pathlib.Path("runs/ha2018/NAME")
+    shutil.copytree(work.parent / "ready", folder, dirs_exist_ok=True)
+    (folder / "meta.json").write_text(json.dumps({"identity": "mine"}))
+(work / f"waits-{name}").touch()
+time.sleep(float(wait))
+print("passed")
+""".replace("NAME", NAME).replace("FIGURE", repr(FIGURE))
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
+    """A toy manifest, packed."""
+    toy = replace(next(suite for suite in suites.load() if suite.paper == "ha2018"), steps=STEPS, speed=("one", "last"))
+    monkeypatch.setattr(suites, "load", lambda: (toy,))
+    monkeypatch.setattr(gpu, "plan", lambda papers, is_dry: in_order(STEPS))
+    patient(monkeypatch)
+    source = tmp_path / "local" / "runs" / "ha2018" / SOURCE
+    tensors = {"V/w": torch.ones(3), "optimizer/0/exp_avg": torch.zeros(3)}
+    state = {"optimizer": {"0": {}, "group0": {"lr": 1.0, "params": [0]}}, "state": {}}
+    for step in (1, 2):
+        checkpoint.save(source / "vision", step, tensors, state, identity="theirs")
+    (source / "meta.json").write_text(json.dumps({"identity": "theirs"}))
+    (source / "frames").mkdir()
+    (source / "frames" / "large.bin").write_bytes(b"x" * 1000)
+    for step in (1, 2):
+        checkpoint.save(tmp_path / "gpu" / "ready" / "controller", step, {}, {})
+    found = Places(tmp_path / "gpu", tmp_path / "gpu" / "out")
+    pack(found, tmp_path / "local" / "runs", True)
+    return found
+
+
+def patient(monkeypatch: pytest.MonkeyPatch, waits: str = "") -> None:
+    """All steps end at once but the one called `waits`."""
+
+    def command(step: Step, places: Places, is_dry: bool) -> list[str]:
+        seconds = "60" if step.name == waits else "0"
+        return [sys.executable, "-c", PROGRAM, step.kind, step.name, str(places.work), seconds]
+
+    monkeypatch.setattr(gpu, "command", command)
+
+
+def brought(places: Places, tmp_path: Path) -> dict[str, str]:
+    """The outcomes of the steps, once everything has been unpacked beside the runs that were there."""
+    unpack(places, tmp_path / "local" / "results", tmp_path / "local" / "runs", True)
+    found = journal_of(parcel.read(places.out / gpu.RESULTS, ("journal.json", "speed")), places.out)
+    return {name: step["outcome"] for name, step in found["steps"].items()}
+
+
+def test_a_stretch_brings_back_what_its_steps_leave(places: Places, tmp_path: Path, capsys):
+    assert Stretch(places, 5, True).run([])
+    assert set(brought(places, tmp_path).values()) == {gpu.DONE}
+    speed = next((tmp_path / "local" / "results" / "ha2018" / "throughput").iterdir())
+    found = records.read(speed, records.check_speed)
+    assert [row["name"] for row in found["measurements"]] == ["one", "last"]
+    run = tmp_path / "local" / "runs" / "ha2018" / NAME
+    assert [path.name for path in sorted(run.glob("*/*"))] == ["step-000000002.safetensors"] * 2, "the last of each"
+    # V did not travel back: it is that of the run it was taken from, under the new run's name.
+    shared = checkpoint.load_latest(run / "vision", identity="mine")
+    assert shared is not None
+    assert torch.equal(shared.tensors["V/w"], torch.ones(3))
+    with zipfile.ZipFile(places.out / "run-ha2018-train.zip") as archive:
+        assert not any("vision" in name for name in archive.namelist())
+
+
+def test_a_world_travels_without_its_data_and_the_moments_of_its_optimiser(places: Places):
+    inside = parcel.read(places.pack, ("facts.json", "runs", "site"))
+    names = sorted(name.removeprefix(f"runs/ha2018/{SOURCE}/") for name in inside if "runs" in name)
+    assert names == ["meta.json", "vision/step-000000002.safetensors"]
+    Stretch(places, 5, True)
+    found = checkpoint.load_latest(places.work / "runs" / "ha2018" / SOURCE / "vision", identity="theirs")
+    assert found is not None
+    assert found.tensors.keys() == {"V/w"}
+    assert found.state["optimizer"] == {"group0": {"lr": 1.0, "params": [0]}}
+
+
+@pytest.mark.parametrize("name", [step.name for step in in_order(STEPS)])
+def test_a_stretch_killed_in_any_step_leaves_what_was_finished_and_goes_on(places, tmp_path, monkeypatch, name):
+    patient(monkeypatch, waits=name)
+    process = multiprocessing.get_context("fork").Process(target=lambda: Stretch(places, 5, True).run([]))
+    process.start()
+    wait_for(places.work / f"waits-{name}")
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    before = [f"ha2018 {step.name}" for step in in_order(STEPS)]
+    before = before[: before.index(f"ha2018 {name}")]
+    if before:
+        assert brought(places, tmp_path) == dict.fromkeys(before, gpu.DONE)
+    else:
+        with pytest.raises(SystemExit):  # nothing was finished
+            brought(places, tmp_path)
+    patient(monkeypatch)
+    assert Stretch(places, 5, True).run([])
+    assert list(brought(places, tmp_path).values()) == [gpu.DONE] * 4
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} never came"
+        time.sleep(0.02)
+
+
+def test_what_a_step_has_started_ends_with_it_at_its_deadline(tmp_path: Path):
+    code = "import subprocess, sys, time; subprocess.Popen(['sleep', '60']); print('up', flush=True); time.sleep(60)"
+    with open(tmp_path / "log", "wb") as log:
+        started = time.monotonic()
+        assert gpu.run_group([sys.executable, "-c", code], 1.0, tmp_path, {}, log.fileno()) is None
+    assert time.monotonic() - started < 20
+    # Whoever still held the log open would be a child that lives on.
+    while any(_links_to(path, tmp_path / "log") for path in Path("/proc").glob("[0-9]*/fd/1")):
+        assert time.monotonic() - started < 20
+        time.sleep(0.02)
+
+
+def _links_to(path: Path, target: Path) -> bool:
+    try:
+        return path.readlink() == target
+    except OSError:
+        return False
+
+
+def test_a_training_stopped_at_its_deadline_comes_back_as_far_as_it_came(places, tmp_path, monkeypatch):
+    patient(monkeypatch, waits="train")
+    slow = [replace(step, seconds=2) if step.kind == "training" else step for step in in_order(STEPS)]
+    monkeypatch.setattr(gpu, "plan", lambda papers, is_dry: slow)
+    assert Stretch(places, 5, True).run(["training"])
+    assert brought(places, tmp_path) == {"ha2018 train": gpu.STOPPED}
+    assert (tmp_path / "local" / "runs" / "ha2018" / NAME / "controller" / "step-000000002.safetensors").is_file()
+
+
+def test_no_step_is_begun_when_the_time_is_over(places, tmp_path):
+    assert Stretch(places, 0.001, True).run([])
+    assert set(brought(places, tmp_path).values()) == {gpu.LEFT_OUT}
+
+
+def test_a_step_that_fails_on_a_gpu_is_tried_once_more_without_graphs(places, monkeypatch):
+    stretch = Stretch(places, 5, True)
+    stretch.is_dry = False
+    reasons: list[str] = []
+
+    def process(step: Step, seconds: float, reason: str) -> tuple[int, str]:
+        reasons.append(reason)
+        return (0 if reason else 1), "text"
+
+    monkeypatch.setattr(stretch, "_process", process)
+    stretch._step(STEPS[1])
+    assert reasons == ["", "one failed with exit code 1"]
+    assert stretch.journal["steps"]["ha2018 one"]["outcome"] == gpu.DONE
+    # A device whose tests fail gets no graphs at all.
+    stretch._note(STEPS[0], gpu.FAILED, 1.0, "")
+    reasons.clear()
+    stretch._step(STEPS[3])
+    assert reasons == ["the tests of this device failed"]
+
+
+def test_missing_packages_are_named_before_anything_starts(places, monkeypatch, capsys):
+    lacking = [replace(step, needs=("no_such_package",)) if step.kind == "speed" else step for step in STEPS]
+    monkeypatch.setattr(gpu, "plan", lambda papers, is_dry: in_order(lacking))
+    stretch = Stretch(places, 5, True)
+    stretch.run(["speed", "tests"])
+    out = capsys.readouterr().out
+    assert out.startswith("missing: no_such_package, needed by ha2018 one, ha2018 last\n")
+    assert stretch.journal["steps"]["ha2018 one"]["outcome"] == gpu.LEFT_OUT
+    assert stretch.journal["steps"]["ha2018 check"]["outcome"] == gpu.DONE
+    monkeypatch.setattr(gpu, "EVERYWHERE", ("no_such_package",))
+    with pytest.raises(SystemExit):
+        Stretch(places, 5, True).run([])
+    assert "error: no step can run here" in capsys.readouterr().err
+
+
+def test_a_pack_that_is_too_large_is_refused_with_its_largest_parts(places, tmp_path, monkeypatch, capsys):
+    source = tmp_path / "local" / "runs" / "ha2018" / SOURCE
+    (source / "heavy.bin").write_bytes(os.urandom(MEBI))
+    monkeypatch.setattr(gpu, "MOST_IN", gpu._checkout() + MEBI // 2)
+    before = places.pack.read_bytes()
+    code = pack_by_hand(places, tmp_path)
+    assert code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"largest: runs/ha2018/{SOURCE}/heavy.bin 1.0 MB" in error
+    assert places.pack.read_bytes() == before
+
+
+def pack_by_hand(places: Places, tmp_path: Path) -> int:
+    """The exit code of the command."""
+    words = ["pack", "--dry", "--folder", str(places.folder), "--runs", str(tmp_path / "local" / "runs")]
+    with pytest.raises(SystemExit) as found:
+        gpu.main(words)
+    return int(found.value.code or 0)
+
+
+def test_a_run_that_is_too_large_to_come_back_is_named_and_the_rest_comes(places, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "MOST_FILE", 3000)
+    real = gpu._progress
+    monkeypatch.setattr(gpu, "_progress", lambda *parts: real(*parts) | {"heavy.bin": os.urandom(4000)})
+    Stretch(places, 5, True).run([])
+    assert "left behind: run-ha2018-train.zip would take" in capsys.readouterr().err
+    assert set(brought(places, tmp_path).values()) == {gpu.DONE}
+    assert "heavy.bin" in capsys.readouterr().out
+    assert not (tmp_path / "local" / "runs" / "ha2018" / NAME).exists()
+
+
+def test_no_more_parcels_than_may_travel(places, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "MOST_FILES", 1)
+    Stretch(places, 5, True).run([])
+    assert [path.name for path in places.out.iterdir()] == [gpu.RESULTS]
+    assert "more than 1 parcels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["../escaped", "/escaped", "runs/../../escaped", "runs\\escaped", "elsewhere/x", "runs/./x", "runs//x"]
+)
+def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str):
+    path = tmp_path / "bad.zip"
+    parcel.write(path, {name: b"x"}, MEBI)
+    with pytest.raises(ParcelError, match="has no place here"):
+        parcel.read(path, ("runs",))
+
+
+def test_a_link_is_refused(tmp_path: Path):
+    path = tmp_path / "bad.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        link = zipfile.ZipInfo("runs/link")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "elsewhere")
+    with pytest.raises(ParcelError, match="no plain file"):
+        parcel.read(path, ("runs",))
+
+
+def test_a_changed_parcel_is_refused_before_anything_is_written(places: Places, tmp_path: Path):
+    Stretch(places, 5, True).run([])
+    good = parcel.read(places.out / "run-ha2018-train.zip", ("runs",))
+    name = next(name for name in good if name.endswith(".safetensors"))
+    contents = {**good, name: good[name][:-1] + b"!"}
+    for sums in (json.dumps(dict.fromkeys(contents, "0" * 64)), None):
+        with zipfile.ZipFile(places.out / "run-ha2018-train.zip", "w") as archive:
+            for key, data in {**contents, **({} if sums is None else {parcel.SUMS: sums.encode()})}.items():
+                archive.writestr(key, data)
+        with pytest.raises(ParcelError, match=r"not those that were packed|has no checksums\.json"):
+            brought(places, tmp_path)
+    (places.out / "run-ha2018-train.zip").write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(ParcelError, match=r"run-ha2018-train\.zip: "):
+        brought(places, tmp_path)
+    assert not (tmp_path / "local" / "results").exists()
+    assert not (tmp_path / "local" / "runs" / "ha2018" / NAME).exists()
+
+
+def test_what_has_come_further_or_has_a_record_stays(places: Places, tmp_path: Path, capsys):
+    Stretch(places, 5, True).run([])
+    run = tmp_path / "local" / "runs" / "ha2018" / NAME
+    checkpoint.save(run / "controller", 7, {}, {})
+    (run / "meta.json").write_text('{"identity": "mine"}')
+    brought(places, tmp_path)
+    assert "which has come further" in capsys.readouterr().out
+    assert [path.name for path in (run / "controller").iterdir()] == ["step-000000007.safetensors"]
+    (run / "controller" / "step-000000007.safetensors").unlink()
+    (run / "record.json").write_text(json.dumps(record([1.0]).data))
+    brought(places, tmp_path)
+    assert "which has a record" in capsys.readouterr().out
+    assert not list((run / "controller").iterdir())
+
+
+def test_a_finished_record_never_gives_way_to_one_that_is_not(places: Places, tmp_path: Path):
+    runs, results = tmp_path / "local" / "runs", tmp_path / "local" / "results"
+    job = gpu.job_of(STEPS[2], True)
+    data = {**record([1.0]).data, "suite": "smoke", "task": "toy", "claim": "toy"}
+    (runs / "ha2018" / NAME).mkdir(parents=True)
+    path = runs / "ha2018" / NAME / "record.json"
+    path.write_text(json.dumps({**data, "finished": False, "wall_seconds": 1.0}))
+    gpu._keep_record(job, runs, results)
+    (target,) = results.rglob("*.json")
+    assert not json.loads(target.read_text())["finished"]
+    path.write_text(json.dumps({**data, "wall_seconds": 2.0}))
+    gpu._keep_record(job, runs, results)
+    path.write_text(json.dumps({**data, "finished": False, "wall_seconds": 3.0}))
+    gpu._keep_record(job, runs, results)
+    found = json.loads(target.read_text())
+    assert (found["finished"], found["wall_seconds"]) == (True, 2.0)
+
+
+def test_figures_of_a_later_stretch_take_the_place_of_those_of_the_same_names(places: Places, tmp_path: Path):
+    Stretch(places, 5, True).run([])
+    brought(places, tmp_path)
+    path = next((tmp_path / "local" / "results" / "ha2018" / "throughput").iterdir())
+    data = json.loads(path.read_text())
+    data["measurements"] = [{**data["measurements"][0], "value": 7.0}, {**data["measurements"][1], "name": "other"}]
+    path.write_text(json.dumps(data))
+    brought(places, tmp_path)
+    rows = json.loads(path.read_text())["measurements"]
+    assert [(row["name"], row["value"]) for row in rows] == [("one", 100.0), ("other", 100.0), ("last", 100.0)]
+
+
+def test_a_step_without_the_world_that_it_takes_is_left_out_of_the_pack(places: Places, tmp_path: Path, capsys):
+    pack(places, tmp_path / "nothing", True)
+    assert "ha2018 train: left out: " in capsys.readouterr().out
+    facts = json.loads(parcel.read(places.pack, ("facts.json", "site"))["facts.json"])
+    assert facts["steps"] == ["ha2018 check", "ha2018 one", "ha2018 last"]
+
+
+def test_what_is_packed_can_be_imported_where_there_is_nothing_else():
+    """The one package in plain Python beyond those of every machine, and small; no step needs a world."""
+    assert {name for step in all_steps() for name in step.needs} == {"cma", "numba", "PIL"}
+    found = gpu._package("cma")
+    assert sum(map(len, found.values())) < 5 * MEBI
+    gpu._check_packages(found)
+    assert any(name.endswith(".dist-info/METADATA") for name in found), "records name its version"
+    broken = found | {"site/cma/__init__.py": b"import gymnasium\n"}
+    with pytest.raises(ParcelError, match="cma: not importable as packed: .*gymnasium"):
+        gpu._check_packages(broken)
+
+
+def test_compiled_packages_do_not_travel(capsys):
+    assert gpu._package("numba") == {}
+    assert capsys.readouterr().out == "numba: compiled, so it must be there already\n"
+
+
+def test_a_run_that_has_a_record_is_not_trained_again(places: Places, tmp_path: Path):
+    runs = tmp_path / "local" / "runs"
+    (runs / "ha2018" / NAME).mkdir()
+    (runs / "ha2018" / NAME / "record.json").touch()
+    with pytest.raises(RunError, match="its run has a record"):
+        gpu._carried(STEPS[2], gpu.job_of(STEPS[2], True), runs)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["run", "--minutes", "0"], ["run", "--dry", "--minutes", "nan"], ["unpack", "--dry"], ["run", "--dry"], ["fly"]],
+)
+def test_what_cannot_be_done_is_one_line_and_exit_code_2(tmp_path: Path, words: list[str], capsys):
+    with pytest.raises(SystemExit) as found:
+        gpu.main([*words, "--folder", str(tmp_path / "empty")])
+    assert found.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_damaged_journal_is_one_line(tmp_path: Path):
+    for data in (b"[]", b"{}", b'{"steps": {"a": 1}}', b"\xff"):
+        with pytest.raises(ParcelError, match="not what a stretch writes"):
+            journal_of({"journal.json": data}, tmp_path)
+
+
+# Put before all other modules of a process: no game, simulator or emulator can be imported in it.
+REFUSE = f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {sorted(WORLDS)}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}: refused", name=name)
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+@pytest.fixture
+def refusing(tmp_path: Path) -> dict[str, str]:
+    """The environment of a Python that has no world."""
+    (tmp_path / "refuse").mkdir()
+    (tmp_path / "refuse" / "sitecustomize.py").write_text(REFUSE)
+    return {"PYTHONPATH": os.pathsep.join((str(tmp_path / "refuse"), str(suites.ROOT)))}
+
+
+def test_the_modules_that_steps_import_import_no_world(refusing: dict[str, str]):
+    """Of each paper by itself, so that the line says whose import it is."""
+    names = {step.paper: [f"benchmarks.speed.{step.paper}", f"{step.paper}.train"] for step in all_steps()}
+    names["vjepa"].append("vjepa.ac.train")
+    code = f"""
+import importlib, traceback
+for paper, modules in {names}.items():
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            print(f"{{module}}: {{error}} at {{traceback.extract_tb(error.__traceback__)[-2].filename}}")
+try:
+    import gymnasium
+    print("nothing is refused")
+except ImportError:
+    pass
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=suites.ROOT, env={**os.environ, **refusing}, capture_output=True, text=True
+    )
+    assert (found.stdout, found.returncode) == ("", 0), found.stderr
+
+
+def test_every_step_of_the_suites_runs_to_its_end_on_a_cpu_without_a_world(tmp_path: Path, monkeypatch, refusing):
+    """All but those that take a finished world, which is not there: they are left out of the pack."""
+    monkeypatch.setenv("PYTHONPATH", refusing["PYTHONPATH"])
+    places = Places(tmp_path / "gpu", tmp_path / "out")
+    pack(places, tmp_path / "runs", True)
+    assert Stretch(places, 5, True).run([])
+    unpack(places, tmp_path / "results", tmp_path / "runs", True)
+    journal = journal_of(parcel.read(places.out / gpu.RESULTS, ("journal.json", "speed")), places.out)
+    assert {step["outcome"] for step in journal["steps"].values()} == {gpu.DONE}
+    measured = {path.parts[-3] for path in (tmp_path / "results").glob("*/throughput/*.json")}
+    assert measured == {suite.paper for suite in suites.load()}
+    trained = {path.parts[-3] for path in (tmp_path / "runs").glob("*/*/meta.json")}
+    assert trained == {step.paper for step in all_steps() if step.kind == "training"} - {"ha2018"}
+    assert len(list(places.out.iterdir())) <= gpu.MOST_FILES
+
+
+def all_steps() -> list[Step]:
+    return gpu.plan(suites.load(), False)
+
+
+def test_tests_come_before_speed_and_training_by_its_worth_a_second():
+    steps = all_steps()
+    kinds = [step.kind for step in steps]
+    assert kinds == sorted(kinds, key=("tests", "speed", "training").index)
+    worth = [step.worth / step.seconds for step in steps if step.kind == "training"]
+    assert worth == sorted(worth, reverse=True)
+    with pytest.raises(ValueError, match="two steps are called ha2018 one"):
+        in_order([STEPS[1], STEPS[1]])
+
+
+def test_each_step_of_a_suite_names_what_exists():
+    root = suites.ROOT
+    papers: dict[str, Suite] = {suite.paper: suite for suite in suites.load()}
+    for step in all_steps():
+        if step.kind == "tests":
+            assert all((root / word).is_file() for word in step.words)
+        elif step.kind == "speed":
+            assert step.words[0].split("/") in [[step.paper, part] for part in papers[step.paper].speed]
+        else:
+            assert gpu.job_of(step, True).name != gpu.job_of(step, False).name
+            job = gpu.job_of(step, False)
+            assert "device=cuda" in job.overrides or job.preset == "gpu"
