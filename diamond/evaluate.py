@@ -176,11 +176,6 @@ def record_of_run(
     losses = [line for line in lines if "denoiser/loss" in line]
     if losses:
         curves["denoising loss"] = curve(losses, "denoiser/loss", "update of all networks", "squared error")
-    imagined = [line for line in lines if "actor_critic/captured" in line]
-    if imagined:  # on a GPU alone: whether it ran as it should
-        for word in ("compiled", "captured"):
-            values = [100 * line[f"actor_critic/{word}"] for line in imagined]
-            measurements[f"imagined updates {word}"] = sample(values, "training")
     info["stage_seconds"]["test"] = time.monotonic() - begun
     info["wall_seconds"] += info["stage_seconds"]["test"]
     repeats = 1 if config.game in ("catch", "coin") else 4

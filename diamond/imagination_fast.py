@@ -4,19 +4,19 @@ The mathematics to read is in imagination.py and actor_critic.py; tests show tha
 the play has no gradient, so that it can be recorded, and the policy's gradient is taken afterwards over all frames of
 the play at once; networks are compiled, and their products may be bfloat16.
 
-N environments, L frames of history, T steps. Not yet run on a GPU.
+N environments, L frames of history, T steps.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from common import eager
 from diamond.actor_critic import ActorCritic, Outcome, Rollout, State, reset_where_dead, value_ahead
 from diamond.agent import Agent
 from diamond.config import Config
@@ -84,8 +84,7 @@ class Program:
     """`act_and_predict` for one number of games; on a GPU recorded once as a CUDA graph and replayed.
 
     A graph works on fixed memory: what is given is copied into that of the first call, what comes out is overwritten by
-    the next. If it cannot be recorded, one line says so and every later step is made as it is written;
-    `is_captured` tells.
+    the next. Where it cannot be recorded, all steps are made as they are written. Not yet run on a GPU.
     """
 
     def __init__(self, agent: Agent, config: Config, device: torch.device) -> None:
@@ -102,11 +101,7 @@ class Program:
     def __call__(self, given: Inputs) -> Outputs:
         """One step; valid until the next."""
         if self.captures and self.graph is None:
-            try:
-                self._capture(given)
-            except RuntimeError as error:
-                self.captures, self.graph = False, None
-                warn("the imagination runs without a CUDA graph", error)
+            self._capture(given)
         if self.graph is None:
             return act_and_predict(self.agent, self.config, given)
         assert self.inputs is not None
@@ -117,18 +112,26 @@ class Program:
         return self.outputs
 
     def _capture(self, given: Inputs) -> None:
-        """Record a step; nothing of it counts, since a step changes none of its inputs."""
-        self.inputs = Inputs(*(part.clone() for part in parts_of(given)))
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # so that kernels are chosen and compiled before the capture
-            for _ in range(WARM_UPS):
-                act_and_predict(self.agent, self.config, self.inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.outputs = act_and_predict(self.agent, self.config, self.inputs)
-        self.graph = graph
+        """Record a step, which changes none of its inputs, so that nothing of it counts."""
+        inputs = Inputs(*(part.clone() for part in parts_of(given)))
+
+        def record() -> tuple[torch.cuda.CUDAGraph, Outputs]:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # so that kernels are chosen and compiled before the capture
+                for _ in range(WARM_UPS):
+                    act_and_predict(self.agent, self.config, inputs)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                outputs = act_and_predict(self.agent, self.config, inputs)
+            return graph, outputs
+
+        found = eager.captured("the imagination", record)
+        if found is None:
+            self.captures = False
+        else:
+            self.inputs, (self.graph, self.outputs) = inputs, found
 
 
 def can_run(agent: Agent, config: Config) -> bool:
@@ -201,31 +204,26 @@ def evaluated(
 def compile_networks(agent: Agent, config: Config, games: int, device: torch.device) -> bool:
     """Compile the convolutions of both imagined networks in place, and try them, with gradients and without.
 
-    If that fails one line says so, both run as they are written, and False comes back.
+    Where that fails, both run as they are written, and False comes back.
     """
     inner, encoder = agent.denoiser.inner_model, agent.reward_end.encoder
-    for network in (inner, encoder):
-        network.compile()
     frame = torch.zeros(games, 3, config.image_size, config.image_size, device=device)
     action = torch.zeros(games, config.history, dtype=torch.int64, device=device)
-    try:
+
+    def compile_and_try() -> bool:
+        for network in (inner, encoder):
+            network.compile()
         for has_gradient in (True, False):
             with torch.set_grad_enabled(has_gradient):
                 out = inner(frame, frame[:, 0, 0, 0], frame.repeat(1, config.history, 1, 1), action)
                 seen = encoder(frame.repeat(1, 2, 1, 1), agent.reward_end.act_emb(action[:, 0]))
             if has_gradient:
                 (out.sum() + seen.sum()).backward()
-    except RuntimeError as error:
+        return True
+
+    is_compiled = bool(eager.captured("the networks", compile_and_try))
+    if not is_compiled:
         for network in (inner, encoder):
             network._compiled_call_impl = None
-        warn("the networks are not compiled", error)
-        return False
-    finally:
-        agent.zero_grad(set_to_none=True)
-    return True
-
-
-def warn(what: str, error: RuntimeError) -> None:
-    """One line on stderr."""
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    print(f"warning: {what}: {reason[:200]}", file=sys.stderr)
+    agent.zero_grad(set_to_none=True)
+    return is_compiled

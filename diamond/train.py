@@ -120,11 +120,7 @@ class Trainer:
             "actor_critic": (self._actor_critic_terms, self.config.policy_clip),
         }[part]
         module = getattr(self.agent, part)
-        numbers = train_step(module, self.optimizers[part], terms(update), update, clip, self.config)
-        if part == "actor_critic" and self.ranks.device.type == "cuda":
-            is_captured = self.program is not None and self.program.is_captured
-            numbers |= {"compiled": torch.tensor(self.is_compiled), "captured": torch.tensor(is_captured)}
-        return numbers
+        return train_step(module, self.optimizers[part], terms(update), update, clip, self.config)
 
     def _picks(self, part: str, update: int, length: int, *, beyond_end: bool) -> np.ndarray:
         """The segments of the whole batch, the same in every process."""

@@ -2,7 +2,7 @@
 
     LD_PRELOAD=device.so python -m diamond.tests.trace
 
-device.so is fake_cuda.cpp, compiled.
+device.so is benchmarks/tests/fake_cuda.cpp, compiled.
 Prints for each kind of update how often an operation waits for the device or mixes it with the host, and where.
 """
 
@@ -21,7 +21,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from diamond.tests.tape import WAITS
+from common.tape import WAITS
 
 CUDA = torch.device("cuda", 0)
 
