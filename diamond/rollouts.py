@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.run import progress_bar
 from common.seeding import derive_seed
 from diamond.actor_critic import ActorCritic
 from diamond.agent import Agent
@@ -41,6 +42,7 @@ def held_out(game: Game, policy: ActorCritic, config: Config, device: torch.devi
     count, length = config.test_rollouts, config.history + config.test_length
     frames = np.zeros((count, length, 3, config.image_size, config.image_size), np.uint8)
     action, is_real = np.zeros((count, length), np.int64), np.zeros((count, length), bool)
+    bar = progress_bar(count, "held-out play", unit="game")
     for k in range(count):
         rng = np.random.default_rng(derive_seed(config.seed, "held-out act", k))
         frame = game.reset(derive_seed(config.seed, "held-out", k) % 2**31)
@@ -53,6 +55,8 @@ def held_out(game: Game, policy: ActorCritic, config: Config, device: torch.devi
                 break
             answer = game.step(int(action[k, t]))
             frame, is_last = answer.frame, answer.is_over or answer.is_cut
+        bar.update()
+    bar.close()
     return Videos(frames, action, is_real)
 
 
@@ -84,11 +88,14 @@ def imagine(agent: Agent, videos: Videos, steps: int, config: Config, device: to
     generator = torch.Generator(device).manual_seed(derive_seed(config.seed, "imagined video"))
     churn = torch.Generator(device).manual_seed(derive_seed(config.seed, "imagined video, within a frame", steps))
     found = list(videos.frames[:, :history].swapaxes(0, 1))
+    bar = progress_bar(videos.frames.shape[1] - history, f"videos, {steps} denoising steps", unit="frame")
     for t in range(history, videos.frames.shape[1]):
         start = torch.randn(obs[:, 0].shape, generator=generator, device=device)
         frame = agent.denoiser.next_frame(obs, action[:, t - history : t], start, settings, churn)
         obs = torch.cat([obs[:, 1:], frame[:, None]], dim=1)
         found.append(shown(frame))
+        bar.update()
+    bar.close()
     return np.stack(found, axis=1)
 
 

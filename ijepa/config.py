@@ -220,8 +220,8 @@ _DIGITS_CPU: Mapping[str, Any] = {
     **_GREY_CPU,
     "batch_size": 32,
     "micro_batch_size": 32,
-    "updates": 2800,
-    "supervised_updates": 600,
+    "updates": 1800,
+    "supervised_updates": 200,
 }
 _GREY_SMOKE: Mapping[str, Any] = {"encoder": "pico", "predictor_width": 24, "updates": 12, "supervised_updates": 2}
 
@@ -251,7 +251,7 @@ PRESETS = {
         },
     ),
     "cpu": Preset(
-        "handwritten digits: probes on I-JEPA beat those on the same encoder before its training, and on pixels",
+        "handwritten digits: whether probes on I-JEPA beat those on the same encoder untrained, and on pixels",
         {
             "task": "digits",
             **_SMALL,
