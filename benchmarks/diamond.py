@@ -73,7 +73,7 @@ SUITE = Suite(
     citation="Alonso et al., arXiv 2405.12399",
     tasks=("atari100k_breakout", "video_coin"),
     headline="cpu-drift-3",
-    scale="Pong, 24 x 24 pixels, 4,000 frames, 1,600 updates",
+    scale="drift of 3-step videos in levels of 255: of DDPM (ours) beside EDM (control); Pong, 24 x 24 pixels",
     budget={"env_frames": "environment frames", "updates": "updates of the three networks"},
     rows=(
         Claim(
