@@ -146,7 +146,7 @@ def run(job: Job) -> bool:
 
 
 def collect(job: Job, film: tuple[str, str, str]) -> Path:
-    """Copy the record of a job to benchmarks/results, with its media if it is the one that `film` names.
+    """Copy the record of a job to benchmarks/results, with its media if it is seed 0 of the one that `film` names.
 
     Returns the place of the record.
     """
@@ -155,7 +155,7 @@ def collect(job: Job, film: tuple[str, str, str]) -> Path:
     target: Path = records.FOLDER / place_of(job, data)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source / "record.json", target)
-    if film == (data["suite"], data["task"], data["claim"]):
+    if film == (data["suite"], data["task"], data["claim"]) and data["seed"] == 0:
         _collect_media(source, target.parent, target.stem)
     return target
 
