@@ -234,7 +234,7 @@ def test_collect_keeps_the_media_of_the_film_of_the_paper_alone_and_none_that_is
     (folder / "video.webm").write_bytes(b"x" * 600_001)
     runner.collect(job, ("cpu", "doom", "dream-transfer"))
     assert "600,001 bytes are more than" in capsys.readouterr().out
-    (folder / "record.json").write_text(json.dumps(record([1.0]).data | {"seed": 1}))
+    (folder / "record.json").write_text(json.dumps({**record([1.0]).data, "seed": 1}))
     runner.collect(job, ("cpu", "doom", "dream-transfer"))
     assert not list((tmp_path / "results").rglob("*seed1*.png"))  # a film is of one seed
 
