@@ -141,6 +141,7 @@ def test_without_a_gpu_training_imagines_as_it_is_written(tmp_path):
     assert not trainer.is_compiled
 
 
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this build of torch has CUDA of its own")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler for a fake CUDA device")
 def test_updates_on_a_gpu_neither_wait_nor_mix_devices(tmp_path):
     """Traced on tensors that are nowhere, in a process of its own."""
