@@ -1,8 +1,8 @@
 """Traces the parts of `speed/*.py` on a GPU that is not there: `python -m benchmarks.tests.fake_cuda PAPER/PART …`
 
-Tensors on "cuda" have a shape, a type and a place, and no values. So a trace finds what on a GPU would fail or wait:
-tensors in different places, a number that the host asks for, a mask whose count the host must know, a copy. Where the
-host asks, the answer is zero, with which loops end. `fake_cuda.cpp`, built, must be loaded before torch (LD_PRELOAD).
+On the device of `common/fake_cuda.py` a trace finds what on a GPU would fail or wait: tensors in different places, a
+number that the host asks for, a mask whose count the host must know, a copy. Where the host asks, the answer is zero,
+with which loops end. That file's library must be loaded before torch (LD_PRELOAD).
 Prints JSON: for each part what was found, each once with its place in the code.
 """
 
@@ -28,9 +28,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from benchmarks.speed import ha2018, timing, vjepa
 from benchmarks.speed.timing import Timing
 from common import tape
+from common.fake_cuda import CUDA, Generator
 
 ROOT = Path(__file__).parents[2]
-CUDA = torch.device("cuda", 0)
 # A trace meets every line in the shortest loops: changes to SMOKE, and to entries of it.
 CONFIG: Any = ha2018.SMOKE["CONFIG"]
 PLAN: Any = vjepa.SMOKE["PLAN"]
@@ -119,21 +119,6 @@ def _answered(name: str, tensors: list[Tensor], goes_to: str | None) -> Any:
 def _is_ours(file: str) -> bool:
     """Whether a file is of the suite and not of its tests or libraries."""
     return file.startswith(str(ROOT)) and "/tests/" not in file and ".venv" not in file
-
-
-class Generator(torch.Generator):
-    """One of any device."""
-
-    def __new__(cls, device: Any = "cpu") -> Generator:
-        return super().__new__(cls, "cpu")  # type: ignore[call-arg]
-
-    def __init__(self, device: Any = "cpu") -> None:
-        self.place = torch.device(device)
-
-    @property
-    def device(self) -> torch.device:  # type: ignore[override]
-        """Where its numbers are drawn."""
-        return self.place
 
 
 def moved(module: nn.Module, place: Any = None, *_: object, **__: object) -> nn.Module:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from benchmarks import suites
+from common import fake_cuda
 
-HERE = Path(__file__).parent
-COMPILER = shutil.which("g++") or shutil.which("c++")
 UPDATES, ONCE = "the data of an update", "made once and kept"
 # Dream, V, M, update, search, self-play, micro-steps, planning; DIAMOND's package traces its own. Of each, in which
 # functions it may wait for the device or be given something by the host, and why.
@@ -55,18 +51,10 @@ PARTS: dict[str, dict[str, str]] = {
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory) -> dict[str, Any]:
     """All parts, traced in one process."""
-    if COMPILER is None or sys.platform != "linux":
-        pytest.skip("no C++ compiler, or no Linux")
-    from torch.utils import cpp_extension
-
-    library = tmp_path_factory.mktemp("fake") / "fake_cuda.so"
-    folders = [f"-I{path}" for path in cpp_extension.include_paths()]
-    folders += [f"{word}{path}" for path in cpp_extension.library_paths() for word in ("-L", "-Wl,-rpath,")]
-    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"
-    words = ["-shared", "-fPIC", "-std=c++20", abi, str(HERE / "fake_cuda.cpp"), *folders, "-lc10", "-ltorch_cpu"]
-    built = subprocess.run([COMPILER, *words, "-o", str(library)], capture_output=True, text=True, check=False)
-    if built.returncode:
-        pytest.skip(f"it does not compile here: {built.stderr.splitlines()[0]}")
+    try:
+        library = fake_cuda.library(tmp_path_factory.mktemp("fake"))
+    except RuntimeError as error:
+        pytest.skip(str(error))
     variables = os.environ | {"LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(suites.ROOT)}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.tests.fake_cuda", *PARTS], env=variables, capture_output=True, text=True
@@ -76,7 +64,6 @@ def traced(tmp_path_factory) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.skipif(torch.version.cuda is not None, reason="this build of torch has CUDA of its own")
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_runs_on_the_device_and_waits_where_it_is_known_to(traced: dict[str, Any], part: str):
     found = traced[part]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from torch.utils import cpp_extension
 
-from common import dist, eager, tape
+from common import dist, eager, fake_cuda, tape
 from common.testing import ROOT
 from diamond import imagination_fast
 from diamond.actor_critic import losses, rollout
@@ -141,15 +139,12 @@ def test_without_a_gpu_training_imagines_as_it_is_written(tmp_path):
     assert not trainer.is_compiled
 
 
-@pytest.mark.skipif(torch.version.cuda is not None, reason="this build of torch has CUDA of its own")
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler for a fake CUDA device")
 def test_updates_on_a_gpu_neither_wait_nor_mix_devices(tmp_path):
     """Traced on tensors that are nowhere, in a process of its own."""
-    library, source = tmp_path / "device.so", ROOT / "benchmarks" / "tests" / "fake_cuda.cpp"
-    includes = [word for path in cpp_extension.include_paths() for word in ("-isystem", path)]
-    libraries = [word for path in cpp_extension.library_paths() for word in (f"-L{path}", f"-Wl,-rpath,{path}")]
-    words = ["g++", "-O0", "-w", "-shared", "-fPIC", "-std=c++20", str(source), *includes, *libraries]
-    subprocess.run([*words, "-lc10", "-ltorch_cpu", "-o", str(library)], check=True)
+    try:
+        library = fake_cuda.library(tmp_path)
+    except RuntimeError as error:
+        pytest.skip(str(error))
     done = subprocess.run(
         [sys.executable, "-m", "diamond.tests.trace"],
         cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "LD_PRELOAD": str(library)}, capture_output=True, text=True,

@@ -2,7 +2,7 @@
 
     LD_PRELOAD=device.so python -m diamond.tests.trace
 
-device.so is benchmarks/tests/fake_cuda.cpp, compiled.
+device.so is what `common/fake_cuda.py: library` builds.
 Prints for each kind of update how often an operation waits for the device or mixes it with the host, and where.
 """
 
@@ -21,9 +21,8 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from common.fake_cuda import CUDA, Generator
 from common.tape import WAITS
-
-CUDA = torch.device("cuda", 0)
 
 
 class Watch(TorchDispatchMode):
@@ -43,20 +42,6 @@ class Watch(TorchDispatchMode):
             here = [frame for frame in traceback.extract_stack() if "/diamond/" in frame.filename][-1]
             self.found.append(f"{name} at {Path(here.filename).name}:{here.lineno}")
         return function(*args, **(kwargs or {}))
-
-
-class Generator(torch.Generator):
-    """One of the host that says it is the GPU's."""
-
-    def __new__(cls, device: Any = "cpu") -> Generator:
-        return super().__new__(cls, "cpu")  # type: ignore[call-arg]
-
-    def __init__(self, device: Any = "cpu") -> None:
-        self.place = torch.device(device)
-
-    @property
-    def device(self) -> torch.device:  # type: ignore[override]
-        return self.place
 
 
 def to_fake(module: nn.Module) -> None:
