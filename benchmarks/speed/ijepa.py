@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from benchmarks.peers.peer import Peer, compared, started
-from benchmarks.speed.timing import figure, in_turns, matrix_product, peak_memory_of, timed
+from benchmarks.speed.pretraining import precisions, pretraining
+from benchmarks.speed.timing import figure, in_turns, peak_memory_of, timed
 from common import eager
 from common.precision import compute_dtype
 from ijepa.build import mask_config, new_model, new_schedule
@@ -51,40 +52,7 @@ def measure_huge(device: torch.device) -> list[dict[str, Any]]:
 
 
 def _pretraining(case: Config, device: torch.device, has_rate: bool = False) -> list[dict[str, Any]]:
-    """Updates in float32 and as shipped. has_rate: with the rate of matrix products as a figure of its own."""
-    torch.manual_seed(0)
-    found = []
-    plain = None
-    if device.type == "cpu":
-        exact = replace(case, precision="float32")
-        plain = timed(_update(exact, device, is_written_out=True)[0], device, repeats=5, warmup=1).median
-    for words, config in _precisions(case, device).items():
-        side, product = matrix_product(compute_dtype(config.precision, device), device)
-        rate = 2 * side**3 / product.median / 1e9
-        if has_rate:
-            found.append(figure(f"{words} matrix product {side}", "GFLOP/s", product, 2 * side**3 / 1e9))
-        step, flops = _update(config, device)
-        timing = timed(step, device, repeats=5, warmup=3)
-        written_out = "" if plain is None else f"{config.batch_size / plain:,.1f} images/s"
-        found += [
-            figure(
-                f"pretraining update, {_title(case)}, {words}",
-                "images/s",
-                timing,
-                config.batch_size,
-                peer=None if plain is None else f"in float32 with attention and optimiser written out: {written_out}",
-                ratio=None if plain is None else round(plain / timing.median, 2),
-            ),
-            figure(
-                f"pretraining update, {_title(case)}, {words}, share of the {words} matrix product rate",
-                "GFLOP/s",
-                timing,
-                flops / 1e9,
-                peer=f"{words} matrix product, {rate:,.0f} GFLOP/s",
-                ratio=round(flops / timing.median / 1e9 / rate, 3),
-            ),
-        ]
-    return found
+    return pretraining(_update, case, _title(case), "images", device, has_rate)
 
 
 def measure_beside(checkouts: Mapping[str, Path], device: torch.device) -> list[dict[str, Any]]:
@@ -93,7 +61,7 @@ def measure_beside(checkouts: Mapping[str, Path], device: torch.device) -> list[
     On a GPU both lie in its memory and theirs is in bfloat16, as released: hence the half batches.
     """
     if device.type == "cpu":
-        cases = [(case, "float32") for case in _precisions(SMALL, device).values()]
+        cases = [(case, "float32") for case in precisions(SMALL, device).values()]
     else:
         halves = [
             replace(case, batch_size=case.batch_size // 2, micro_batch_size=case.batch_size // 2)
@@ -150,12 +118,6 @@ def small_updates(precision: str) -> None:
 
 def _title(config: Config) -> str:
     return f"ViT-{config.encoder[0].upper()}/{config.patch} at {config.size[0]} px, batch {config.batch_size}"
-
-
-def _precisions(config: Config, device: torch.device) -> dict[str, Config]:
-    """The configuration in float32 and as it is on this device, by the name of what is multiplied."""
-    shipped = str(compute_dtype(config.precision, device)).removeprefix("torch.")
-    return {words: replace(config, precision=words) for words in ("float32", shipped)}
 
 
 def _masks(config: Config, model: JEPA) -> Masks:

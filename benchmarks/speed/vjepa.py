@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed.timing import figure, matrix_product, timed
+from benchmarks.speed.pretraining import pretraining
+from benchmarks.speed.timing import figure, timed
 from common import dist, eager
 from common.precision import compute_dtype
 from vjepa.ac import build as plan_build
@@ -74,52 +75,13 @@ def measure_giant(device: torch.device) -> list[dict[str, Any]]:
 
 
 def _pretraining(case: Config, device: torch.device, has_rate: bool = False) -> list[dict[str, Any]]:
-    """Updates in float32 and as shipped. has_rate: with the rate of matrix products as a figure of its own."""
-    torch.manual_seed(0)
-    found = []
-    plain = None
-    if device.type == "cpu":
-        exact = replace(case, precision="float32")
-        plain = timed(_update(exact, device, is_written_out=True)[0], device, repeats=5, warmup=1).median
-    for words, config in _precisions(case, device).items():
-        side, product = matrix_product(compute_dtype(config.precision, device), device)
-        rate = 2 * side**3 / product.median / 1e9
-        if has_rate:
-            found.append(figure(f"{words} matrix product {side}", "GFLOP/s", product, 2 * side**3 / 1e9))
-        step, flops = _update(config, device)
-        timing = timed(step, device, repeats=5, warmup=3)
-        written_out = "" if plain is None else f"{config.batch_size / plain:,.2f} clips/s"
-        found += [
-            figure(
-                f"pretraining update, {_title(case)}, {words}",
-                "clips/s",
-                timing,
-                config.batch_size,
-                peer=None if plain is None else f"in float32 with attention and optimiser written out: {written_out}",
-                ratio=None if plain is None else round(plain / timing.median, 2),
-            ),
-            figure(
-                f"pretraining update, {_title(case)}, {words}, share of the {words} matrix product rate",
-                "GFLOP/s",
-                timing,
-                flops / 1e9,
-                peer=f"{words} matrix product, {rate:,.0f} GFLOP/s",
-                ratio=round(flops / timing.median / 1e9 / rate, 3),
-            ),
-        ]
-    return found
+    return pretraining(_update, case, _title(case), "clips", device, has_rate)
 
 
 def _title(config: Config) -> str:
     name = "V-JEPA" if config.positions == "sincos" else "V-JEPA 2"
     letter = config.encoder if config.encoder == "tiny" else config.encoder[0].upper()
     return f"{name} ViT-{letter}/{config.patch} at {config.frames} x {config.size[0]} px, batch {config.batch_size}"
-
-
-def _precisions(config: Config, device: torch.device) -> dict[str, Config]:
-    """The configuration in float32 and as it is on this device, by the name of what is multiplied."""
-    shipped = str(compute_dtype(config.precision, device)).removeprefix("torch.")
-    return {words: replace(config, precision=words) for words in ("float32", shipped)}
 
 
 def _update(config: Config, device: torch.device, is_written_out: bool = False) -> tuple[Callable[[], object], float]:

@@ -25,7 +25,7 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from benchmarks.speed import ha2018, timing, vjepa
+from benchmarks.speed import ha2018, pretraining, timing, vjepa
 from benchmarks.speed.timing import Timing
 from common import tape
 from common.fake_cuda import CUDA, Generator
@@ -36,9 +36,7 @@ CONFIG: Any = ha2018.SMOKE["CONFIG"]
 PLAN: Any = vjepa.SMOKE["PLAN"]
 SHORTER: dict[str, dict[str, Any]] = {
     "dreamerv3": {"CHANGES": {"batch_size": 2, "sequence_length": 2, "imagination_length": 1}},
-    "ijepa": {"_precisions": lambda config, device: {"bfloat16": config}},
     "vjepa": {
-        "_precisions": lambda config, device: {"bfloat16": config},
         "PLAN": replace(PLAN, iterations=1, horizon=2, execute=1, frames=4, trajectory_steps=5),
     },
     "muzero": {"SIMULATIONS": 2},
@@ -170,6 +168,7 @@ def trace(part: str) -> dict[str, Any]:
     paper, name = part.split("/")
     module, mode = importlib.import_module(f"benchmarks.speed.{paper}"), FakeCuda()
     vars(module).update(module.SMOKE | SHORTER.get(paper, {}), timed=mode.timed)
+    vars(pretraining).update(timed=mode.timed, precisions=lambda config, device: {"bfloat16": config})
     error = ""
     try:
         with mode:

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import records, suites, throughput
 from benchmarks.peers import peer
-from benchmarks.speed import ijepa
+from benchmarks.speed import ijepa, pretraining
 from benchmarks.speed.timing import ROOT, Timing, figure, in_turns, peak_memory_of, timed
 
 TOY = """
@@ -121,9 +121,10 @@ def test_a_share_of_the_peak_is_that_of_the_numbers_multiplied(monkeypatch: pyte
     small, cpu = replace(ijepa.SMALL, encoder="nano", predictor_depth=1), torch.device("cpu")
     both = {name: replace(small, precision=name) for name in ("float32", "bfloat16")}
     product = {torch.float32: Timing(2.0, 2.0, 2.0, 1), torch.bfloat16: Timing(0.5, 0.5, 0.5, 1)}
-    monkeypatch.setattr(ijepa, "_precisions", lambda *_: both)
-    monkeypatch.setattr(ijepa, "matrix_product", lambda dtype, _: (1000, product[dtype]))
-    monkeypatch.setattr(ijepa, "timed", lambda *_, **__: Timing(1.0, 1.0, 1.0, 1))
+    monkeypatch.setattr(pretraining, "precisions", lambda *_: both)
+    monkeypatch.setattr(pretraining, "matrix_product", lambda dtype, _: (1000, product[dtype]))
+    for module in (ijepa, pretraining):
+        monkeypatch.setattr(module, "timed", lambda *_, **__: Timing(1.0, 1.0, 1.0, 1))
     rows = {row["name"]: row for row in ijepa.measure(cpu)}
     shares = [rows[name] for name in rows if "share of the" in name]
     assert [row["name"].split("share of the ")[1] for row in shares] == [f"{name} matrix product rate" for name in both]
