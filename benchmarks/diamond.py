@@ -32,7 +32,26 @@ PONG = {
 def drift_rows(edm: Experiment) -> list[Claim]:
     """EDM against DDPM of equal size and updates, for each number of denoising steps, and EDM against two floors."""
     ddpm = replace(edm, claim="video-ddpm", settings=("diffusion=ddpm",), only_bench=True)
+    untrained, untrained_ddpm = (
+        replace(one, claim=f"{one.claim}-untrained", settings=(*one.settings, "denoiser_updates=0"), only_bench=True)
+        for one in (edm, ddpm)
+    )
     rows = [_drifts(edm, ddpm, ours, theirs) for theirs, ours in ((3, 3), (1, 1), (10, 10), (10, 1))]
+    for id, ours, control, words in (
+        ("untrained", untrained, edm, "EDM untrained drifts further from reality than trained"),
+        ("untrained-ddpm", untrained_ddpm, untrained, "DDPM drifts further than EDM when neither has been trained"),
+    ):
+        rows.append(
+            Claim(
+                id=f"{edm.suite}-drift-{id}",
+                title=f"{PONG[edm.suite]}, 3 steps a frame: {words}",
+                ours=(Quantity(ours),),
+                control=(Quantity(control),),
+                against="EDM, trained" if control is edm else "EDM, untrained",
+                asserted_by="us",
+                is_paired=True,
+            )
+        )
     for id, floor, words in (
         ("copy", "copy of the last frame", "the last real frame for ever drifts further"),
         ("mean", "mean frame", "the mean frame is further from reality"),
@@ -72,8 +91,8 @@ SUITE = Suite(
     title="DIAMOND",
     citation="Alonso et al., arXiv 2405.12399",
     tasks=("atari100k_breakout", "video_coin"),
-    headline="cpu-drift-3",
-    scale="drift of 3-step videos in levels of 255: of DDPM (ours) beside EDM (control); Pong, 24 x 24 pixels",
+    headline="cpu-drift-untrained",
+    scale="drift of 3-step videos in levels of 255: untrained (ours) beside trained (control); Pong, 24 x 24 pixels",
     budget={"env_frames": "environment frames", "updates": "updates of the three networks"},
     rows=(
         Claim(

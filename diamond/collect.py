@@ -101,11 +101,8 @@ class Reader(Player):
         found = []
         for number in range(row, row + steps):
             video = int(np.searchsorted(self.starts, number, side="right")) - 1
-            t, frames, action = (
-                number - int(self.starts[video]),
-                self.recordings.frames(video),
-                self.recordings.action[video],
-            )
+            t = number - int(self.starts[video])
+            frames, action = self.recordings.frames(video), self.recordings.action[video]
             is_last = t == len(action) - 1
             found.append(Step(frames[t], int(action[t]), 0.0, False, is_last, frames[t + 1] if is_last else None))
         return found

@@ -289,7 +289,6 @@ PRESETS = {
             "video_coin": {
                 "image_size": 16,
                 "sigma_loc": 0.6,
-                "lr": 1e-3,
                 "denoiser_first": 2000,
                 "test_length": 96,
             }

@@ -26,8 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config import Parser, user_error
-from common.files import atomic_write, write_checked
+from common.files import atomic_write, check_is_file, write_checked
 from common.program import program
+from common.run import progress_bar
 from diamond.data import FORMAT, INDEX, frames_name
 
 ACTION_FILE = ".txt"
@@ -37,6 +38,7 @@ MULTIPLE = 16  # of rows and columns, which the networks halve
 def read_actions(path: Path) -> list[int]:
     """The numbers of an action file; one line and exit code 2 if there is none, or a line is no number."""
     try:
+        check_is_file(path)
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         user_error(f"{path}: no action file ({' '.join(str(error).split())})")
@@ -99,6 +101,7 @@ def convert(source: Path, target: Path, size: int) -> int:
     try:
         videos: list[dict[str, Any]] = []
         common: tuple[int, int] | None = None
+        bar = progress_bar(len(paths), "convert", unit="video")
         for number, path in enumerate(paths):
             action = read_actions(path.with_suffix(ACTION_FILE))
             frames, shape = read_video(path, size)
@@ -108,7 +111,9 @@ def convert(source: Path, target: Path, size: int) -> int:
             if len(action) not in (len(frames) - 1, len(frames)):
                 user_error(f"{path}: {len(frames)} frames and {len(action)} actions; one for each frame is needed")
             write_checked(part / frames_name(number), frames.tobytes(), frames_name(number))
+            bar.update()
             videos.append({"name": path.name, "frames": len(frames), "action": action[: len(frames) - 1]})
+        bar.close()
         actions = 1 + max(max(video["action"]) for video in videos)
         index: dict[str, Any] = {"format": FORMAT, "image_size": size, "actions": actions, "videos": videos}
         atomic_write(part / INDEX, (json.dumps(index) + "\n").encode())
