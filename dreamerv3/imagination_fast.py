@@ -82,7 +82,7 @@ class _Imagination:
 
     def layer(self, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
         """A Layer on [N, n]."""
-        return self.norm(wide(F.linear(x, weight, bias)), scale)[0].to(self.dtype)
+        return self.norm(wide(F.linear(x, weight, bias)), scale).to(self.dtype)
 
     def policy(self, x: Tensor) -> Categorical | BoundedNormal:
         """The actor on features [N, D + S * K]."""
@@ -99,11 +99,11 @@ class _Imagination:
         squashed = squash_action(action).to(self.dtype)
         parts = (feature[:, :deter], feature[:, deter:], squashed)
         pre = wide(torch.stack([F.linear(x, *w) for x, w in zip(parts, self.inputs, strict=True)], 1))
-        shared = self.norm(pre, self.s_inputs)[0].to(self.dtype).flatten(1)
+        shared = self.norm(pre, self.s_inputs).to(self.dtype).flatten(1)
         own = torch.bmm(feature[:, :deter].unflatten(1, (blocks, -1)).transpose(0, 1), self.w_own)
         hidden = wide(F.linear(shared, self.w_shared, self.b_hidden))
         hidden.view(starts, blocks, -1).add_(own.transpose(0, 1))
-        x = self.norm(hidden, self.s_hidden)[0].to(self.dtype)
+        x = self.norm(hidden, self.s_hidden).to(self.dtype)
         raw = torch.bmm(x.view(starts, blocks, -1).transpose(0, 1), self.w_gates).add_(self.b_gates)
         reset, candidate, update = wide(raw).split(self.width, -1)  # [g, N, o]
         r, u = torch.sigmoid(reset), torch.sigmoid(update - 1)

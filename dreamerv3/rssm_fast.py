@@ -1,12 +1,13 @@
 """`RSSM.observe` for throughput: the loop over time holds only what is sequential, its gradients are written out.
 
-The mathematics to read is in rssm.py; tests show that states, logits and gradients agree. What differs: the layers of
+The mathematics to read is in rssm.py; tests show that states, logits and gradients agree. What differs: the parts of
 the actions and of the tokens are made for all steps at once, blocks share one product for their common inputs, and the
 gradient of each weight is one product over all steps. Products may be made in bfloat16; what is added to them, norms,
 gates, mixtures and the recurrent state keep the dtype of the weights.
 
-`step` is `RSSM.observe_step` in the names of `RSSM.core`, `step_backward` the same lines from the last to the first;
-d_x is the gradient of the loss to x.
+Between two products of `step` stands one function, which on a GPU is one kernel: `read_inputs`, `mix`, `gate`,
+`read_token` and `pick`, in this order. `step_backward` has the same lines from the last to the first, and d_x is the
+gradient of the loss to x; what gradients are multiplied by there is made for all steps at once, by `slopes_of`.
 
 Shapes: T time, B batch, D deter, S x K stoch, U hidden, g blocks, o = D / g; everything here is time-major.
 """
@@ -15,8 +16,8 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,7 +30,8 @@ from dreamerv3.rssm import RSSM, State, squash_action
 
 
 class Weights(NamedTuple):
-    """The parameters in the loop, by their names in `RSSM`; of the posterior's matrix the columns that read h."""
+    """The parameters in the loop, by their names in `RSSM`; of the block layer `hidden` and of the posterior what reads
+    h and z: what reads actions and tokens lies outside of the loop."""
 
     in_deter: Tensor  # [U, D]
     in_deter_bias: Tensor
@@ -37,8 +39,8 @@ class Weights(NamedTuple):
     in_stoch: Tensor  # [U, S * K]
     in_stoch_bias: Tensor
     in_stoch_scale: Tensor
-    hidden: Tensor  # [g, o + 3U, o]
-    hidden_bias: Tensor
+    own: Tensor  # [g, o, o], what a block reads of its own h
+    shared: Tensor  # [2U, D], what all blocks read
     hidden_scale: Tensor
     gates: Tensor  # [g, o, 3o]
     gates_bias: Tensor
@@ -52,16 +54,14 @@ class Prepared(NamedTuple):
     """The weights as a step takes them: matrices in the dtype of products, the rest in that of the weights."""
 
     in_deter: Tensor
-    in_deter_bias: Tensor
     in_stoch: Tensor
-    in_stoch_bias: Tensor
-    in_scales: Tensor  # [2, U]: of the layers of h and of z
-    own: Tensor  # [g, o, o]: what a block reads of its own
-    shared: Tensor  # [3U, D]: what all blocks read
-    hidden_bias: Tensor
+    in_bias: Tensor  # [2, U]: of the layers of h and of z
+    in_scale: Tensor
+    own: Tensor
+    shared: Tensor
     hidden_scale: Tensor
     gates: Tensor
-    gates_bias: Tensor  # [g, 3o]
+    gates_bias: Tensor  # [g, 1, 3o]
     posterior: Tensor
     posterior_scale: Tensor
     posterior_out: Tensor
@@ -69,27 +69,23 @@ class Prepared(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What the steps leave for the backward pass, [T, B, ...] each; a step writes its own [B, ...]."""
+    """What a step leaves for the backward pass, [B, ...], and of all steps [T, B, ...]."""
 
-    h_in: Tensor  # [D], masked
-    z_in: Tensor  # [S * K], masked, in the dtype of products
     pre_in: Tensor  # [2, U], before the norms of the layers of h and of z
-    inverse_in: Tensor  # [2, 1], 1 / rms of it
-    shared: Tensor  # [3U], in the dtype of products
-    pre_hidden: Tensor  # [D]
-    inverse_hidden: Tensor  # [1]
-    x: Tensor  # [D], in the dtype of products
-    candidate: Tensor  # [g, o], as r, q and u
-    r: Tensor
-    q: Tensor  # tanh(r candidate)
-    u: Tensor
-    pre_post: Tensor  # [U]
-    inverse_post: Tensor  # [1]
-    post: Tensor  # [U], in the dtype of products
-    probs: Tensor  # [S * K], mixed
+    pre_hidden: Tensor  # [D], before the norm
+    raw: Tensor  # [g, B, 3o]: reset, candidate and update before their functions
+    pre_post: Tensor  # [U], before the norm
     h: Tensor  # the results
-    z: Tensor
+    z: Tensor  # [S * K], one-hot, in the dtype of products
     logits: Tensor
+
+
+class NormSlope(NamedTuple):
+    """Of y = silu(n scale) with n = x / rms(x), over the last axis."""
+
+    slope: Tensor  # of y by n scale
+    normed: Tensor  # n
+    inverse: Tensor  # 1 / rms(x)
 
 
 class Slopes(NamedTuple):
@@ -97,22 +93,27 @@ class Slopes(NamedTuple):
 
     softmax: Tensor  # [S, K], (1 - unimix) softmax(logits)
     plain: Tensor  # [S, K], softmax(logits)
-    gates: Tensor  # [g, 3, o], of h' by reset, candidate and update
+    post: NormSlope  # [U]
+    gates: Tensor  # [g, B, 3, o], of h' by reset, candidate and update
     pass_h: Tensor  # [D], of h' by h
+    hidden: NormSlope  # [D]
+    inputs: NormSlope  # [2, U]
 
 
 class Gradients(NamedTuple):
-    """Gradients of all steps, [T, B, ...] each, from which those of the weights are made."""
+    """The gradients of a step, [B, ...], and of all steps, from which those of the weights are made."""
 
     logits: Tensor
+    post: Tensor
     pre_post: Tensor
-    posterior_scale: Tensor
-    raw: Tensor  # [g, 3, o]
+    raw: Tensor  # [g, B, 3o]
+    x: Tensor  # [g, B, o]
     pre_hidden: Tensor
-    hidden_scale: Tensor
-    shared: Tensor
+    inputs: Tensor  # [2U]
     pre_in: Tensor
-    in_scales: Tensor
+
+
+Parts = TypeVar("Parts", Trace, Gradients)
 
 
 class Setting(NamedTuple):
@@ -139,11 +140,14 @@ def observe(
     """
     sizes, device, full = rssm.sizes, tokens.device.type, rssm.gates.weight.dtype
     dtype = dtype or scan_dtype(rssm.gates.weight)
-    layer, logits = rssm.posterior, rssm.posterior_out
+    layer, logits, width = rssm.posterior, rssm.posterior_out, sizes.deter // sizes.blocks
     from_h, from_token = layer.linear.weight.split([sizes.deter, tokens.shape[-1]], 1)
+    own, shared = rssm.hidden.weight.split([width, 3 * sizes.hidden], 1)
+    shared, from_action = shared.transpose(0, 1).reshape(-1, sizes.deter).split([2 * sizes.hidden, sizes.hidden])
     keep = (~is_first).to(full).t()[..., None].contiguous()  # [T, B, 1]
     with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
-        action = rssm.in_action(squash_action(actions.to(full)).transpose(0, 1) * keep).to(full)
+        action = rssm.in_action(squash_action(actions.to(full)).transpose(0, 1) * keep)
+        action = F.linear(action, from_action.t(), rssm.hidden.bias).to(full)
         token = F.linear(tokens.to(full).transpose(0, 1), from_token, layer.linear.bias).to(full)
     with torch.autocast(device, enabled=False):
         h, z, out = _Scan.apply(
@@ -161,8 +165,8 @@ def observe(
                 in_stoch=rssm.in_stoch.linear.weight,
                 in_stoch_bias=rssm.in_stoch.linear.bias,
                 in_stoch_scale=rssm.in_stoch.norm.scale,
-                hidden=rssm.hidden.weight,
-                hidden_bias=rssm.hidden.bias,
+                own=own,
+                shared=shared,
                 hidden_scale=rssm.hidden_norm.scale,
                 gates=rssm.gates.weight,
                 gates_bias=rssm.gates.bias,
@@ -182,33 +186,6 @@ def scan_dtype(weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype("cuda") if is_mixed else weight.dtype
 
 
-def add_product(base: Tensor, x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
-    """base + x weight, the product in the dtype of the weight, the sum in that of base [n] or [N, n].
-
-    x [N, m], weight [m, n].
-    """
-    if weight.dtype == base.dtype:
-        return torch.addmm(base, x, weight, out=out)
-    return torch.add(base, torch.mm(x.to(weight.dtype), weight), out=out)
-
-
-def norm_silu(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """silu(RMSNorm(x) * scale) over the last axis, and 1 / rms [..., 1], which the backward pass needs."""
-    inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS)
-    return F.silu(x * inverse * scale), inverse
-
-
-def norm_silu_backward(grad: Tensor, x: Tensor, inverse: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient to x, and that to scale before it is summed over all rows, of `norm_silu`."""
-    normed = x * inverse
-    n = normed * scale
-    sigmoid = torch.sigmoid(n)
-    d_n = grad * sigmoid * (1 + n * (1 - sigmoid))
-    d_normed = d_n * scale
-    d_x = inverse * (d_normed - normed * (d_normed * normed).mean(-1, keepdim=True))
-    return d_x, d_n * normed
-
-
 @functools.cache
 def for_device(function: types.FunctionType, device: str, width: int) -> Callable[..., Any]:
     """The function, fused into one kernel by torch.compile on a GPU; a CPU gains nothing from it.
@@ -222,23 +199,117 @@ def for_device(function: types.FunctionType, device: str, width: int) -> Callabl
     return eager.compiled(function.__name__, types.FunctionType(code, function.__globals__), dynamic=False)
 
 
+# --- between two products: one kernel each ----------------------------------------------------------------------------
+
+
+def norm_silu(x: Tensor, scale: Tensor) -> Tensor:
+    """silu(RMSNorm(x) * scale) over the last axis."""
+    return F.silu(x * torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS) * scale)
+
+
+def read_inputs(product: Tensor, keep: Tensor, bias: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The layers of h and of z [B, 2, U]: before the norm, and after it in the dtype of products.
+
+    Where an episode begins h and z are zero; zero or one can be multiplied after the product as well.
+    """
+    pre = torch.addcmul(bias, product.to(bias.dtype), keep[..., None])  # W h + b, W z + b
+    return pre, norm_silu(pre, scale).to(product.dtype)
+
+
+def mix(own: Tensor, shared: Tensor, action: Tensor, keep: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """hidden [B, D] before the norm, and x = silu(norm(hidden)) in the dtype of products. own [g, B, o] of h."""
+    own = own.transpose(0, 1).flatten(1).to(scale.dtype)
+    pre = torch.addcmul(shared.to(scale.dtype) + action, own, keep)  # hidden([h_block, shared])
+    return pre, norm_silu(pre, scale).to(shared.dtype)
+
+
+def gate(product: Tensor, bias: Tensor, h: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """raw [g, B, 3o] and h' [B, D], and that in the dtype of products."""
+    raw = product + bias  # gates(x)
+    reset, candidate, update = raw.transpose(0, 1).chunk(3, -1)  # [B, g, o]
+    u = torch.sigmoid(update - 1)
+    q = torch.tanh(torch.sigmoid(reset) * candidate)
+    h = torch.lerp((h * keep).view(u.shape), q, u).flatten(1)  # h' = u q + (1 - u) h
+    return raw, h, h.to(product.dtype)
+
+
+def read_token(product: Tensor, token: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The posterior's layer [B, U]: before the norm, and after it in the dtype of products."""
+    pre = product + token  # W [h', token] + b
+    return pre, norm_silu(pre, scale).to(product.dtype)
+
+
+def pick(product: Tensor, bias: Tensor, uniform: Tensor, unimix: float) -> tuple[Tensor, Tensor]:
+    """Raw logits and z' [B, S * K], one-hot in the dtype of products, by uniform [B, S]."""
+    logits = product + bias
+    probs = mixed_probs(logits.view(*uniform.shape, -1), unimix)  # p = (1 - unimix) softmax(logits) + unimix / K
+    classes = torch.arange(probs.shape[-1], device=probs.device)
+    return logits, (draw(probs, uniform)[..., None] == classes).flatten(1).to(product.dtype)
+
+
+# --- and backward -----------------------------------------------------------------------------------------------------
+
+
+def pick_backward(
+    d_z: Tensor, grad_z: Tensor, grad_logits: Tensor, softmax: Tensor, plain: Tensor
+) -> tuple[Tensor, Tensor]:
+    """To the logits: z' = onehot + p - sg(p). Here and below the last one is in the dtype of products."""
+    d_probs = (grad_z + d_z).view(plain.shape)
+    d_logits = grad_logits + (softmax * (d_probs - (plain * d_probs).sum(-1, keepdim=True))).flatten(1)
+    return d_logits, d_logits.to(d_z.dtype)
+
+
+def norm_silu_backward(
+    grad: Tensor, scale: Tensor, slope: Tensor, normed: Tensor, inverse: Tensor
+) -> tuple[Tensor, Tensor]:
+    """To x, which is normed, from the gradient to silu(RMSNorm(x) * scale)."""
+    d_normed = grad * slope * scale
+    d_x = (d_normed - normed * (d_normed * normed).mean(-1, keepdim=True)) * inverse
+    return d_x, d_x.to(grad.dtype)
+
+
+def gate_backward(d_h: Tensor, grad_h: Tensor, product: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All of h', and raw [g, B, 3o]: h' = u q + (1 - u) h, its gates. product: what comes from the posterior."""
+    d_h = d_h + grad_h + product
+    blocks, batch, _, width = slope.shape
+    d_raw = (slope * d_h.view(batch, blocks, 1, width).transpose(0, 1)).flatten(2)
+    return d_h, d_raw, d_raw.to(product.dtype)
+
+
+def mix_backward(d_x: Tensor, scale: Tensor, slope: Tensor, normed: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """To hidden [B, D] before the norm, from the gradient to x in its blocks [g, B, o]."""
+    return norm_silu_backward(d_x.transpose(0, 1).reshape(slope.shape), scale, slope, normed, inverse)
+
+
+def read_inputs_backward(
+    grad: Tensor, keep: Tensor, scale: Tensor, slope: Tensor, normed: Tensor, inverse: Tensor
+) -> tuple[Tensor, Tensor]:
+    """To the layers of h and of z [B, 2, U] before the norm; the last one masked."""
+    d_x, _ = norm_silu_backward(grad.view(slope.shape), scale, slope, normed, inverse)
+    return d_x, (d_x * keep[..., None]).to(grad.dtype)
+
+
+def carry_backward(d_h: Tensor, pass_h: Tensor, own: Tensor, keep: Tensor, product: Tensor) -> Tensor:
+    """To h before the step: from h' = u q + (1 - u) h, from its block [g, B, o], and from its layer, masked already."""
+    return (d_h * pass_h + own.transpose(0, 1).flatten(1)) * keep + product
+
+
+# --- the steps --------------------------------------------------------------------------------------------------------
+
+
 def prepared(w: Weights, setting: Setting) -> Prepared:
     """The weights laid out and cast, once per update."""
-    blocks, dtype = setting.blocks, setting.dtype
-    width = w.in_deter.shape[1] // blocks
-    hidden = w.hidden.to(dtype)
+    dtype = setting.dtype
     return Prepared(
         in_deter=w.in_deter.to(dtype),
-        in_deter_bias=w.in_deter_bias,
         in_stoch=w.in_stoch.to(dtype),
-        in_stoch_bias=w.in_stoch_bias,
-        in_scales=torch.stack([w.in_deter_scale, w.in_stoch_scale]),
-        own=hidden[:, :width],
-        shared=hidden[:, width:].transpose(0, 1).reshape(-1, blocks * width),
-        hidden_bias=w.hidden_bias,
+        in_bias=torch.stack([w.in_deter_bias, w.in_stoch_bias]),
+        in_scale=torch.stack([w.in_deter_scale, w.in_stoch_scale]),
+        own=w.own.to(dtype),
+        shared=w.shared.to(dtype),
         hidden_scale=w.hidden_scale,
         gates=w.gates.to(dtype),
-        gates_bias=w.gates_bias.view(blocks, 3 * width),
+        gates_bias=w.gates_bias.view(setting.blocks, 1, -1),
         posterior=w.posterior.to(dtype),
         posterior_scale=w.posterior_scale,
         posterior_out=w.posterior_out.to(dtype),
@@ -246,164 +317,171 @@ def prepared(w: Weights, setting: Setting) -> Prepared:
     )
 
 
-def empty_trace(h: Tensor, z: Tensor, action: Tensor, token: Tensor, setting: Setting) -> Trace:
-    """Room for T steps from h [B, D] and z [B, S * K]; the layer of the actions [T, B, U] is in its place already."""
-    steps, batch, units = action.shape
-    deter, stoch, dtype = h.shape[1], z.shape[1], setting.dtype
-    by_block = (setting.blocks, deter // setting.blocks)
-
-    def room(*shape: int, dtype: torch.dtype = h.dtype) -> Tensor:
-        return action.new_empty(steps, batch, *shape, dtype=dtype)
-
-    trace = Trace(
-        h_in=room(deter),
-        z_in=room(stoch, dtype=dtype),
-        pre_in=room(2, units),
-        inverse_in=room(2, 1),
-        shared=room(3 * units, dtype=dtype),
-        pre_hidden=room(deter),
-        inverse_hidden=room(1),
-        x=room(deter, dtype=dtype),
-        candidate=room(*by_block),
-        r=room(*by_block),
-        q=room(*by_block),
-        u=room(*by_block),
-        pre_post=room(token.shape[2]),
-        inverse_post=room(1),
-        post=room(token.shape[2], dtype=dtype),
-        probs=room(stoch),
-        h=room(deter),
-        z=room(stoch),
-        logits=room(stoch),
-    )
-    trace.shared[..., 2 * units :] = action
-    return trace
-
-
 def step(
-    h: Tensor, z: Tensor, token: Tensor, keep: Tensor, uniform: Tensor, w: Prepared, s: Trace, setting: Setting
-) -> tuple[Tensor, Tensor]:
-    """The next h [B, D] and z [B, S * K]; everything on the way is written into `s`, the trace of this step.
+    h: Tensor,
+    low: Tensor,
+    z: Tensor,
+    action: Tensor,
+    token: Tensor,
+    keep: Tensor,
+    uniform: Tensor,
+    w: Prepared,
+    setting: Setting,
+) -> tuple[Trace, Tensor]:
+    """From h [B, D] and z [B, S * K] to the next; returns the trace of the step, and h' in the dtype of products.
 
-    token [B, U]: the part of the posterior's layer that is known before the loop; keep [B, 1]; uniform [B, S].
+    low: h, and z is, in the dtype of products. action [B, D], token [B, U]: the parts of the layers hidden and
+    posterior that are known before the loop; keep [B, 1]; uniform [B, S].
     """
-    blocks, classes, unimix, dtype = setting
-    batch, deter, units = h.shape[0], h.shape[1], s.post.shape[1]
-    norm = for_device(norm_silu, h.device.type, deter)
-    torch.mul(h, keep, out=s.h_in)  # h = keep h
-    torch.mul(z, keep, out=s.z_in)  # z = keep z
-    low = s.h_in.to(dtype)
-    s.pre_in[:, 0] = add_product(w.in_deter_bias, low, w.in_deter.t())  # W h + b
-    s.pre_in[:, 1] = add_product(w.in_stoch_bias, s.z_in, w.in_stoch.t())  # W z + b
-    inputs, s.inverse_in[:] = norm(s.pre_in, w.in_scales)  # silu(norm(...)) of both
-    s.shared[:, : 2 * units] = inputs.flatten(1)  # shared = [in_deter, in_stoch, in_action]
-    own = torch.bmm(_per_block(low, blocks), w.own).transpose(0, 1).reshape(batch, deter)
-    torch.add(add_product(w.hidden_bias, s.shared, w.shared), own, out=s.pre_hidden)  # hidden([h_block, shared])
-    s.x[:], s.inverse_hidden[:] = norm(s.pre_hidden, w.hidden_scale)  # x = silu(norm(hidden))
-    raw = torch.bmm(_per_block(s.x, blocks), w.gates).transpose(0, 1) + w.gates_bias  # gates(x)
-    reset, candidate, update = raw.unflatten(-1, (3, -1)).unbind(-2)
-    s.candidate[:] = candidate
-    torch.sigmoid(reset, out=s.r)  # r = sigmoid(reset)
-    torch.tanh(s.r * candidate, out=s.q)  # q = tanh(r candidate)
-    torch.sigmoid(update - 1, out=s.u)  # u = sigmoid(update - 1)
-    torch.lerp(s.h_in, s.q.view(batch, deter), s.u.view(batch, deter), out=s.h)  # h' = u q + (1 - u) h
-    add_product(token, s.h, w.posterior.t(), out=s.pre_post)  # W [h', token] + b
-    s.post[:], s.inverse_post[:] = norm(s.pre_post, w.posterior_scale)  # post = silu(norm(...))
-    add_product(w.posterior_out_bias, s.post, w.posterior_out.t(), out=s.logits)  # logits = W post + b
-    probs = mixed_probs(s.logits.view(batch, -1, classes), unimix)  # p = (1 - unimix) softmax(logits) + unimix / K
-    s.probs[:] = probs.flatten(1)
-    s.z.zero_().view(batch, -1, classes).scatter_(-1, draw(probs, uniform)[..., None], 1)  # z' = onehot + p - sg(p)
-    return s.h, s.z
-
-
-def slopes_of(trace: Trace, setting: Setting) -> Slopes:
-    """The slopes of all steps at once."""
-    _, classes, unimix, _ = setting
-    r, q, u = trace.r, trace.q, trace.u
-    softmax = (trace.probs - unimix / classes).unflatten(-1, (-1, classes))
-    plain = softmax / (1 - unimix) if unimix < 1 else softmax
-    to_update = (q - trace.h_in.view_as(q)) * u * (1 - u)
-    to_product = u * (1 - q * q)  # of r candidate
-    to_reset, to_candidate = to_product * trace.candidate * r * (1 - r), to_product * r
-    gates = torch.stack([to_reset, to_candidate, to_update], -2)
-    return Slopes(softmax, plain, gates, (1 - u).view_as(trace.h))
+    body = functools.partial(for_device, device=h.device.type, width=h.shape[1])
+    product = low.new_empty(len(h), 2, w.in_bias.shape[1])
+    torch.mm(low, w.in_deter.t(), out=product[:, 0])
+    torch.mm(z, w.in_stoch.t(), out=product[:, 1])
+    own = torch.bmm(_per_block(low, setting.blocks), w.own)
+    pre_in, inputs = body(read_inputs)(product, keep, w.in_bias, w.in_scale)
+    shared = torch.mm(inputs.flatten(1), w.shared)
+    pre_hidden, x = body(mix)(own, shared, action, keep, w.hidden_scale)
+    raw = torch.bmm(_per_block(x, setting.blocks), w.gates)
+    raw, h, low = body(gate)(raw, w.gates_bias, h, keep)
+    pre_post, post = body(read_token)(torch.mm(low, w.posterior.t()), token, w.posterior_scale)
+    logits = torch.mm(post, w.posterior_out.t())
+    logits, z = body(pick)(logits, w.posterior_out_bias, uniform, setting.unimix)
+    return Trace(pre_in, pre_hidden, raw, pre_post, h, z, logits), low
 
 
 def step_backward(
     d_h: Tensor,
     d_z: Tensor,
-    d_logits: Tensor,
+    grads: Sequence[Tensor],
     keep: Tensor,
     w: Prepared,
-    s: Trace,
     slope: Slopes,
-    d: Gradients,
     setting: Setting,
-) -> tuple[Tensor, Tensor]:
-    """The gradients to h and z before a step from those to h', z' and logits after it; writes the step's into `d`."""
-    blocks, classes, _, dtype = setting
-    (batch, deter), full = d_h.shape, d_h.dtype
-    units = s.post.shape[1]
-    norm_backward = for_device(norm_silu_backward, d_h.device.type, deter)
-    d_z = d_z.view(batch, -1, classes)
-    from_z = slope.softmax * (d_z - (slope.plain * d_z).sum(-1, keepdim=True))  # z' = onehot + p - sg(p)
-    torch.add(d_logits, from_z.flatten(1), out=d.logits)
-    d_post = torch.mm(d.logits.to(dtype), w.posterior_out).to(full)  # logits = W post + b
-    d.pre_post[:], d.posterior_scale[:] = norm_backward(d_post, s.pre_post, s.inverse_post, w.posterior_scale)
-    d_h = add_product(d_h, d.pre_post, w.posterior)  # W [h', token] + b
-    torch.mul(slope.gates, d_h.view(batch, blocks, 1, -1), out=d.raw)  # h' = u q + (1 - u) h, its gates
-    d_x = torch.bmm(d.raw.flatten(2).transpose(0, 1).to(dtype), w.gates.transpose(1, 2))  # gates(x)
-    d_x = d_x.transpose(0, 1).to(full).reshape(batch, deter)
-    d.pre_hidden[:], d.hidden_scale[:] = norm_backward(d_x, s.pre_hidden, s.inverse_hidden, w.hidden_scale)
-    low = d.pre_hidden.to(dtype)
-    own = torch.bmm(_per_block(low, blocks), w.own.transpose(1, 2)).transpose(0, 1)  # hidden([h_block, shared])
-    torch.mm(low, w.shared.t(), out=d.shared)
-    d_inputs = d.shared[:, : 2 * units].view(batch, 2, units).to(full)  # shared = [in_deter, in_stoch, in_action]
-    d.pre_in[:], d.in_scales[:] = norm_backward(d_inputs, s.pre_in, s.inverse_in, w.in_scales)
-    d_h = d_h * slope.pass_h + own.reshape(batch, deter)  # h' = u q + (1 - u) h, its h; and hidden's
-    d_h = add_product(d_h, d.pre_in[:, 0], w.in_deter) * keep  # W h + b, h = keep h
-    d_z = torch.mm(d.pre_in[:, 1].to(dtype), w.in_stoch).to(full) * keep  # W z + b, z = keep z
-    return d_h, d_z
+) -> tuple[Tensor, Tensor, Gradients]:
+    """The gradients to h and z before a step from those after it, and those of its parts.
+
+    d_h, d_z: what comes from the next step; grads: what comes to h', z' and logits from outside.
+    """
+    body = functools.partial(for_device, device=d_h.device.type, width=d_h.shape[1])
+    grad_h, grad_z, grad_logits = grads
+    d_logits, low = body(pick_backward)(d_z, grad_z, grad_logits, slope.softmax, slope.plain)
+    d_post = torch.mm(low, w.posterior_out)  # logits = W post + b
+    d_pre_post, low = body(norm_silu_backward)(d_post, w.posterior_scale, *slope.post)
+    d_h, d_raw, low = body(gate_backward)(d_h, grad_h, torch.mm(low, w.posterior), slope.gates)
+    d_x = torch.bmm(low, w.gates.transpose(1, 2))  # gates(x)
+    d_pre_hidden, low = body(mix_backward)(d_x, w.hidden_scale, *slope.hidden)
+    own = torch.bmm(_per_block(low, setting.blocks), w.own.transpose(1, 2))  # hidden([h_block, shared])
+    d_inputs = torch.mm(low, w.shared.t())
+    d_pre_in, low = body(read_inputs_backward)(d_inputs, keep, w.in_scale, *slope.inputs)
+    d_h = body(carry_backward)(d_h, slope.pass_h, own, keep, torch.mm(low[:, 0], w.in_deter))
+    d_z = torch.mm(low[:, 1], w.in_stoch)
+    return d_h, d_z, Gradients(d_logits, d_post, d_pre_post, d_raw, d_x, d_pre_hidden, d_inputs, d_pre_in)
 
 
-def weight_gradients(trace: Trace, d: Gradients, setting: Setting) -> Weights:
-    """The gradient of every weight: one product, or one sum, over all steps."""
-    blocks, dtype, full = setting.blocks, setting.dtype, trace.h.dtype
+# --- all steps at once ------------------------------------------------------------------------------------------------
 
-    def rows(x: Tensor) -> Tensor:
-        return x.flatten(0, 1)
 
-    def by_block(x: Tensor) -> Tensor:
-        return _per_block(rows(x).flatten(1), blocks).to(dtype)
+def norm_slopes(x: Tensor, scale: Tensor) -> NormSlope:
+    """Of silu(RMSNorm(x) * scale)."""
+    inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS)
+    normed = x * inverse
+    n = normed * scale
+    sigmoid = torch.sigmoid(n)
+    return NormSlope(sigmoid * (1 + n * (1 - sigmoid)), normed, inverse)
+
+
+def gate_slopes(raw: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """Of h' by its gates [..., g, B, 3, o], and by h [..., B, D], masked: from raw [..., g, B, 3o]."""
+    reset, candidate, update = raw.chunk(3, -1)
+    r, u = torch.sigmoid(reset), torch.sigmoid(update - 1)
+    q = torch.tanh(r * candidate)
+    by_block = h.unflatten(-1, (raw.shape[-3], -1)).transpose(-3, -2)
+    to_product = u * (1 - q * q)  # of r candidate
+    to_candidate = to_product * r
+    gates = torch.stack([to_candidate * candidate * (1 - r), to_candidate, (q - by_block) * u * (1 - u)], -2)
+    return gates, (1 - u).transpose(-3, -2).flatten(-2)
+
+
+def logit_slopes(logits: Tensor, unimix: float, classes: int) -> tuple[Tensor, Tensor]:
+    """(1 - unimix) softmax(logits) and softmax(logits), [..., S, K]."""
+    plain = torch.softmax(logits.unflatten(-1, (-1, classes)), -1)
+    return (1 - unimix) * plain, plain
+
+
+def slopes_of(h_in: Tensor, trace: Trace, w: Prepared, setting: Setting) -> Slopes:
+    """The slopes of all steps at once; h_in [T, B, D] is h before each step, masked."""
+    body = functools.partial(for_device, device=h_in.device.type, width=h_in.shape[2])
+    softmax, plain = body(logit_slopes)(trace.logits, setting.unimix, setting.classes)
+    gates, pass_h = body(gate_slopes)(trace.raw, h_in)
+    return Slopes(
+        softmax=softmax,
+        plain=plain,
+        post=body(norm_slopes)(trace.pre_post, w.posterior_scale),
+        gates=gates,
+        pass_h=pass_h,
+        hidden=body(norm_slopes)(trace.pre_hidden, w.hidden_scale),
+        inputs=body(norm_slopes)(trace.pre_in, w.in_scale),
+    )
+
+
+def weight_gradients(h_in: Tensor, z_in: Tensor, h: Tensor, d: Gradients, slope: Slopes, w: Prepared) -> Weights:
+    """The gradient of every weight: one product, or one sum, over all steps.
+
+    h_in, z_in: before each step, masked; h: after it.
+    """
+    dtype, full, blocks = w.gates.dtype, h_in.dtype, len(w.gates)
+
+    def output(of: NormSlope, scale: Tensor) -> Tensor:  # of a layer
+        return F.silu(of.normed * scale).flatten(2)
+
+    def scale(grad: Tensor, of: NormSlope) -> Tensor:
+        return (grad.view(of.slope.shape) * of.slope * of.normed).sum((0, 1))
 
     def product(left: Tensor, right: Tensor) -> Tensor:
-        return torch.mm(left.t().to(dtype), right.to(dtype)).to(full)
+        return torch.mm(left.flatten(0, 1).t().to(dtype), right.flatten(0, 1).to(dtype)).to(full)
 
-    pre_in, in_scales = rows(d.pre_in), rows(d.in_scales).sum(0)
-    own = torch.bmm(by_block(trace.h_in).transpose(1, 2), by_block(d.pre_hidden)).to(full)
-    shared = product(rows(trace.shared), rows(d.pre_hidden)).view(-1, blocks, own.shape[2]).transpose(0, 1)
+    def block_product(left: Tensor, right: Tensor) -> Tensor:  # [T, B, g * n], [g, T * B, m] -> [g, n, m]
+        return torch.bmm(_per_block(left.flatten(0, 1).to(dtype), blocks).transpose(1, 2), right.to(dtype)).to(full)
+
+    in_scale, in_bias = scale(d.inputs, slope.inputs), d.pre_in.sum((0, 1))
+    d_x = d.x.transpose(1, 2).flatten(2)
     return Weights(
-        in_deter=product(pre_in[:, 0], rows(trace.h_in)),
-        in_deter_bias=pre_in[:, 0].sum(0),
-        in_deter_scale=in_scales[0],
-        in_stoch=product(pre_in[:, 1], rows(trace.z_in)),
-        in_stoch_bias=pre_in[:, 1].sum(0),
-        in_stoch_scale=in_scales[1],
-        hidden=torch.cat([own, shared], 1),
-        hidden_bias=rows(d.pre_hidden).sum(0),
-        hidden_scale=rows(d.hidden_scale).sum(0),
-        gates=torch.bmm(by_block(trace.x).transpose(1, 2), by_block(d.raw)).to(full),
-        gates_bias=rows(d.raw).sum(0).flatten(),
-        posterior=product(rows(d.pre_post), rows(trace.h)),
-        posterior_scale=rows(d.posterior_scale).sum(0),
-        posterior_out=product(rows(d.logits), rows(trace.post)),
-        posterior_out_bias=rows(d.logits).sum(0),
+        in_deter=product(d.pre_in[:, :, 0], h_in),
+        in_deter_bias=in_bias[0],
+        in_deter_scale=in_scale[0],
+        in_stoch=product(d.pre_in[:, :, 1], z_in),
+        in_stoch_bias=in_bias[1],
+        in_stoch_scale=in_scale[1],
+        own=block_product(h_in, _per_block(d.pre_hidden.flatten(0, 1), blocks)),
+        shared=product(output(slope.inputs, w.in_scale), d.pre_hidden),
+        hidden_scale=scale(d_x, slope.hidden),
+        gates=block_product(output(slope.hidden, w.hidden_scale), d.raw.transpose(0, 1).flatten(1, 2)),
+        gates_bias=d.raw.sum((0, 2)).flatten(),
+        posterior=product(d.pre_post, h),
+        posterior_scale=scale(d.post, slope.post),
+        posterior_out=product(d.logits, output(slope.post, w.posterior_scale)),
+        posterior_out_bias=d.logits.sum((0, 1)),
     )
 
 
 def _per_block(x: Tensor, blocks: int) -> Tensor:
     """[N, g * n] -> [g, N, n]."""
     return x.view(len(x), blocks, -1).transpose(0, 1)
+
+
+def _stacked(kind: type[Parts], steps: list[Parts]) -> Parts:
+    """The parts of all steps, [T, ...] each."""
+    return kind(*(torch.stack(parts) for parts in zip(*steps, strict=True)))
+
+
+def _before(first: Tensor, following: Tensor, keep: Tensor) -> Tensor:
+    """[T, B, n]: what each step began with, masked."""
+    return torch.cat([first[None].to(following.dtype), following[:-1]]) * keep.to(following.dtype)
+
+
+def _at(parts: Any, t: int) -> Any:
+    """The parts of one step."""
+    return type(parts)(*(_at(part, t) if isinstance(part, tuple) else part[t] for part in parts))
 
 
 class _Scan(torch.autograd.Function):
@@ -421,35 +499,27 @@ class _Scan(torch.autograd.Function):
         uniform: Tensor,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        w, trace = prepared(Weights(*weights), setting), empty_trace(h, z, action, token, setting)
-        for t, parts in enumerate(zip(*(part.unbind() for part in trace), strict=True)):
-            h, z = step(h, z, token[t], keep[t], uniform[t], w, Trace(*parts), setting)
+        w, steps = prepared(Weights(*weights), setting), []
+        start_h, start_z, low, z = h, z, h.to(setting.dtype), z.to(setting.dtype)
+        for inputs in zip(action, token, keep, uniform, strict=True):
+            found, low = step(h, low, z, *inputs, w, setting)
+            h, z = found.h, found.z
+            steps.append(found)
+        trace = _stacked(Trace, steps)
+        h_in, z_in = _before(start_h, trace.h, keep), _before(start_z, trace.z, keep)
         ctx.setting = setting
-        ctx.save_for_backward(keep, *w, *trace)
-        return trace.h, trace.z, trace.logits
+        ctx.save_for_backward(keep, h_in, z_in, *w, *trace)
+        return trace.h, trace.z.to(h.dtype), trace.logits
 
     @staticmethod
-    def backward(ctx: Any, grad_h: Tensor, grad_z: Tensor, grad_logits: Tensor) -> tuple[Tensor | None, ...]:
-        setting, (keep, *saved) = ctx.setting, ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        setting, (keep, h_in, z_in, *saved) = ctx.setting, ctx.saved_tensors
         w, trace = Prepared(*saved[: len(Prepared._fields)]), Trace(*saved[len(Prepared._fields) :])
-        slopes = slopes_of(trace, setting)
-        d = Gradients(
-            logits=torch.empty_like(trace.logits),
-            pre_post=torch.empty_like(trace.pre_post),
-            posterior_scale=torch.empty_like(trace.pre_post),
-            raw=torch.empty_like(slopes.gates),
-            pre_hidden=torch.empty_like(trace.pre_hidden),
-            hidden_scale=torch.empty_like(trace.pre_hidden),
-            shared=torch.empty_like(trace.shared),
-            pre_in=torch.empty_like(trace.pre_in),
-            in_scales=torch.empty_like(trace.pre_in),
-        )
+        slopes, steps = slopes_of(h_in, trace, w, setting), []
         d_h, d_z = torch.zeros_like(trace.h[0]), torch.zeros_like(trace.z[0])
         for t in range(len(keep) - 1, -1, -1):
-            at = (part[t] for part in trace), (part[t] for part in slopes), (part[t] for part in d)
-            s, slope, now = Trace(*at[0]), Slopes(*at[1]), Gradients(*at[2])
-            d_h, d_z = step_backward(
-                d_h + grad_h[t], d_z + grad_z[t], grad_logits[t], keep[t], w, s, slope, now, setting
-            )
-        d_action = d.shared[:, :, 2 * trace.post.shape[2] :].to(trace.h.dtype)
-        return None, None, None, d_action, d.pre_post, None, None, *weight_gradients(trace, d, setting)
+            d_h, d_z, found = step_backward(d_h, d_z, [g[t] for g in grads], keep[t], w, _at(slopes, t), setting)
+            steps.append(found)
+        d = _stacked(Gradients, steps[::-1])
+        weights = weight_gradients(h_in, z_in, trace.h, d, slopes, w)
+        return None, None, None, d.pre_hidden, d.pre_post, None, None, *weights
