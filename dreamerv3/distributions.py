@@ -135,8 +135,8 @@ def bernoulli_loss(logit: Tensor, target: Tensor) -> Tensor:
 
 def draw(probs: Tensor, uniform: Tensor) -> Tensor:
     """A class for each categorical, by inversion: probs [..., K], uniform [...] in [0, 1) -> int64 [...]."""
-    cumulative = probs[..., :-1].cumsum(-1)
-    return (cumulative <= uniform[..., None]).sum(-1)  # the last class takes what is left
+    below = probs.cumsum(-1) <= uniform[..., None]
+    return below.sum(-1).clamp(max=probs.shape[-1] - 1)  # the last class takes what is left
 
 
 def straight_through(index: Tensor, probs: Tensor) -> Tensor:

@@ -29,6 +29,10 @@ from dreamerv3.networks import NORM_EPS
 from dreamerv3.rssm import RSSM, State, squash_action
 
 
+# Sums over few classes are a reduction like others: written out, they would be kernels of their own.
+OPTIONS = {"unroll_reductions_threshold": 1}
+
+
 class Weights(NamedTuple):
     """The parameters in the loop, by their names in `RSSM`; of the block layer `hidden` and of the posterior what reads
     h and z: what reads actions and tokens lies outside of the loop."""
@@ -73,7 +77,7 @@ class Trace(NamedTuple):
 
     pre_in: Tensor  # [2, U], before the norms of the layers of h and of z
     pre_hidden: Tensor  # [D], before the norm
-    raw: Tensor  # [g, B, 3o]: reset, candidate and update before their functions
+    raw: Tensor  # [g, B, 3o]: reset, candidate and update before their bias, in the dtype of products
     pre_post: Tensor  # [U], before the norm
     h: Tensor  # the results
     z: Tensor  # [S * K], one-hot, in the dtype of products
@@ -94,8 +98,7 @@ class Slopes(NamedTuple):
     softmax: Tensor  # [S, K], (1 - unimix) softmax(logits)
     plain: Tensor  # [S, K], softmax(logits)
     post: NormSlope  # [U]
-    gates: Tensor  # [g, B, 3, o], of h' by reset, candidate and update
-    pass_h: Tensor  # [D], of h' by h
+    gates: Tensor  # [g, B, 4, o], of h' by reset, candidate, update and h
     hidden: NormSlope  # [D]
     inputs: NormSlope  # [2, U]
 
@@ -106,7 +109,7 @@ class Gradients(NamedTuple):
     logits: Tensor
     post: Tensor
     pre_post: Tensor
-    raw: Tensor  # [g, B, 3o]
+    gates: Tensor  # [g, B, 4, o], to reset, candidate, update and directly to h
     x: Tensor  # [g, B, o]
     pre_hidden: Tensor
     inputs: Tensor  # [2U]
@@ -196,7 +199,9 @@ def for_device(function: types.FunctionType, device: str, width: int) -> Callabl
     if device != "cuda":
         return function
     code = function.__code__.replace(co_name=f"{function.__name__}_{width}")
-    return eager.compiled(function.__name__, types.FunctionType(code, function.__globals__), dynamic=False)
+    return eager.compiled(
+        function.__name__, types.FunctionType(code, function.__globals__), dynamic=False, options=OPTIONS
+    )
 
 
 # --- between two products: one kernel each ----------------------------------------------------------------------------
@@ -223,14 +228,18 @@ def mix(own: Tensor, shared: Tensor, action: Tensor, keep: Tensor, scale: Tensor
     return pre, norm_silu(pre, scale).to(shared.dtype)
 
 
-def gate(product: Tensor, bias: Tensor, h: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """raw [g, B, 3o] and h' [B, D], and that in the dtype of products."""
-    raw = product + bias  # gates(x)
-    reset, candidate, update = raw.transpose(0, 1).chunk(3, -1)  # [B, g, o]
-    u = torch.sigmoid(update - 1)
-    q = torch.tanh(torch.sigmoid(reset) * candidate)
-    h = torch.lerp((h * keep).view(u.shape), q, u).flatten(1)  # h' = u q + (1 - u) h
-    return raw, h, h.to(product.dtype)
+def gate(raw: Tensor, bias: Tensor, h: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """h' [B, D], and that in the dtype of products. raw [g, B, 3o]: gates(x) without its bias."""
+    r, candidate, u = gates_of(raw, bias)
+    h = torch.lerp((h * keep).view(len(h), len(raw), -1).transpose(0, 1), torch.tanh(r * candidate), u)
+    h = h.transpose(0, 1).flatten(1)  # h' = u q + (1 - u) h
+    return h, h.to(raw.dtype)
+
+
+def gates_of(raw: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """r, the candidate and u, [..., g, B, o] each."""
+    reset, candidate, update = (raw + bias).chunk(3, -1)
+    return torch.sigmoid(reset), candidate, torch.sigmoid(update - 1)
 
 
 def read_token(product: Tensor, token: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -268,12 +277,11 @@ def norm_silu_backward(
     return d_x, d_x.to(grad.dtype)
 
 
-def gate_backward(d_h: Tensor, grad_h: Tensor, product: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """All of h', and raw [g, B, 3o]: h' = u q + (1 - u) h, its gates. product: what comes from the posterior."""
-    d_h = d_h + grad_h + product
-    blocks, batch, _, width = slope.shape
-    d_raw = (slope * d_h.view(batch, blocks, 1, width).transpose(0, 1)).flatten(2)
-    return d_h, d_raw, d_raw.to(product.dtype)
+def gate_backward(d_h: Tensor, grad_h: Tensor, product: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """To reset, candidate, update and h [g, B, 4, o]: h' = u q + (1 - u) h. product: what comes from the posterior."""
+    by_block = (d_h + grad_h + product).view(len(d_h), len(slope), 1, -1).transpose(0, 1)
+    d_gates = slope * by_block
+    return d_gates, d_gates.to(product.dtype)
 
 
 def mix_backward(d_x: Tensor, scale: Tensor, slope: Tensor, normed: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
@@ -289,9 +297,9 @@ def read_inputs_backward(
     return d_x, (d_x * keep[..., None]).to(grad.dtype)
 
 
-def carry_backward(d_h: Tensor, pass_h: Tensor, own: Tensor, keep: Tensor, product: Tensor) -> Tensor:
+def carry_backward(d_gates: Tensor, own: Tensor, keep: Tensor, product: Tensor) -> Tensor:
     """To h before the step: from h' = u q + (1 - u) h, from its block [g, B, o], and from its layer, masked already."""
-    return (d_h * pass_h + own.transpose(0, 1).flatten(1)) * keep + product
+    return (d_gates[:, :, 3] + own).transpose(0, 1).reshape(product.shape) * keep + product
 
 
 # --- the steps --------------------------------------------------------------------------------------------------------
@@ -342,7 +350,7 @@ def step(
     shared = torch.mm(inputs.flatten(1), w.shared)
     pre_hidden, x = body(mix)(own, shared, action, keep, w.hidden_scale)
     raw = torch.bmm(_per_block(x, setting.blocks), w.gates)
-    raw, h, low = body(gate)(raw, w.gates_bias, h, keep)
+    h, low = body(gate)(raw, w.gates_bias, h, keep)
     pre_post, post = body(read_token)(torch.mm(low, w.posterior.t()), token, w.posterior_scale)
     logits = torch.mm(post, w.posterior_out.t())
     logits, z = body(pick)(logits, w.posterior_out_bias, uniform, setting.unimix)
@@ -367,15 +375,15 @@ def step_backward(
     d_logits, low = body(pick_backward)(d_z, grad_z, grad_logits, slope.softmax, slope.plain)
     d_post = torch.mm(low, w.posterior_out)  # logits = W post + b
     d_pre_post, low = body(norm_silu_backward)(d_post, w.posterior_scale, *slope.post)
-    d_h, d_raw, low = body(gate_backward)(d_h, grad_h, torch.mm(low, w.posterior), slope.gates)
-    d_x = torch.bmm(low, w.gates.transpose(1, 2))  # gates(x)
+    d_gates, low = body(gate_backward)(d_h, grad_h, torch.mm(low, w.posterior), slope.gates)
+    d_x = torch.bmm(low[:, :, :3].flatten(2), w.gates.transpose(1, 2))  # gates(x)
     d_pre_hidden, low = body(mix_backward)(d_x, w.hidden_scale, *slope.hidden)
     own = torch.bmm(_per_block(low, setting.blocks), w.own.transpose(1, 2))  # hidden([h_block, shared])
     d_inputs = torch.mm(low, w.shared.t())
     d_pre_in, low = body(read_inputs_backward)(d_inputs, keep, w.in_scale, *slope.inputs)
-    d_h = body(carry_backward)(d_h, slope.pass_h, own, keep, torch.mm(low[:, 0], w.in_deter))
+    d_h = body(carry_backward)(d_gates, own, keep, torch.mm(low[:, 0], w.in_deter))
     d_z = torch.mm(low[:, 1], w.in_stoch)
-    return d_h, d_z, Gradients(d_logits, d_post, d_pre_post, d_raw, d_x, d_pre_hidden, d_inputs, d_pre_in)
+    return d_h, d_z, Gradients(d_logits, d_post, d_pre_post, d_gates, d_x, d_pre_hidden, d_inputs, d_pre_in)
 
 
 # --- all steps at once ------------------------------------------------------------------------------------------------
@@ -390,16 +398,13 @@ def norm_slopes(x: Tensor, scale: Tensor) -> NormSlope:
     return NormSlope(sigmoid * (1 + n * (1 - sigmoid)), normed, inverse)
 
 
-def gate_slopes(raw: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """Of h' by its gates [..., g, B, 3, o], and by h [..., B, D], masked: from raw [..., g, B, 3o]."""
-    reset, candidate, update = raw.chunk(3, -1)
-    r, u = torch.sigmoid(reset), torch.sigmoid(update - 1)
+def gate_slopes(raw: Tensor, bias: Tensor, h: Tensor) -> Tensor:
+    """Of h' by its gates and by h [T, g, B, 4, o]; h [T, B, D], masked."""
+    r, candidate, u = gates_of(raw, bias)
     q = torch.tanh(r * candidate)
-    by_block = h.unflatten(-1, (raw.shape[-3], -1)).transpose(-3, -2)
-    to_product = u * (1 - q * q)  # of r candidate
-    to_candidate = to_product * r
-    gates = torch.stack([to_candidate * candidate * (1 - r), to_candidate, (q - by_block) * u * (1 - u)], -2)
-    return gates, (1 - u).transpose(-3, -2).flatten(-2)
+    to_candidate = u * (1 - q * q) * r
+    to_update = (q - h.unflatten(-1, (len(bias), -1)).transpose(1, 2)) * u * (1 - u)
+    return torch.stack([to_candidate * candidate * (1 - r), to_candidate, to_update, 1 - u], -2)
 
 
 def logit_slopes(logits: Tensor, unimix: float, classes: int) -> tuple[Tensor, Tensor]:
@@ -412,13 +417,11 @@ def slopes_of(h_in: Tensor, trace: Trace, w: Prepared, setting: Setting) -> Slop
     """The slopes of all steps at once; h_in [T, B, D] is h before each step, masked."""
     body = functools.partial(for_device, device=h_in.device.type, width=h_in.shape[2])
     softmax, plain = body(logit_slopes)(trace.logits, setting.unimix, setting.classes)
-    gates, pass_h = body(gate_slopes)(trace.raw, h_in)
     return Slopes(
         softmax=softmax,
         plain=plain,
         post=body(norm_slopes)(trace.pre_post, w.posterior_scale),
-        gates=gates,
-        pass_h=pass_h,
+        gates=body(gate_slopes)(trace.raw, w.gates_bias, h_in),
         hidden=body(norm_slopes)(trace.pre_hidden, w.hidden_scale),
         inputs=body(norm_slopes)(trace.pre_in, w.in_scale),
     )
@@ -444,7 +447,7 @@ def weight_gradients(h_in: Tensor, z_in: Tensor, h: Tensor, d: Gradients, slope:
         return torch.bmm(_per_block(left.flatten(0, 1).to(dtype), blocks).transpose(1, 2), right.to(dtype)).to(full)
 
     in_scale, in_bias = scale(d.inputs, slope.inputs), d.pre_in.sum((0, 1))
-    d_x = d.x.transpose(1, 2).flatten(2)
+    d_x, d_raw = d.x.transpose(1, 2).flatten(2), d.gates[:, :, :, :3].flatten(3)
     return Weights(
         in_deter=product(d.pre_in[:, :, 0], h_in),
         in_deter_bias=in_bias[0],
@@ -455,8 +458,8 @@ def weight_gradients(h_in: Tensor, z_in: Tensor, h: Tensor, d: Gradients, slope:
         own=block_product(h_in, _per_block(d.pre_hidden.flatten(0, 1), blocks)),
         shared=product(output(slope.inputs, w.in_scale), d.pre_hidden),
         hidden_scale=scale(d_x, slope.hidden),
-        gates=block_product(output(slope.hidden, w.hidden_scale), d.raw.transpose(0, 1).flatten(1, 2)),
-        gates_bias=d.raw.sum((0, 2)).flatten(),
+        gates=block_product(output(slope.hidden, w.hidden_scale), d_raw.transpose(0, 1).flatten(1, 2)),
+        gates_bias=d_raw.sum((0, 2)).flatten(),
         posterior=product(d.pre_post, h),
         posterior_scale=scale(d.post, slope.post),
         posterior_out=product(d.logits, output(slope.post, w.posterior_scale)),
