@@ -28,7 +28,6 @@ from dreamerv3.distributions import draw, mixed_probs
 from dreamerv3.networks import NORM_EPS
 from dreamerv3.rssm import RSSM, State, squash_action
 
-
 # Sums over few classes are a reduction like others: written out, they would be kernels of their own.
 OPTIONS = {"unroll_reductions_threshold": 1}
 

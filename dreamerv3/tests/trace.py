@@ -142,10 +142,9 @@ def device_of_a_dream() -> Iterator[None]:
 def main() -> None:
     """Count an update at size 1m from vectors, batch 16 x 64."""
     device_of = device_of_a_dream()
-    from common import dist, eager
-    from dreamerv3 import agent as agents
-    from dreamerv3 import imagination_fast, rssm_fast
     from benchmarks.speed.dreamerv3 import _agent, _batch
+    from common import dist, eager
+    from dreamerv3 import imagination_fast, rssm_fast
     from dreamerv3.config import Config
     from dreamerv3.train import new_optimizer, train_step
 
