@@ -45,13 +45,12 @@ def mix(hidden: Tensor, scale: Tensor) -> Tensor:
     return norm_silu(wide(hidden), scale).to(hidden.dtype)
 
 
-def gate(raw: Tensor, bias: Tensor, h: Tensor) -> Tensor:
-    """h' [N, D] = u q + (1 - u) h from raw [g, N, 3o], the gates without their bias."""
-    reset, candidate, update = (raw + bias).chunk(3, -1)
-    r, u = torch.sigmoid(reset), torch.sigmoid(update - 1)
-    q = torch.sigmoid(r * candidate * 2) * 2 - 1  # tanh, which is slower
-    before = h.view(len(h), len(raw), -1).transpose(0, 1)
-    return torch.lerp(before, q, u).transpose(0, 1).flatten(1)
+def gate(raw: Tensor, h: Tensor) -> Tensor:
+    """h' [N, D] = u q + (1 - u) h from raw [g, N, 3o]: reset, twice the candidate, and update - 1."""
+    raw = wide(raw).transpose(0, 1)
+    r, _, u = torch.sigmoid(raw).chunk(3, -1)  # the one in the middle is not used: a CPU is slower on parts
+    q = (r * raw.chunk(3, -1)[1]).sigmoid_().mul_(2).sub_(1)  # tanh(r candidate), itself slower
+    return torch.lerp(h.view(q.shape), q, u).flatten(1)
 
 
 def pick(product: Tensor, bias: Tensor, uniform: Tensor, unimix: float) -> Tensor:
@@ -94,7 +93,12 @@ class _Imagination:
         self.w_own = hidden[:, : self.width]
         self.w_shared = hidden[:, self.width :].transpose(0, 1).reshape(-1, sizes.deter)  # [3U, D]
         self.b_hidden, self.s_hidden = rssm.hidden.bias.to(dtype), rssm.hidden_norm.scale
-        self.w_gates, self.b_gates = rssm.gates.weight.to(dtype), rssm.gates.bias.view(sizes.blocks, 1, -1)
+        double = torch.ones(3, 1, device=hidden.device)
+        double[1] = 2  # of the candidate
+        self.w_gates = (rssm.gates.weight.unflatten(-1, (3, -1)) * double).flatten(-2).to(dtype)
+        bias = rssm.gates.bias.view(sizes.blocks, 1, 3, -1) * double
+        bias[:, :, 2] -= 1
+        self.b_gates = bias.flatten(-2).to(dtype)
         inputs = (rssm.in_deter, rssm.in_stoch, rssm.in_action)
         self.w_inputs = [layer.linear.weight.to(dtype).t() for layer in inputs]
         self.b_inputs = torch.stack([layer.linear.bias for layer in inputs])
@@ -155,8 +159,8 @@ class _Imagination:
         own = feature[:, :deter].unflatten(1, (blocks, -1)).transpose(0, 1)
         hidden.view(starts, blocks, -1).transpose(0, 1).baddbmm_(own, self.w_own)
         x = self.body(mix)(hidden, self.s_hidden)
-        raw = torch.bmm(x.view(starts, blocks, -1).transpose(0, 1), self.w_gates)
-        h = self.body(gate)(raw, self.b_gates, h)
+        raw = torch.baddbmm(self.b_gates, x.view(starts, blocks, -1).transpose(0, 1), self.w_gates)
+        h = self.body(gate)(raw, h)
         following[:, :deter] = h
         x = following[:, :deter]
         for layer in self.prior:

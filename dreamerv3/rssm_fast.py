@@ -64,7 +64,7 @@ class Prepared(NamedTuple):
     shared: Tensor
     hidden_scale: Tensor
     gates: Tensor
-    gates_bias: Tensor  # [g, 1, 3o]
+    gates_bias: Tensor  # [g, 1, 3o], that of update less 1
     posterior: Tensor
     posterior_scale: Tensor
     posterior_out: Tensor
@@ -76,7 +76,7 @@ class Trace(NamedTuple):
 
     pre_in: Tensor  # [2, U], before the norms of the layers of h and of z
     pre_hidden: Tensor  # [D], before the norm
-    raw: Tensor  # [g, B, 3o]: reset, candidate and update before their bias, in the dtype of products
+    raw: Tensor  # [g, B, 3o]: reset, candidate and update without their bias, in the dtype of products
     pre_post: Tensor  # [U], before the norm
     h: Tensor  # the results
     z: Tensor  # [S * K], one-hot, in the dtype of products
@@ -208,7 +208,8 @@ def for_device(function: types.FunctionType, device: str, width: int) -> Callabl
 
 def norm_silu(x: Tensor, scale: Tensor) -> Tensor:
     """silu(RMSNorm(x) * scale) over the last axis."""
-    return F.silu(x * torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS) * scale)
+    normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS)
+    return F.silu(normed.mul_(scale), inplace=True)
 
 
 def read_inputs(product: Tensor, keep: Tensor, bias: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -237,8 +238,9 @@ def gate(raw: Tensor, bias: Tensor, h: Tensor, keep: Tensor) -> tuple[Tensor, Te
 
 def gates_of(raw: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """r, the candidate and u, [..., g, B, o] each."""
-    reset, candidate, update = (raw + bias).chunk(3, -1)
-    return torch.sigmoid(reset), candidate, torch.sigmoid(update - 1)
+    raw = raw + bias
+    r, _, u = torch.sigmoid(raw).chunk(3, -1)  # the one in the middle is not used: a CPU is slower on parts
+    return r, raw.chunk(3, -1)[1], u
 
 
 def read_token(product: Tensor, token: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -306,7 +308,7 @@ def carry_backward(d_gates: Tensor, own: Tensor, keep: Tensor, product: Tensor) 
 
 def prepared(w: Weights, setting: Setting) -> Prepared:
     """The weights laid out and cast, once per update."""
-    dtype = setting.dtype
+    dtype, bias = setting.dtype, w.gates_bias.view(setting.blocks, 3, -1)
     return Prepared(
         in_deter=w.in_deter.to(dtype),
         in_stoch=w.in_stoch.to(dtype),
@@ -316,7 +318,7 @@ def prepared(w: Weights, setting: Setting) -> Prepared:
         shared=w.shared.to(dtype),
         hidden_scale=w.hidden_scale,
         gates=w.gates.to(dtype),
-        gates_bias=w.gates_bias.view(setting.blocks, 1, -1),
+        gates_bias=torch.cat([bias[:, :2], bias[:, 2:] - 1], 1).flatten(1)[:, None],
         posterior=w.posterior.to(dtype),
         posterior_scale=w.posterior_scale,
         posterior_out=w.posterior_out.to(dtype),
