@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from common import dist
 from common.config import user_error
 from common.precision import compute_dtype
-from dreamerv3 import imagination_fast
+from dreamerv3 import imagination_fast, layers_fast
 from dreamerv3.actor_critic import (
     CRITIC_LAYERS,
     Actor,
@@ -90,6 +90,8 @@ class Agent(nn.Module):
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.return_norm = ReturnNorm(config.return_percentiles, config.return_rate, config.return_limit)
         self.register_buffer("updates", torch.zeros(()))
+        if config.use_fast:
+            layers_fast.use_in(self)
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """What the optimiser moves: everything but the slow critic."""
@@ -194,6 +196,8 @@ class Agent(nn.Module):
 
     def critic_loss(self, logits: Tensor, target: Tensor, slow: Tensor) -> Tensor:
         """Two-hot loss towards the return and, as a regulariser, towards the slow critic: logits [..., n] -> [...]."""
+        if self.config.use_fast:
+            return self.critic.losses(logits, [target, slow], [1.0, self.config.slow_regulariser])
         loss = self.critic.loss(logits, target)
         return loss + self.config.slow_regulariser * self.critic.loss(logits, slow)
 

@@ -16,11 +16,11 @@ import functools
 import torch
 from torch import Tensor
 
-from dreamerv3.actor_critic import Actor, Imagined
+from dreamerv3.actor_critic import Actor, BoundedNormal, Imagined
 from dreamerv3.distributions import bounded_normal, draw, mixed_probs, wide
+from dreamerv3.layers_fast import for_device, norm_silu
 from dreamerv3.networks import Layer, Linear
 from dreamerv3.rssm import RSSM, State, squash_action
-from dreamerv3.rssm_fast import for_device, norm_silu
 
 
 @torch.no_grad()
@@ -68,8 +68,7 @@ def draw_by_class(probs: Tensor, uniform: Tensor) -> Tensor:
 
 def push(product: Tensor, bias: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """A continuous action [N, A] from mean and std [N, 2A], and as the dynamics read it."""
-    mean, std = bounded_normal(*(product + bias).chunk(2, -1))
-    action = mean + std * noise
+    action = BoundedNormal(*bounded_normal(*(product + bias).chunk(2, -1))).sample(noise)
     return action, squash_action(action).to(product.dtype)
 
 

@@ -15,21 +15,16 @@ Shapes: T time, B batch, D deter, S x K stoch, U hidden, g blocks, o = D / g; ev
 from __future__ import annotations
 
 import functools
-import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common import eager
 from dreamerv3.distributions import draw, mixed_probs
-from dreamerv3.networks import NORM_EPS
+from dreamerv3.layers_fast import NormSlope, for_device, norm_silu, norm_silu_backward, norm_slopes
 from dreamerv3.rssm import RSSM, State, squash_action
-
-# Sums over few classes are a reduction like others: written out, they would be kernels of their own.
-OPTIONS = {"unroll_reductions_threshold": 1}
 
 
 class Weights(NamedTuple):
@@ -81,14 +76,6 @@ class Trace(NamedTuple):
     h: Tensor  # the results
     z: Tensor  # [S * K], one-hot, in the dtype of products
     logits: Tensor
-
-
-class NormSlope(NamedTuple):
-    """Of y = silu(n scale) with n = x / rms(x), over the last axis."""
-
-    slope: Tensor  # of y by n scale
-    normed: Tensor  # n
-    inverse: Tensor  # 1 / rms(x)
 
 
 class Slopes(NamedTuple):
@@ -188,28 +175,7 @@ def scan_dtype(weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype("cuda") if is_mixed else weight.dtype
 
 
-@functools.cache
-def for_device(function: types.FunctionType, device: str, width: int) -> Callable[..., Any]:
-    """The function, fused into one kernel by torch.compile on a GPU; a CPU gains nothing from it.
-
-    One for each `width` of the model: torch.compile gives up on a function that it has met in eight shapes, and takes
-    functions of one code for one function.
-    """
-    if device != "cuda":
-        return function
-    code = function.__code__.replace(co_name=f"{function.__name__}_{width}")
-    return eager.compiled(
-        function.__name__, types.FunctionType(code, function.__globals__), dynamic=False, options=OPTIONS
-    )
-
-
 # --- between two products: one kernel each ----------------------------------------------------------------------------
-
-
-def norm_silu(x: Tensor, scale: Tensor) -> Tensor:
-    """silu(RMSNorm(x) * scale) over the last axis."""
-    normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS)
-    return F.silu(normed.mul_(scale), inplace=True)
 
 
 def read_inputs(product: Tensor, keep: Tensor, bias: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -267,15 +233,6 @@ def pick_backward(
     d_probs = (grad_z + d_z).view(plain.shape)
     d_logits = grad_logits + (softmax * (d_probs - (plain * d_probs).sum(-1, keepdim=True))).flatten(1)
     return d_logits, d_logits.to(d_z.dtype)
-
-
-def norm_silu_backward(
-    grad: Tensor, scale: Tensor, slope: Tensor, normed: Tensor, inverse: Tensor
-) -> tuple[Tensor, Tensor]:
-    """To x, which is normed, from the gradient to silu(RMSNorm(x) * scale)."""
-    d_normed = grad * slope * scale
-    d_x = (d_normed - normed * (d_normed * normed).mean(-1, keepdim=True)) * inverse
-    return d_x, d_x.to(grad.dtype)
 
 
 def gate_backward(d_h: Tensor, grad_h: Tensor, product: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
@@ -388,15 +345,6 @@ def step_backward(
 
 
 # --- all steps at once ------------------------------------------------------------------------------------------------
-
-
-def norm_slopes(x: Tensor, scale: Tensor) -> NormSlope:
-    """Of silu(RMSNorm(x) * scale)."""
-    inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS)
-    normed = x * inverse
-    n = normed * scale
-    sigmoid = torch.sigmoid(n)
-    return NormSlope(sigmoid * (1 + n * (1 - sigmoid)), normed, inverse)
 
 
 def gate_slopes(raw: Tensor, bias: Tensor, h: Tensor) -> Tensor:
