@@ -196,17 +196,15 @@ def mix(own: Tensor, shared: Tensor, action: Tensor, keep: Tensor, scale: Tensor
 
 def gate(raw: Tensor, bias: Tensor, h: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     """h' [B, D], and that in the dtype of products. raw [g, B, 3o]: gates(x) without its bias."""
-    r, candidate, u = gates_of(raw, bias)
-    h = torch.lerp((h * keep).view(len(h), len(raw), -1).transpose(0, 1), torch.tanh(r * candidate), u)
-    h = h.transpose(0, 1).flatten(1)  # h' = u q + (1 - u) h
-    return h, h.to(raw.dtype)
+    r, candidate, u = (part.transpose(0, 1) for part in gates_of(raw, bias))  # [B, g, o]
+    h = torch.lerp((h * keep).view(u.shape), torch.tanh(r * candidate), u)  # h' = u q + (1 - u) h
+    return h.flatten(1), h.to(raw.dtype).flatten(1)
 
 
 def gates_of(raw: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """r, the candidate and u, [..., g, B, o] each."""
-    raw = raw + bias
-    r, _, u = torch.sigmoid(raw).chunk(3, -1)  # the one in the middle is not used: a CPU is slower on parts
-    return r, raw.chunk(3, -1)[1], u
+    reset, candidate, update = (raw + bias).chunk(3, -1)
+    return torch.sigmoid(reset), candidate, torch.sigmoid(update)
 
 
 def read_token(product: Tensor, token: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

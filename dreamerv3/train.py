@@ -30,7 +30,7 @@ from dreamerv3.agent import STAGE, Agent, Noise, new_agent, refuse
 from dreamerv3.config import PRESETS, SIZES, TASKS, Config
 from dreamerv3.env import Worlds, make_world
 from dreamerv3.interface import WorldError
-from dreamerv3.learner import Learner
+from dreamerv3.learner import Captured
 from dreamerv3.optimizer import LaProp
 from dreamerv3.replay import Batch, Picks, Ratio, Replay
 from dreamerv3.rssm import State
@@ -97,10 +97,13 @@ def train_step(
     return {"loss": total.detach(), **losses, **outcome.metrics}, outcome.states
 
 
+Learner = Captured[[Batch, Noise], tuple[dict[str, Tensor], State]]
+
+
 def new_learner(agent: Agent, optimizer: LaProp, config: Config, ranks: dist.Ranks) -> Learner:
-    """`train_step` for a run; several processes run it without a graph."""
+    """`train_step` for a run. Of several processes each has its graph, in which they average their gradients."""
     step = partial(train_step, agent, optimizer, config=config, ranks=ranks)
-    return Learner(step, ranks.device, captures=config.use_fast and ranks.world_size == 1)
+    return Captured("the update", step, ranks.device, captures=config.use_fast)
 
 
 class Player:
@@ -108,6 +111,7 @@ class Player:
 
     def __init__(self, agent: Agent, worlds: Worlds, config: Config, ranks: dist.Ranks) -> None:
         self.agent, self.worlds, self.config, self.ranks = agent, worlds, config, ranks
+        self.act = Captured("acting", agent.act, ranks.device, captures=config.use_fast)
         self.mine = dist.share(config.plan.envs, ranks)
         count = self.mine.stop - self.mine.start
         self.state = agent.world.rssm.initial_state(count)
@@ -123,7 +127,7 @@ class Player:
         uniform, noise = (part[self.mine] for part in self.agent.draw_act_noise(envs, generator))
         is_first = torch.from_numpy(rows["is_first"]).to(device)
         # Deviation D2: the reference code acts with parameters one update old.
-        self.state, action = self.agent.act(
+        self.state, action = self.act(
             self.state, self.action.to(device), obs, is_first, uniform.to(device), noise.to(device)
         )
         # The action at the end of an episode is never taken.
@@ -153,6 +157,24 @@ class Pending:
             self._copied.synchronize()
         h, z = self._on_host
         replay.refresh(self.picks, h.numpy(), z.numpy())
+
+
+class Numbers:
+    """Numbers for the log on their way to the host: begun at once and waited for when they are read."""
+
+    def __init__(self, numbers: Mapping[str, Tensor]) -> None:
+        self.names = list(numbers)
+        stacked = torch.stack(list(numbers.values()))
+        self._on_host = _to_host(stacked)
+        self._copied = torch.cuda.Event() if stacked.is_cuda else None
+        if self._copied is not None:
+            self._copied.record()
+
+    def read(self) -> dict[str, float]:
+        """The numbers by name."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return dict(zip(self.names, self._on_host.tolist(), strict=True))
 
 
 def _to_host(x: Tensor) -> Tensor:
@@ -185,7 +207,7 @@ class Trainer:
         self.first_windows = config.first_windows or agent.edition.first_windows
         self.updates = 0
         self.pending: Pending | None = None
-        self.metrics: Mapping[str, Tensor] = {}
+        self.numbers: list[Numbers] = []  # of the last two updates
 
     def remember(self, rows: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Take one step of all worlds in, and do the updates that are due at each of them."""
@@ -207,7 +229,8 @@ class Trainer:
         rng = np.random.default_rng(derive_seed(config.seed, "batch", self.updates, ranks.rank))
         picks = self.replay.choose(mine.stop - mine.start, rng)
         batch = self.replay.batch(picks, ranks.device)
-        self.metrics, states = self.learner.update(batch, self.noise())
+        metrics, states = self.learner(batch, self.noise())
+        self.numbers = [*self.numbers[-1:], Numbers(metrics)]
         if self.pending is not None:
             self.pending.store(self.replay)
         self.pending = Pending(picks, states.h, states.z.argmax(-1))
@@ -238,9 +261,8 @@ def save(stage: Stage, number: int, player: Player, trainer: Trainer) -> None:
         last = trainer.pending
         pending = {"picks": torch.from_numpy(last.picks).to(ranks.device), "pending_h": last.h, "pending_z": last.z}
         extra |= {name: dist.gather_rows(value, config.batch_size, ranks) for name, value in pending.items()}
-    metrics = {name: float(value) for name, value in trainer.metrics.items()}
     state = {"replay": trainer.replay.state(), "updates": trainer.updates, "ratio": trainer.ratio.previous}
-    state["metrics"] = metrics  # the last line of the log may follow a step without an update
+    state["metrics"] = [numbers.read() for numbers in trainer.numbers]  # the log is an update behind
     stage.save(number, extra, state)
     dist.barrier()
     kept = [int(path.stem[5:]) for path in stage.folder.glob("step-*.safetensors")]
@@ -252,7 +274,11 @@ def restore(stage: Stage, player: Player, trainer: Trainer) -> None:
     ranks, extra, config = trainer.ranks, stage.extra, trainer.config
     trainer.replay.restore(stage.first, stage.state["replay"])
     trainer.updates, trainer.ratio.previous = stage.state["updates"], stage.state["ratio"]
-    trainer.metrics = {name: torch.tensor(value) for name, value in stage.state["metrics"].items()}
+    metrics = stage.state["metrics"]
+    if isinstance(metrics, dict):  # of an earlier version: those of one update
+        metrics = [metrics] * 2 if metrics else []
+    for numbers in metrics:
+        trainer.numbers.append(Numbers({name: torch.tensor(value) for name, value in numbers.items()}))
     player.state = State(extra["h"][player.mine], extra["z"][player.mine])
     envs = range(trainer.replay.envs)
     rows = trainer.replay.rows
@@ -282,7 +308,7 @@ def train(run: Run, config: Config, ranks: dist.Ranks, worlds: Worlds) -> None:
     if stage.first:
         restore(stage, player, trainer)
     player.state = State(player.state.h.to(ranks.device), player.state.z.to(ranks.device))
-    logged = trainer.updates // LOG_EVERY
+    logged = (trainer.updates - 1) // LOG_EVERY
     shown: dict[str, str] = {}
     for number in stage.updates():
         trainer.remember(player.step(number))
@@ -298,10 +324,14 @@ def train(run: Run, config: Config, ranks: dist.Ranks, worlds: Worlds) -> None:
                 length=episode.length,
                 **episode.info,
             )
-        if trainer.updates // LOG_EVERY > logged or (number + 1 == plan.steps and trainer.updates):
-            logged = trainer.updates // LOG_EVERY
-            stage.log(number, {"env_frames": env_frames, "updates": trainer.updates, **trainer.metrics}, every=1)
-            stage.bar.set_postfix({**shown, "loss": f"{float(trainer.metrics['loss']):.4g}"}, refresh=False)
+        # The update that has just begun is not waited for: a line is of the one before, but for the last line.
+        is_end = number + 1 == plan.steps and trainer.updates > 0
+        done = trainer.updates - (not is_end)
+        if done // LOG_EVERY > logged or is_end:
+            logged = done // LOG_EVERY
+            metrics = trainer.numbers[-1 if is_end else 0].read()
+            stage.log(number, {"env_frames": env_frames, "updates": done, **metrics}, every=1)
+            stage.bar.set_postfix({**shown, "loss": f"{metrics['loss']:.4g}"}, refresh=False)
         if stage.due(number) or trainer.replay.rows.must_save:
             save(stage, number, player, trainer)
 

@@ -23,10 +23,10 @@ from dreamerv3.agent import Agent, new_agent
 from dreamerv3.config import Config
 from dreamerv3.env import Worlds
 from dreamerv3.interface import Array, Step
-from dreamerv3.learner import Learner
+from dreamerv3.learner import WARM_UPS, Captured
 from dreamerv3.replay import Batch
 from dreamerv3.spaces import ActionSpace, ObsSpace
-from dreamerv3.train import Player, Trainer, new_learner, new_optimizer
+from dreamerv3.train import Learner, Player, Trainer, new_learner, new_optimizer
 
 SMALL = Config(size="1m", edition="nature")
 CHANGES: dict[str, Any] = {}  # to every configuration below
@@ -112,7 +112,7 @@ def _drawn(agent: Agent) -> Callable[[], float]:
     generator = torch.Generator().manual_seed(0)
 
     def update() -> None:
-        learner.update(batch, agent.draw_noise(config.batch_size, config.sequence_length, generator))
+        learner(batch, agent.draw_noise(config.batch_size, config.sequence_length, generator))
 
     return partial(seconds_of, update)
 
@@ -132,7 +132,7 @@ def _update(size: str, device: torch.device, *, is_image: bool, use_fast: bool) 
     learner = _learner(agent, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    timing = timed(lambda: learner.update(batch, noise), device, repeats=7, warmup=3 if device.type == "cuda" else 2)
+    timing = timed(lambda: learner(batch, noise), device, repeats=7, warmup=3 if device.type == "cuda" else 2)
     peak = f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB at most" if device.type == "cuda" else ""
     world = "64 x 64 images" if is_image else "vectors"
     form = "" if use_fast else ", readable form"
@@ -210,5 +210,6 @@ def _act(device: torch.device) -> dict[str, Any]:
     obs = {name: torch.randn(count, *s.shape, device=device) for name, s in agent.world.encoder.spaces.items()}
     uniform, noise = (part.to(device) for part in agent.draw_act_noise(count, torch.Generator().manual_seed(0)))
     is_first = torch.zeros(count, dtype=torch.bool, device=device)
-    timing = timed(lambda: agent.act(state, action, obs, is_first, uniform, noise), device, repeats=15, warmup=3)
+    act = Captured("acting", agent.act, device, captures=True)  # as training has it
+    timing = timed(lambda: act(state, action, obs, is_first, uniform, noise), device, repeats=15, warmup=WARM_UPS + 2)
     return figure(f"acting, size 1m, vectors, {count} worlds", "steps/s", timing, count)

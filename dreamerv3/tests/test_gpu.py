@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from common import dist, eager, tape
-from dreamerv3.learner import WARM_UPS, Learner
+from dreamerv3.learner import WARM_UPS, Captured
 from dreamerv3.replay import Batch
 from dreamerv3.tests.conftest import tiny_agent, tiny_batch
-from dreamerv3.train import new_learner, new_optimizer
+from dreamerv3.train import Learner, new_learner, new_optimizer
 
 RANKS = dist.setup()
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -33,7 +33,7 @@ def test_the_captured_update_is_the_readable_one(is_discrete):
         found = new_learner(agent, new_optimizer(agent, agent.config), agent.config, ranks)
         for update in range(8):
             generator = torch.Generator("cuda").manual_seed(update)
-            found.update(replace(batch, reward=batch.reward + update), agent.draw_noise(3, 6, generator))
+            found(replace(batch, reward=batch.reward + update), agent.draw_noise(3, 6, generator))
         assert (found.graph is not None) == use_fast
         weights.append(torch.cat([p.detach().flatten() for p in agent.trained_parameters()]))
     torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=2e-4)
@@ -46,7 +46,7 @@ def weights_after(updates: int, *, captures: bool, is_discrete: bool) -> tuple[t
     learner.captures = captures
     for update in range(updates):
         noise = agent.draw_noise(3, 6, torch.Generator().manual_seed(update))
-        learner.update(replace(batch, reward=batch.reward + update), noise)
+        learner(replace(batch, reward=batch.reward + update), noise)
     return torch.cat([p.detach().flatten() for p in agent.trained_parameters()]), learner
 
 
@@ -54,7 +54,7 @@ def weights_after(updates: int, *, captures: bool, is_discrete: bool) -> tuple[t
 def test_a_replayed_update_is_the_update(monkeypatch, is_discrete):
     """Five replays behind the warm-up: what is not copied in, or was frozen by the capture, would show."""
     tape.put_in_place(monkeypatch)
-    monkeypatch.setattr(Learner, "_warm_up", lambda self, batch, noise: self.step(batch, noise))
+    monkeypatch.setattr(Captured, "_warm_up", lambda self, *inputs: self.step(*inputs))
     found, learner = weights_after(WARM_UPS + 5, captures=True, is_discrete=is_discrete)
     assert isinstance(learner.graph, tape.Tape)
     assert learner.graph.waits == []
@@ -62,10 +62,35 @@ def test_a_replayed_update_is_the_update(monkeypatch, is_discrete):
     torch.testing.assert_close(found, plain, rtol=0, atol=2e-4)
 
 
+@pytest.mark.parametrize("is_discrete", [True, False])
+def test_a_replayed_step_of_acting_is_the_step(monkeypatch, is_discrete):
+    """With weights that change between the steps, as they do in a run."""
+    tape.put_in_place(monkeypatch)
+    monkeypatch.setattr(Captured, "_warm_up", lambda self, *inputs: self.step(*inputs))
+    agent = tiny_agent(is_discrete=is_discrete)
+    batch = tiny_batch(agent)
+    act = Captured("acting", agent.act, torch.device("cpu"), captures=True)
+    act.captures = True
+    state = plain = agent.world.rssm.initial_state(3)
+    for t in range(WARM_UPS + 3):
+        obs = {name: value[:, t % 6] for name, value in batch.obs.items()}
+        noise = agent.draw_act_noise(3, torch.Generator().manual_seed(t))
+        inputs = (batch.prev_action[:, t % 6].long() if is_discrete else batch.prev_action[:, t % 6], obs)
+        state, action = act(state, *inputs, batch.is_first[:, t % 6], *noise)
+        plain, wanted = agent.act(plain, *inputs, batch.is_first[:, t % 6], *noise)
+        assert torch.equal(action, wanted)
+        assert torch.equal(state.h, plain.h)
+        assert torch.equal(state.z, plain.z)
+        with torch.no_grad():
+            agent.world.rssm.gates.weight.mul_(1.1)
+    assert isinstance(act.graph, tape.Tape)
+    assert act.graph.waits == []
+
+
 def test_an_update_whose_capture_fails_goes_on_as_it_is(monkeypatch, capsys):
     tape.break_captures(monkeypatch)
     monkeypatch.setattr(eager, "_marks", [])
-    monkeypatch.setattr(Learner, "_warm_up", lambda self, batch, noise: self.step(batch, noise))
+    monkeypatch.setattr(Captured, "_warm_up", lambda self, *inputs: self.step(*inputs))
     found, learner = weights_after(WARM_UPS + 3, captures=True, is_discrete=True)
     assert (learner.graph, learner.captures) == (None, False)
     assert len(eager.marks()) == 1

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common import dist
-from dreamerv3 import imagination_fast, rssm_fast
+from dreamerv3 import imagination_fast, layers_fast, rssm_fast
 from dreamerv3.actor_critic import imagine, lambda_return
 from dreamerv3.config import Config
 from dreamerv3.distributions import symexp_bins, two_hot_mean
@@ -226,15 +226,15 @@ def test_lambda_return_by_hand():
 def test_three_sizes_in_one_process_are_all_compiled(monkeypatch):
     """torch.compile gives up on a function after eight shapes; a model of one size has six."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    rssm_fast.for_device.cache_clear()
+    layers_fast.for_device.cache_clear()
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for deter in (512, 1024, 2048):
-            norm = rssm_fast.for_device(rssm_fast.norm_silu, "cuda", deter)
+            norm = layers_fast.for_device(layers_fast.norm_silu, "cuda", deter)
             for rows in (16, 128):
                 for shape in ((2, deter // 8), (deter,), (deter // 8,)):
                     x, scale = torch.randn(rows, *shape), torch.randn(shape)
-                    torch.testing.assert_close(norm(x, scale), rssm_fast.norm_silu(x, scale))
-    rssm_fast.for_device.cache_clear()
+                    torch.testing.assert_close(norm(x, scale), layers_fast.norm_silu(x, scale))
+    layers_fast.for_device.cache_clear()
 
 
 def test_the_inputs_of_an_update_are_all_copied():
@@ -242,9 +242,9 @@ def test_the_inputs_of_an_update_are_all_copied():
     agent = tiny_agent()
     batch = tiny_batch(agent)
     noise = noise_for(agent, batch)
-    copies = cloned(batch, noise)
-    assert len(tensors_of(batch, noise)) == 3 + 7 + 3
-    for ours, theirs in zip(tensors_of(*copies), tensors_of(batch, noise), strict=True):
+    copies = cloned((batch, noise))
+    assert len(tensors_of((batch, noise))) == 3 + 7 + 3
+    for ours, theirs in zip(tensors_of(copies), tensors_of((batch, noise)), strict=True):
         assert torch.equal(ours, theirs)
         assert ours.data_ptr() != theirs.data_ptr()
 

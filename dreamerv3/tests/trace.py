@@ -4,18 +4,23 @@
 
 device.so is what `common/fake_cuda.py: library` builds.
 An operation counts as the kernels that PyTorch launches for it: none for views and memory, one for most, `SEVERAL` for
-some. A product is one; a library may divide it. A compiled function counts as the kernels that it declares.
-Prints JSON: kernels of an update, of its scan and of its imagination; and what the host waits for.
+some; a product is one, though a library may divide it. A function that is compiled on a GPU counts as what PyTorch's
+own compiler plans for it there, which needs no GPU. Loops over time and over imagined steps are counted at two lengths
+each: what a step adds is the same for all.
+Prints JSON: the kernels of an update at size 1m from vectors, batch 16 x 64, by its parts; those of each compiled
+function; and what the host waits for.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
 import math
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+import types
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,93 +33,120 @@ from torch.utils._pytree import tree_leaves
 from common.fake_cuda import CUDA, Generator
 from common.tape import WAITS
 
-# Memory alone, and what only looks at a tensor from another side though its schema does not say so.
-FREE = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "_unsafe_view", "_reshape_alias")
-# Kernels behind one operation, read in the sources of PyTorch 2: reductions that are put together from others.
-SEVERAL = {"logsumexp": 8, "sort": 6, "scatter": 2, "scatter_add": 2, "index_add": 2, "index_put": 3, "std": 1}
-# Tensors that one launch of a foreach operation takes, by the number of its lists; a block has 65,536 numbers.
-TENSORS_OF_A_LAUNCH, BLOCKS_OF_A_LAUNCH, BLOCK = (110, 64, 48, 36, 30), 320, 65536
+LENGTH, STEPS = (64, 3, 4), (15, 2, 3)  # of a sequence and of an imagination: asked for, and counted at
+# Memory alone, and what looks at a tensor from another side though its schema does not say so.
+FREE = ("device", "detach", "lift_fresh", "_unsafe_view", "_reshape_alias")
+# Kernels behind one operation: reductions that are put together from others, and copies that come first.
+SEVERAL = {"logsumexp": 8, "sort": 6, "scatter": 2, "scatter_add": 2, "index_add": 2, "index_put": 3}
+# Tensors that one launch of a foreach operation takes, by the number of its lists, and blocks of so many numbers.
+LAUNCH, BLOCKS, BLOCK = (110, 64, 48, 36, 30), 320, 65536
 
 
-class Counter(TorchDispatchMode):
+class Kernels(TorchDispatchMode):
     """Counts kernels on the fake device, by part, and notes what waits for it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.kernels: dict[str, int] = {}
-        self.names: dict[str, int] = {}
+        self.plain: Counter[str] = Counter()  # by part
+        self.calls: Counter[tuple[str, str]] = Counter()  # of compiled functions, by part and name
+        self.bodies: dict[str, tuple[Callable[..., Any], list[Any]]] = {}
         self.waits: list[str] = []
-        self.parts = ["update"]
-        self.inside = 0  # of compiled functions
+        self.part = "rest"
+        self.is_inside = False  # of a compiled function
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         places = {x.device.type for x in tensors if x.dim() or x.device.type != "cpu"}
-        name = func.overloadpacket.__name__
-        is_read = any(word in str(func) for word in WAITS) and "cuda" in places
-        is_read |= name == "_to_copy" and "cuda" in places and str(kwargs.get("device", "cuda")) == "cpu"
+        name, goes_to = func.overloadpacket.__name__, str(kwargs.get("device"))
+        is_read = "cuda" in places and any(word in str(func) for word in WAITS)
+        is_read |= "cuda" in places and name == "_to_copy" and goes_to == "cpu"
         if is_read or len(places) > 1:
-            self.waits.append(f"{func} at {_place()}")
-        if not self.inside and ("cuda" in places or str(kwargs.get("device")).startswith("cuda")):
-            self.add(name, kernels_of(func, args, tensors))
+            here = [frame for frame in traceback.extract_stack() if "/dreamerv3/" in frame.filename][-1]
+            self.waits.append(f"{func} at {Path(here.filename).name}:{here.lineno}")
+        if not self.is_inside and ("cuda" in places or goes_to.startswith("cuda")):
+            self.plain[self.part] += kernels_of(func, args)
         return func(*args, **kwargs)
 
-    def add(self, name: str, kernels: int) -> None:
-        """Count kernels under the part that runs."""
-        part = self.parts[-1]
-        self.kernels[part] = self.kernels.get(part, 0) + kernels
-        if kernels:
-            self.names[f"{part} {name}"] = self.names.get(f"{part} {name}", 0) + kernels
+    def compiled(self, name: str, function: types.FunctionType, **_: Any) -> Callable[..., Any]:
+        """In the place of `eager.compiled`."""
 
-    def compiled(self, name: str, function: Callable[..., Any], kernels: int) -> Callable[..., Any]:
-        """In the place of a compiled function."""
+        name = f"{function.__globals__['__name__'].removeprefix('dreamerv3.')}.{name}"
 
-        def call(*args: Any, **kwargs: Any) -> Any:
-            self.add(name, 0 if self.inside else kernels)
-            self.inside += 1
+        def call(*args: Any) -> Any:
+            self.calls[self.part, name] += 1
+            self.bodies.setdefault(name, (function, [_outline(x) for x in args]))
+            self.is_inside = True
             try:
-                return function(*args, **kwargs)
+                return function(*args)
             finally:
-                self.inside -= 1
+                self.is_inside = False
 
         return call
 
-    def part(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, whose kernels count under `name`."""
+    def named(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, whose kernels count under `part`."""
 
+        @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            self.parts.append(name)
+            before, self.part = self.part, part
             try:
                 return function(*args, **kwargs)
             finally:
-                self.parts.pop()
+                self.part = before
 
         return call
 
 
-def kernels_of(func: Any, args: Any, tensors: list[Tensor]) -> int:
+def kernels_of(func: Any, args: Sequence[Any]) -> int:
     """Kernels of one operation, as PyTorch launches it."""
     name = func.overloadpacket.__name__
     if name.startswith("_foreach"):
         lists = [x for x in args if isinstance(x, (list, tuple)) and x and isinstance(x[0], Tensor)]
-        tensors = lists[0]
         depth = len(lists) + (not name.endswith("_"))
-        blocks = sum(math.ceil(x.numel() / BLOCK) for x in tensors)
-        launches = max(math.ceil(len(tensors) / TENSORS_OF_A_LAUNCH[depth - 1]), math.ceil(blocks / BLOCKS_OF_A_LAUNCH))
+        blocks = sum(math.ceil(x.numel() / BLOCK) for x in lists[0])
+        launches = max(math.ceil(len(lists[0]) / LAUNCH[depth - 1]), math.ceil(blocks / BLOCKS))
         return launches + 2 * (name == "_foreach_norm")
     returns = func._schema.returns
     is_view = returns and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
-    if is_view or name in FREE or name in ("detach", "device", "lift_fresh"):
+    if is_view or name in FREE or "empty" in name:
         return 0
     if name == "addmm" and args[0].dim() == 2:
-        return 2  # what is added is copied first
-    return SEVERAL.get(name, 1)
+        return 2
+    return SEVERAL.get(name, 2 if name == "baddbmm" else 1)
 
 
-def _place() -> str:
-    here = [frame for frame in traceback.extract_stack() if "/dreamerv3/" in frame.filename]
-    return f"{Path(here[-1].filename).name}:{here[-1].lineno}" if here else "?"
+def _outline(x: Any) -> Any:
+    return (x.shape, x.stride(), x.dtype) if isinstance(x, Tensor) else x
+
+
+def planned_kernels(function: Callable[..., Any], outlines: list[Any], options: dict[str, Any]) -> int:
+    """The kernels that PyTorch's compiler plans for a function of tensors that look like these."""
+    from torch._inductor import config, scheduler
+    from torch._inductor.debug import DebugContext
+    from torch._inductor.decomposition import select_decomp_table
+    from torch._inductor.graph import GraphLowering
+    from torch._inductor.virtualized import V
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    scheduler.has_triton = lambda *_: True  # planning does without
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode, torch.no_grad():
+        given = [torch.empty_strided(*x[:2], dtype=x[2], device=CUDA) for x in outlines if isinstance(x, tuple)]
+
+        def flat(*tensors: Tensor) -> Any:
+            rest = iter(tensors)
+            return tuple(tree_leaves(function(*(next(rest) if isinstance(x, tuple) else x for x in outlines))))
+
+        graph = make_fx(flat, decomposition_table=select_decomp_table())(*given)
+    with config.patch(options | {"fx_graph_cache": False}):
+        lowering = GraphLowering(graph, example_inputs=given, is_inference=True)
+        with V.set_graph_handler(lowering), V.set_fake_mode(mode), V.set_debug_handler(DebugContext()):
+            lowering.run(*given)
+            lowering.init_wrapper_code()
+            lowering._update_scheduler()
+            nodes = lowering.scheduler.nodes
+    return sum(not isinstance(node, scheduler.NopKernelSchedulerNode) for node in nodes)
 
 
 def to_fake(module: nn.Module) -> None:
@@ -129,44 +161,81 @@ def to_fake(module: nn.Module) -> None:
                     part._buffers[name] = moved
 
 
-@contextlib.contextmanager
-def device_of_a_dream() -> Iterator[None]:
-    """Make this process believe in its GPU."""
+def pretend() -> None:
+    """Make this process believe in its GPU: one of 132 processors."""
     torch.Generator = Generator  # type: ignore[misc]
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
-    torch.cuda.is_bf16_supported = lambda *_, **__: True
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        yield
+    properties = {"name": "none", "major": 9, "minor": 0, "multi_processor_count": 132, "warp_size": 32}
+    properties |= {"regs_per_multiprocessor": 65536, "max_threads_per_multi_processor": 2048, "gcnArchName": ""}
+    properties |= {"total_memory": 80 << 30, "max_threads_per_block": 1024, "L2_cache_size": 50 << 20}
+    properties |= {"shared_memory_per_block_optin": 232448, "shared_memory_per_multiprocessor": 233472}
+    device = type("Properties", (), properties)
+    answers: dict[str, Any] = {
+        "is_bf16_supported": lambda *_, **__: True,
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "set_device": lambda *_: None,
+        "get_device_capability": lambda *_: (9, 0),
+        "get_device_properties": lambda *_: device,
+    }
+    vars(torch.cuda).update(answers)
+    from torch._dynamo.device_interface import CudaInterface
+
+    CudaInterface.Worker.get_device_properties = staticmethod(lambda *_: device)  # type: ignore[assignment]
 
 
 def main() -> None:
-    """Count an update at size 1m from vectors, batch 16 x 64."""
-    device_of = device_of_a_dream()
-    from benchmarks.speed.dreamerv3 import _agent, _batch
+    """Count an update."""
+    pretend()
+    from benchmarks.speed.dreamerv3 import PUSH, VECTORS, _batch
     from common import dist, eager
-    from dreamerv3 import imagination_fast, rssm_fast
+    from dreamerv3 import imagination_fast, layers_fast, rssm_fast
+    from dreamerv3.agent import new_agent
     from dreamerv3.config import Config
     from dreamerv3.train import new_optimizer, train_step
 
-    config = Config(size="1m", device="cuda")
-    agent = _agent(config, False)
-    counter = Counter()
-    eager.compiled = lambda name, function, **_: counter.compiled(name, function, 1)
-    rssm_fast.observe = counter.part("scan", rssm_fast.observe)
-    rssm_fast._Scan.backward = staticmethod(counter.part("scan", rssm_fast._Scan.backward))
-    imagination_fast.imagine = counter.part("imagination", imagination_fast.imagine)
-    with device_of:
-        to_fake(agent)
-        optimizer = new_optimizer(agent, config)
-        batch = _batch(agent, False, CUDA)
-        noise = agent.draw_noise(config.batch_size, config.sequence_length, Generator(CUDA))
-        with counter:
-            train_step(agent, optimizer, batch, noise, config, dist.Ranks(0, 1, 0, CUDA))
-    total = {"kernels": sum(counter.kernels.values()), **counter.kernels, "waits": counter.waits}
-    json.dump(total, sys.stdout)
-    if len(sys.argv) > 1:
-        for name, n in sorted(counter.names.items(), key=lambda x: -x[1])[:60]:
-            print(n, name, file=sys.stderr)
+    def count(length: int, steps: int) -> Kernels:
+        config = Config(size="1m", device="cuda", sequence_length=length, imagination_length=steps)
+        agent, kernels = new_agent(VECTORS, PUSH, config), Kernels()
+        layers_fast.for_device.cache_clear()
+        changed = (
+            (eager, "compiled", kernels.compiled),
+            (rssm_fast, "observe", kernels.named("scan", rssm_fast.observe)),
+            (rssm_fast._Scan, "backward", staticmethod(kernels.named("scan", rssm_fast._Scan.backward))),
+            (imagination_fast, "imagine", kernels.named("imagination", imagination_fast.imagine)),
+        )
+        before = [(place, name, vars(place)[name]) for place, name, _ in changed]
+        try:
+            for place, name, value in changed:
+                setattr(place, name, value)
+            with FakeTensorMode(allow_non_fake_inputs=True):
+                to_fake(agent)
+                optimizer, batch = new_optimizer(agent, config), _batch(agent, False, CUDA)
+                noise = agent.draw_noise(config.batch_size, length, Generator(CUDA))
+                with kernels:
+                    train_step(agent, optimizer, batch, noise, config, dist.Ranks(0, 1, 0, CUDA))
+        finally:
+            for place, name, value in before:
+                setattr(place, name, value)
+        return kernels
+
+    longest, short, longer = LENGTH
+    most, few, more = STEPS
+    base, in_time, in_steps = count(short, few), count(longer, few), count(short, more)
+    bodies = {name: planned_kernels(*body, layers_fast.OPTIONS) for name, body in base.bodies.items()}
+
+    def by_part(kernels: Kernels) -> Counter[str]:
+        found = Counter(kernels.plain)
+        for (part, name), calls in kernels.calls.items():
+            found[part] += calls * bodies[name]
+        return found
+
+    first, second, third = by_part(base), by_part(in_time), by_part(in_steps)
+    parts = {
+        part: n + (longest - short) * (second[part] - n) + (most - few) * (third[part] - n) for part, n in first.items()
+    }
+    json.dump({"kernels": sum(parts.values()), "parts": parts, "bodies": bodies, "waits": base.waits}, sys.stdout)
 
 
 if __name__ == "__main__":
