@@ -7,6 +7,7 @@ A graph works on fixed memory: what goes in is copied into that of its first cal
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -18,6 +19,8 @@ from torch import Tensor
 from common import eager
 
 WARM_UPS = 3  # calls before a CUDA graph is captured
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -79,6 +82,20 @@ class Captured(Generic[P, T]):
             return False
         self.graph, self.inputs, self.outputs = found
         return True
+
+
+@functools.cache
+def keep_memory() -> None:
+    """Let the C library keep what tensors on a CPU have freed, up to a GiB, where it is glibc.
+
+    By default large blocks go back to the system, and the next update takes them anew, page by page.
+    """
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    set_option(M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
+    set_option(M_TRIM_THRESHOLD, 1 << 30)
 
 
 @functools.cache

@@ -30,7 +30,7 @@ from dreamerv3.agent import STAGE, Agent, Noise, new_agent, refuse
 from dreamerv3.config import PRESETS, SIZES, TASKS, Config
 from dreamerv3.env import Worlds, make_world
 from dreamerv3.interface import WorldError
-from dreamerv3.learner import Captured
+from dreamerv3.learner import Captured, keep_memory
 from dreamerv3.optimizer import LaProp
 from dreamerv3.replay import Batch, Picks, Ratio, Replay
 from dreamerv3.rssm import State
@@ -103,6 +103,7 @@ Learner = Captured[[Batch, Noise], tuple[dict[str, Tensor], State]]
 def new_learner(agent: Agent, optimizer: LaProp, config: Config, ranks: dist.Ranks) -> Learner:
     """`train_step` for a run. Of several processes each has its graph, in which they average their gradients."""
     step = partial(train_step, agent, optimizer, config=config, ranks=ranks)
+    keep_memory()
     return Captured("the update", step, ranks.device, captures=config.use_fast)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import platform
+import resource
 from dataclasses import replace
 
 import pytest
@@ -14,7 +16,7 @@ from dreamerv3 import imagination_fast, layers_fast, rssm_fast
 from dreamerv3.actor_critic import imagine, lambda_return
 from dreamerv3.config import Config
 from dreamerv3.distributions import symexp_bins, two_hot_mean
-from dreamerv3.learner import cloned, tensors_of
+from dreamerv3.learner import cloned, keep_memory, tensors_of
 from dreamerv3.rssm import State
 from dreamerv3.tests.conftest import tiny_agent, tiny_batch
 from dreamerv3.train import loss_weights, new_optimizer, train_step, weighted_sum
@@ -235,6 +237,17 @@ def test_three_sizes_in_one_process_are_all_compiled(monkeypatch):
                     x, scale = torch.randn(rows, *shape), torch.randn(shape)
                     torch.testing.assert_close(norm(x, scale), layers_fast.norm_silu(x, scale))
     layers_fast.for_device.cache_clear()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_used_again_and_not_taken_anew():
+    """Pages that the system had to find, while 16 MB are taken and freed again and again."""
+    keep_memory()
+    torch.ones(1 << 22)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        torch.ones(1 << 22)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 4096
 
 
 def test_the_inputs_of_an_update_are_all_copied():
