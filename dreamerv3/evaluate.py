@@ -107,14 +107,17 @@ def protocol(config: Config) -> str:
 
 
 def claim(config: Config, preset: str) -> str:
-    """The word that tells apart the records of one task: what of budget and robustness is not the preset's."""
+    """The word that tells apart the records of one task: what of budget and robustness is not the preset's.
+
+    The learning rate by size is named in every preset: runs of `night` without it are the control.
+    """
     found = PRESETS[preset]
     usual = {**found.values, **found.by_task.get(config.task, {})}
     parts = {
         f"frames{config.plan.env_frames}": config.env_frames != usual.get("env_frames"),
         f"free{config.free_nats:g}": config.free_nats != Config.free_nats,
         "no-symlog": not config.use_symlog,
-        "lr-by-size": config.lr_by_size != usual.get("lr_by_size", False),
+        "lr-by-size": config.lr_by_size,
         "no-two-hot": not config.use_two_hot,
         f"ratio{config.plan.train_ratio:g}": config.train_ratio not in (0, usual.get("train_ratio")),
         "untrained": config.plan.train_ratio == 0,

@@ -73,7 +73,8 @@ def test_each_control_of_robustness_has_a_claim_of_its_own():
     assert words[:4] == ["learns", "learns-free0", "learns-no-symlog", "learns-no-two-hot"]
     assert words[4:] == ["learns-frames5000-ratio32", "learns-free0.5-ratio512"]
     assert evaluate.claim(Config(env_frames=40_000), "night") == "learns"
-    assert evaluate.claim(replace(cpu, lr_by_size=True), "cpu") == "learns-lr-by-size"
+    for preset, config in (("cpu", cpu), ("night", Config(env_frames=40_000))):
+        assert evaluate.claim(replace(config, lr_by_size=True), preset) == "learns-lr-by-size"
     assert evaluate.claim(replace(cpu, train_ratio=0.0), "cpu") == "learns-untrained"
     assert evaluate.claim(replace(cpu, train_ratio=0.0, free_nats=0.0), "cpu") == "learns-free0-untrained"
 
