@@ -143,7 +143,7 @@ def _number(suite: Suite, row: Number, records: Sequence[Record], published: Pub
     )  # fmt: skip
     if floor is None:
         return joined(Verdict("no floor measured", "none"), notes=_notes(ours))
-    _same_protocol(row, floor, reported.protocol)
+    _same_protocol(row, floor, row.floor_protocol or reported.protocol)
     effect, is_near = effect_of(ours.groups, floor.groups, reported)
     notes = _notes(ours)
     if effect is None:

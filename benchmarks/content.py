@@ -174,7 +174,7 @@ def paper_tables(suite: Suite, results: Mapping[str, Result], published: Publish
         _rows("Against published learning curves", of(Curve)),
         _rows("Claims of the paper", of(Claim, "paper")),
         _rows("Checks of ours", of(Claim, "us")),
-        _rows("Beside other methods", of(Beside), is_folded=True),
+        _rows("Beside numbers of another method or protocol", of(Beside), is_folded=True),
         _rows("Calibrations", of(Calibration), is_folded=True),
         _waiting([result for result in results.values() if not result.is_run]),
     ]

@@ -48,7 +48,7 @@ def at_full_budget(suite: Suite, row: Number, values: list[float], floor: list[f
             "budget": {k: v for k, v in reported.spent.items() if k != "parameters"},
             "parameters": {"all": reported.spent.get("parameters", 1)},
         }  # fmt: skip
-        for quantity, one in ((row.floor, sample(floor, reported.protocol)), (row.ours, mine)):
+        for quantity, one in ((row.floor, sample(floor, row.floor_protocol or reported.protocol)), (row.ours, mine)):
             group, _, name = quantity.name.partition("/")
             fields = fields | (one if group == "value" else {group: {**fields.get(group, {}), name: one}})
         found.append(record([0.0], seed, **fields))
@@ -344,6 +344,24 @@ def test_a_curve_in_other_units_is_refused_and_a_run_without_one_has_no_verdict(
     with pytest.raises(ValueError, match="is not in tics per generation"):
         verdict("dream-curve", record(NEAR, curves=data))
     assert verdict("dream-curve", record(NEAR)).verdict.text == "not run"
+
+
+def test_dreamerv3_compares_training_episodes_with_training_episodes():
+    """Its published scores are of these; what its records call so is the last bin of their curve."""
+    rows = [row for suite, row in NUMBERS if suite.paper == "dreamerv3"]
+    protocols = {PUBLISHED.numbers["dreamerv3", row.published].protocol for row in rows}
+    assert protocols == {"dmc_proprio-training", "atari100k-training"}
+    found = [one.data for one in COMMITTED if one.data["paper"] == "dreamerv3"]
+    for data in found:
+        last = data["measurements"]["last training episodes"]
+        assert last["protocol"] == "dmc_proprio-training"
+        assert last["value"] == pytest.approx(data["curves"]["training return"]["y"][-1])
+    suite = next(suite for suite in SUITES if suite.paper == "dreamerv3")
+    row = next(row for row in rows if any(is_of(one, suite, row.ours.of) for one in COMMITTED))
+    mine = [one for one in COMMITTED if is_of(one, suite, row.ours.of)]
+    fresh = replace(row, ours=replace(row.ours, name="value"))
+    with pytest.raises(ValueError, match="protocol 'dmc_proprio-episodes', compared with 'dmc_proprio-training'"):
+        compare(suite, fresh, mine, PUBLISHED)
 
 
 def test_no_control_of_a_claim_of_the_paper_has_a_curve_row():

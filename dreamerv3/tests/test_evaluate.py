@@ -122,6 +122,7 @@ def test_a_trained_run_is_tested_filmed_and_recorded(trained, start, tmp_path):
     record = check_record(folder, output)
     assert (record["paper"], record["preset"], record["seed"]) == ("dreamerv3", "smoke", 0)
     assert record["protocol"] == "dmc_proprio-episodes"
+    assert record["measurements"]["last training episodes"]["protocol"] == "dmc_proprio-training"
     assert record["budget"] == {"env_frames": 400, "updates": 20}
     assert sum(record["parameters"].values()) == 637_576
 
