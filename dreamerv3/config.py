@@ -185,6 +185,9 @@ class Config:
     )
     use_fast: bool = setting(True, "the update written for speed; without: the readable reference")
     checkpoint_seconds: float = setting(60.0, "seconds between checkpoints", low=0)
+    film_seconds: float = setting(
+        300.0, "seconds between films of what the model imagines, latest.webm; 0: none", low=0
+    )
 
     def __post_init__(self) -> None:
         for name in ("agc", "agc_floor", "eps", "return_limit"):  # something is divided by each of them
@@ -267,6 +270,7 @@ PRESETS = {
             "warmup": 10,
             "test_episodes": 2,
             "checkpoint_seconds": 0.5,
+            "film_seconds": 0,
         },
         {"crafter": {"env_frames": 160, "test_episodes": 1}},
     ),

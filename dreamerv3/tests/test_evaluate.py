@@ -19,6 +19,8 @@ from dreamerv3.agent import new_agent
 from dreamerv3.config import Config
 from dreamerv3.env import Worlds, make_world
 from dreamerv3.evaluate import agent_policy, play, random_policy, training_curve
+from dreamerv3.replay import Replay
+from dreamerv3.spaces import Sizes
 from dreamerv3.tests.conftest import SMOKE
 
 CONFIG = Config(task="gym", gym_id="CartPole-v1", size="1m")
@@ -122,7 +124,6 @@ def test_a_trained_run_is_tested_filmed_and_recorded(trained, start, tmp_path):
     record = check_record(folder, output)
     assert (record["paper"], record["preset"], record["seed"]) == ("dreamerv3", "smoke", 0)
     assert record["protocol"] == "dmc_proprio-episodes"
-    assert record["measurements"]["last training episodes"]["protocol"] == "dmc_proprio-training"
     assert record["budget"] == {"env_frames": 400, "updates": 20}
     assert sum(record["parameters"].values()) == 637_576
 
@@ -138,6 +139,8 @@ def test_a_run_without_updates_is_tested_too(tmp_path):
         assert record["budget"]["updates"] == 0
         assert list(record["curves"]) == (["training return"] if frames == 4000 else [])
         assert (folder / "curves.png").exists() == (frames == 4000)
+        protocols = {name: part["protocol"] for name, part in record["measurements"].items()}
+        assert protocols == ({"last training episodes": "dmc_proprio-training"} if frames == 4000 else {})
     torch.use_deterministic_algorithms(deterministic)
 
 
@@ -150,7 +153,7 @@ def test_a_film_of_an_image_world_has_four_panels(tmp_path):
     ok, frame = film.read()
     film.release()
     assert ok
-    assert frame.shape == (128, 4 * 128, 3)
+    assert frame.shape == (128 + 3 * pictures.HEIGHT, 4 * 128, 3)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
@@ -158,6 +161,45 @@ def test_images_of_any_number_of_channels_can_be_shown(channels):
     shape = (6, 64, 64, channels)
     shown = {part: {"x": np.full(shape, 0.5)} for part in ("open loop", "dream")}
     assert pictures._image_film(np.zeros(shape, np.uint8), shown, "x").shape == (6, 128, 4 * 128, 3)
+
+
+def test_below_a_film_stands_what_the_model_expects():
+    with worlds(1) as games:
+        agent = new_agent(games.spaces, games.actions, CONFIG)
+    feature = torch.randn(4, agent.world.rssm.sizes.feature)
+    with torch.no_grad():
+        agent.critic.mlp.out.bias[CONFIG.bins - 1] = 40.0  # the highest bin alone
+    found = pictures.signals(agent, feature)
+    assert {name: values.shape for name, values in found.items()} == dict.fromkeys(
+        ("reward", "value", "continue"), (4,)
+    )
+    assert np.all(found["reward"] == 0)
+    assert found["value"].min() > 1e8
+    assert np.all((found["continue"] > 0) & (found["continue"] < 1 / agent.world.discount))
+
+
+def test_the_latest_film_is_of_the_newest_long_stretch_of_one_episode(tmp_path):
+    """Of the longest as long as all are short; never across a beginning."""
+    with worlds(1) as games:
+        rows = Replay(tmp_path, games.spaces, games.actions, Sizes(4, 4, 4, 4, 4, 4, 1), 2, 1000, 4).rows
+    for number in range(200):
+        begins = number in (0, 30, 40, 130, 190)
+        values: dict[str, Any] = {
+            "z": np.zeros((2, 4), np.uint8),
+            "obs/obs": np.full((2, 4), number, np.float32),
+            "action": np.full(2, number % 2, np.int32),
+        }
+        values |= {"reward": np.full(2, number, np.float32), "h": np.zeros((2, 4), np.float32)}
+        flags = dict.fromkeys(("is_first", "is_last", "is_terminal"), np.array([begins, False]))
+        rows.add(values | flags)
+        found = pictures.remembered(rows)
+        first, last = found.reward[[0, -1]]
+        assert list(found.obs) == ["obs"]
+        assert found.obs["obs"].shape == (len(found.actions), 4)
+        assert len(found.reward) == last - first + 1
+        if number in (20, 45, 110, 150, 199):
+            expected = {20: (0, 20), 45: (0, 29), 110: (51, 110), 150: (70, 129), 199: (130, 189)}
+            assert (first, last) == expected[number]
 
 
 def test_an_imagination_is_long_enough_and_leaves_reality_alone():
