@@ -1,6 +1,7 @@
 """The last training episodes, and fresh ones beside uniform random play; the training curve; films of the imagination.
 
     python -m dreamerv3.evaluate --preset cpu --seed 0            the run of that preset and seed
+    python -m dreamerv3.evaluate --run FOLDER --unfinished        as far as it has come, also while it trains
 
 Writes record.json, curves.png, latents.png and video.webm into the run folder.
 The published numbers are returns of the last training episodes: the record holds ours as a measurement under that
@@ -10,6 +11,7 @@ Source: paper, Methods ("Benchmarks"); reference code: the policy always samples
 
 from __future__ import annotations
 
+import argparse
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -90,16 +92,25 @@ def random_policy(worlds: Worlds, seed: int) -> Act:
     return act
 
 
-def load_agent(info: Mapping[str, Any], config: Config, worlds: Worlds, device: torch.device) -> tuple[Agent, int, int]:
-    """The agent of a finished run, its agent steps and its updates; one line and exit code 2 if it has not ended."""
-    folder, plan = info["folder"], config.plan
-    found = checkpoint.load_final(folder / STAGE, plan.steps, device, info["meta"]["identity"])
+def load_agent(
+    info: Mapping[str, Any], config: Config, worlds: Worlds, device: torch.device, *, is_final: bool = True
+) -> tuple[Agent, int, int]:
+    """The agent of a run, the steps that each world had taken then, and its updates.
+
+    One line and exit code 2 if the run has not ended, or without is_final if it has no checkpoint yet.
+    """
+    folder, identity = info["folder"], info["meta"]["identity"]
+    if is_final:
+        found = checkpoint.load_final(folder / STAGE, config.plan.steps, device, identity)
+    else:
+        newest = checkpoint.load_latest(folder / STAGE, device, identity)
+        found = newest or user_error(f"{folder} has no checkpoint yet")
     agent = new_agent(worlds.spaces, worlds.actions, config).to(device)
     try:
         checkpoint.load_module("agent", agent, found.tensors)
     except ValueError as error:
         refuse(folder, error)
-    return agent.eval(), plan.steps * plan.envs, int(found.state["state"]["updates"])
+    return agent.eval(), found.step, int(found.state["state"]["updates"])
 
 
 def protocol(config: Config) -> str:
@@ -132,8 +143,8 @@ def claim(config: Config, preset: str) -> str:
 
 
 def record_of_run(info: dict[str, Any], agent: Agent, config: Config, steps: int, updates: int) -> dict[str, Any]:
-    """The test of a finished run with its control, as record.json."""
-    start = time.monotonic()
+    """The test of a run with its control, as record.json; what came after its `steps` agent steps has no part in it."""
+    start, plan = time.monotonic(), config.plan
     # Deviation D9: fresh episodes too; the published numbers are those of training episodes, see `measurements`.
     indices = range(config.test_episodes)
     with Worlds(lambda: make_world(config), indices, config.seed, "test") as worlds:
@@ -142,7 +153,7 @@ def record_of_run(info: dict[str, Any], agent: Agent, config: Config, steps: int
         random = play(worlds, random_policy(worlds, config.seed))
     info["stage_seconds"]["test"] = time.monotonic() - start
     info["wall_seconds"] += info["stage_seconds"]["test"]
-    metrics = runs.read_metrics(info["folder"])
+    metrics = [line for line in runs.read_metrics(info["folder"]) if line["step"] <= steps]
     name = protocol(config)
     returned, last = training_curve(metrics, BINS.get(config.benchmark, 10_000))
     curves = {"training return": returned}
@@ -159,7 +170,7 @@ def record_of_run(info: dict[str, Any], agent: Agent, config: Config, steps: int
         "metric": "return",
         "unit": "return",
         "policy": f"sampled, after {updates} updates; edition {config.edition}",
-        "budget": {"env_frames": steps * config.plan.action_repeat, "updates": updates},
+        "budget": {"env_frames": steps * plan.envs * plan.action_repeat, "updates": updates},
         "controls": {
             "uniform random": sample(random, name),
             "twice uniform random": sample([2 * value for value in random], name),
@@ -167,6 +178,7 @@ def record_of_run(info: dict[str, Any], agent: Agent, config: Config, steps: int
         "measurements": measurements,
         "curves": curves,
         "parameters": agent.parameter_counts(),
+        "finished": steps == plan.steps,
     }
 
 
@@ -198,7 +210,7 @@ def training_curve(metrics: Sequence[dict[str, Any]], width: int) -> tuple[dict[
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, options = parse(
-        Config, TASKS, PRESETS, argv, prog="python -m dreamerv3.evaluate", description=__doc__ or ""
+        Config, TASKS, PRESETS, argv, prog="python -m dreamerv3.evaluate", description=__doc__ or "", extra=_add_options
     )
     info, config = runs.run_under_test("dreamerv3", Config, config, options, TEST_SETTINGS)
     folder = info["folder"]
@@ -206,13 +218,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs.seed_everything(config.seed, config.device)
     try:
         with Worlds(lambda: make_world(config), [0], config.seed, "film") as worlds:
-            agent, steps, updates = load_agent(info, config, worlds, device)
+            agent, steps, updates = load_agent(info, config, worlds, device, is_final=not options.unfinished)
             record = record_of_run(info, agent, config, steps, updates)
             draw_curves(record, folder / "curves.png")
             pictures.film(agent, worlds, agent_policy(agent, 1, config.seed), config, folder)
     except WorldError as error:
         user_error(str(error))
     close(record, folder)
+    if not record["finished"]:
+        print(f"unfinished: {steps} of {config.plan.steps} steps")
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    words = "test the newest checkpoint of a run that has not ended; its record says so"
+    parser.add_argument("--unfinished", action="store_true", help=words)
 
 
 if __name__ == "__main__":

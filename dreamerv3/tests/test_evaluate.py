@@ -236,3 +236,26 @@ def test_a_run_that_is_not_there_or_not_ended_or_of_another_size_is_named_in_one
         assert f"{folder}" in error
         assert reason in error
     assert not (tmp_path / "none").exists()
+
+
+def test_an_unfinished_run_is_tested_as_far_as_it_has_come_if_that_is_asked_for(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pictures, "LENGTH", 8)
+    folder, deterministic = tmp_path / "run", torch.are_deterministic_algorithms_enabled()
+    shutil.copytree(trained, folder)
+    max(folder.glob("train/step-*")).unlink()
+    step = int(max(folder.glob("train/step-*")).stem.split("-")[1])
+    words = ["--run", str(folder), "--unfinished"]
+    evaluate.main([*words, "--test-episodes", "1"])
+    torch.use_deterministic_algorithms(deterministic)
+    record = json.loads((folder / "record.json").read_text())
+    assert record["finished"] is False
+    assert record["budget"]["env_frames"] == 4 * step < 400
+    lines = [line for line in testing.log_lines(folder) if line["stage"] == "train" and line["step"] <= step]
+    assert record["curves"].get("dyn", {"x": []})["x"] == [line["updates"] for line in lines]
+    assert f"unfinished: {step} of 100 steps" in capsys.readouterr().out
+    shutil.rmtree(folder / "train")
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(words)
+    assert end.value.code == 2
+    assert "has no checkpoint yet" in capsys.readouterr().err
+    torch.use_deterministic_algorithms(deterministic)
