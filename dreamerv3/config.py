@@ -121,6 +121,8 @@ class Config:
 
     task: str = setting("dmc_proprio_cartpole_balance", "the world")
     gym_id: str = setting("CartPole-v1", "for task gym: any gymnasium environment")
+    gym_args: str | None = setting(None, "for task gym: arguments of the environment, key=value with commas between")
+    image_size: int | None = setting(None, "rows of images, a multiple of 16 (none: the benchmark's)", low=32, high=512)
     seed: int = setting(0, "seed of everything", low=0, high=2**31 - 1)
     device: str = setting("cpu", "torch device, e.g. cpu, cuda")
     edition: str = setting("arxiv_v2", "which published version", choices=tuple(EDITIONS))
@@ -196,6 +198,8 @@ class Config:
         for name in ("momentum", "second_moment"):
             if getattr(self, name) == 1:
                 raise ValueError(f"{name} must be below 1")
+        if self.image_size is not None and self.image_size % 16:  # both editions halve it four times
+            raise ValueError(f"image_size must be a multiple of 16, not {self.image_size}")
         if len(self.return_percentiles) != 2:
             raise ValueError(f"return_percentiles must be two numbers, not {self.return_percentiles}")
 
