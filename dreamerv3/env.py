@@ -44,7 +44,8 @@ class Crafter:
 
     def __init__(self, repeat: int, size: int = IMAGE_SIZE) -> None:
         self._crafter, self._repeat, self._size = need("crafter", "crafter"), repeat, size
-        self.actions = ActionSpace(17, is_discrete=True)
+        names = tuple(need("crafter.constants", "crafter").actions)
+        self.actions = ActionSpace(len(names), is_discrete=True, names=names)
         self.spaces = {"image": ObsSpace("image", (size, size, 3))}
 
     def reset(self, seed: int) -> Step:
@@ -91,7 +92,8 @@ class Gym:
         self._parts = dict(space.spaces) if self._is_dict else {"obs": space}
         self.spaces = {name: _obs_space(gym_id, name, part, size) for name, part in self._parts.items()}
         if isinstance(action, gymnasium.spaces.Discrete):
-            self.actions = ActionSpace(int(action.n), is_discrete=True)
+            names: tuple[str, ...] = tuple(getattr(self._env.unwrapped, "get_action_meanings", tuple)())
+            self.actions = ActionSpace(int(action.n), is_discrete=True, names=names)
             self._to_env: Callable[[Array], Any] = lambda a: int(a) + int(action.start)
         elif isinstance(action, gymnasium.spaces.Box) and action.is_bounded():
             self.actions = ActionSpace(int(np.prod(action.shape)), is_discrete=False)

@@ -14,13 +14,12 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from common import checkpoint
 from common import run as runs
 from common.config import parse, user_error
 from common.curves import draw_curves
@@ -28,10 +27,11 @@ from common.program import program
 from common.record import close, curve, of_run, sample
 from common.seeding import derive_seed
 from dreamerv3 import pictures
-from dreamerv3.agent import STAGE, Agent, new_agent, refuse
+from dreamerv3.agent import STAGE, Agent
 from dreamerv3.config import PRESETS, TASKS, Config
 from dreamerv3.env import Worlds, make_world
 from dreamerv3.interface import WorldError
+from dreamerv3.trained import load_agent
 
 Array = np.ndarray[Any, Any]
 Act = Callable[[dict[str, Array], int], Array]
@@ -90,27 +90,6 @@ def random_policy(worlds: Worlds, seed: int) -> Act:
         return rng.uniform(-1, 1, (count, actions.size)).astype(np.float32)
 
     return act
-
-
-def load_agent(
-    info: Mapping[str, Any], config: Config, worlds: Worlds, device: torch.device, *, is_final: bool = True
-) -> tuple[Agent, int, int]:
-    """The agent of a run, the steps that each world had taken then, and its updates.
-
-    One line and exit code 2 if the run has not ended, or without is_final if it has no checkpoint yet.
-    """
-    folder, identity = info["folder"], info["meta"]["identity"]
-    if is_final:
-        found = checkpoint.load_final(folder / STAGE, config.plan.steps, device, identity)
-    else:
-        newest = checkpoint.load_latest(folder / STAGE, device, identity)
-        found = newest or user_error(f"{folder} has no checkpoint yet")
-    agent = new_agent(worlds.spaces, worlds.actions, config).to(device)
-    try:
-        checkpoint.load_module("agent", agent, found.tensors)
-    except ValueError as error:
-        refuse(folder, error)
-    return agent.eval(), found.step, int(found.state["state"]["updates"])
 
 
 def protocol(config: Config) -> str:

@@ -90,7 +90,7 @@ def draw_film(agent: Agent, stretch: Stretch, seed: int) -> tuple[Array, State]:
     """What the model imagines of a stretch as frames [L, H, W, 3], and its posterior states [L, ...]."""
     states, imagined, dream = imaginations(agent, stretch.obs, stretch.actions, seed)
     parts = {"open loop": _after_context(states, imagined), "dream": _after_context(states, dream)}
-    decoded = {name: _decode(agent, part) for name, part in parts.items()}
+    decoded = {name: decode(agent, part) for name, part in parts.items()}
     below = _signals(agent, parts, stretch.reward)
     images = agent.world.decoder.images
     if images:
@@ -167,7 +167,7 @@ def imaginations(agent: Agent, obs: Mapping[str, Array], actions: Array, seed: i
 
 
 @torch.no_grad()
-def _decode(agent: Agent, states: State) -> dict[str, Array]:
+def decode(agent: Agent, states: State) -> dict[str, Array]:
     """What the decoder shows of states [L, ...]: images in [0, 1], vectors in raw units, integers as the likeliest."""
     found = {}
     for name, value in agent.world.decoder(states.h, states.z).items():
@@ -201,10 +201,16 @@ def _image_film(real: Array, decoded: Mapping[str, Mapping[str, Array]], name: s
 
 
 def _panel(frames: Array, title: str) -> Array:
-    frames = np.repeat(frames[..., :1], 3, -1) if frames.shape[-1] < 3 else frames[..., :3]
-    large = [cv2.resize(frame, (PANEL, PANEL), interpolation=cv2.INTER_NEAREST) for frame in frames]
+    """Images [L, H, W, C] as [L, PANEL, PANEL, 3] with their title; the context is called so."""
+    large = [colours(frame, PANEL) for frame in frames]
     titles = [title if t >= CONTEXT else "context" for t in range(len(large))]
     return np.stack([label(frame, text) for frame, text in zip(large, titles, strict=True)])
+
+
+def colours(frame: Array, side: int) -> Array:
+    """An image [H, W, C] uint8 of any number of channels as [side, side, 3]."""
+    three = np.repeat(frame[..., :1], 3, -1) if frame.shape[-1] < 3 else frame[..., :3]
+    return np.asarray(cv2.resize(three, (side, side), interpolation=cv2.INTER_NEAREST))
 
 
 def _vector_curves(
@@ -247,27 +253,29 @@ def curve_film(curves: Mapping[str, Mapping[str, Array]], width: int) -> Array:
     length = max(len(values) for lines in curves.values() for values in lines.values())
     frames = []
     for now in range(1, length + 1):
-        frame = np.full((len(curves) * HEIGHT, width, 3), 255, np.uint8)
-        for row, (title, lines) in enumerate(curves.items()):
-            _draw_row(frame[row * HEIGHT : (row + 1) * HEIGHT], title, lines, now, length)
+        frame = curve_frame(curves, width, now, length)
+        for row in range(len(curves)):  # where the imagination begins
+            at = 8 + round((CONTEXT - 1) * (width - 16) / max(length - 1, 1))
+            cv2.line(frame, (at, row * HEIGHT + 16), (at, (row + 1) * HEIGHT - 8), (200, 200, 200), 1)
         for k, (name, colour) in enumerate(COLOURS.items()):
-            at = (width - 230 + 75 * k, 13)
-            cv2.putText(frame, name, at, cv2.FONT_HERSHEY_SIMPLEX, 0.38, colour, 1, cv2.LINE_AA)
+            place = (width - 230 + 75 * k, 13)
+            cv2.putText(frame, name, place, cv2.FONT_HERSHEY_SIMPLEX, 0.38, colour, 1, cv2.LINE_AA)
         frames.append(frame)
     return np.stack(frames)
 
 
-def _draw_row(part: Array, title: str, lines: Mapping[str, Array], now: int, length: int) -> None:
-    """The first `now` of `length` values of each line into the picture `part` [HEIGHT, width, 3], on one scale."""
-    height, width = part.shape[:2]
-    both = np.concatenate(list(lines.values()))
-    low, span = float(both.min()), max(float(np.ptp(both)), 1e-6)
-    for name, values in lines.items():
-        x = 8 + np.arange(now) * (width - 16) / max(length - 1, 1)
-        y = height - 8 - (values[:now] - low) / span * (height - 24)
-        points = np.stack([x, y], 1).round().astype(np.int32).reshape(-1, 1, 2)
-        cv2.polylines(part, [points], False, COLOURS[name], 2, cv2.LINE_AA)
-    at = 8 + round((CONTEXT - 1) * (width - 16) / max(length - 1, 1))
-    cv2.line(part, (at, 16), (at, height - 8), (200, 200, 200), 1)
-    words = f"{title}  {low:.3g} to {low + span:.3g}"
-    cv2.putText(part, words, (10, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (0, 0, 0), 1, cv2.LINE_AA)
+def curve_frame(curves: Mapping[str, Mapping[str, Array]], width: int, now: int, length: int) -> Array:
+    """The first `now` of `length` values of each curve, all curves of a row on one scale: [rows * HEIGHT, width, 3]."""
+    frame = np.full((len(curves) * HEIGHT, width, 3), 255, np.uint8)
+    for row, (title, lines) in enumerate(curves.items()):
+        part = frame[row * HEIGHT : (row + 1) * HEIGHT]
+        both = np.concatenate(list(lines.values()))
+        low, high = float(both.min()), float(both.max())
+        for name, values in lines.items():
+            x = 8 + np.arange(now) * (width - 16) / max(length - 1, 1)
+            y = HEIGHT - 8 - (values[:now] - low) / max(high - low, 1e-6) * (HEIGHT - 24)
+            points = np.stack([x, y], 1).round().astype(np.int32).reshape(-1, 1, 2)
+            cv2.polylines(part, [points], False, COLOURS[name], 2, cv2.LINE_AA)
+        words = f"{title}  {low:.3g} to {high:.3g}"
+        cv2.putText(part, words, (10, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (0, 0, 0), 1, cv2.LINE_AA)
+    return frame
