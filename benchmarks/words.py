@@ -106,7 +106,9 @@ def budget_share(result: Result) -> str:
 
 
 def protocol(result: Result) -> str:
-    """The protocol word of a row."""
+    """The protocol word of a row; where ours has another one than the number it stands beside, ours."""
+    if isinstance(result.row, Beside) and result.ours is not None:
+        return result.ours.protocol
     if result.reported is not None:
         return result.reported.protocol
     if result.curve is not None:
