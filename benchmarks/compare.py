@@ -225,7 +225,8 @@ def _curve_side(records: Sequence[Record], lines: Sequence[Mapping[str, Any]], x
 
 
 def _claim(suite: Suite, row: Claim, records: Sequence[Record], published: Published) -> Result:
-    """By the 95 % interval of the difference, seeds and episodes of both sides: holds above 0, fails below it.
+    """By the 95 % interval of the difference, seeds and episodes of both sides: holds above 0, fails below it; a claim
+    that ours is less the other way round.
 
     A seed that lacks one of the sides is not run.
     """
@@ -254,7 +255,8 @@ def _claim(suite: Suite, row: Claim, records: Sequence[Record], published: Publi
     mean = float(np.mean([ours.mean - control.mean for ours, control in sides]))
     ours, control = sides[0] if len(sides) == 1 else (_mean([a for a, _ in sides]), _mean([b for _, b in sides]))
     planned = row.ours[0].of.seeds
-    word, tone = claim_words(row.asserted_by, low, high, bool(unfinished))
+    gain = (-high, -low) if row.is_less else (low, high)
+    word, tone = claim_words(row.asserted_by, *gain, bool(unfinished))
     count = ours.seeds if set(ours.values) >= set(planned) else f"{ours.seeds} of {len(planned)} planned"
     notes = (f"difference {mean:+.1f} [{low:.1f}, {high:.1f}]", *_notes(ours))
     notes += tuple(f"seed {seed}: unfinished" for seed in sorted(unfinished))
@@ -264,7 +266,10 @@ def _claim(suite: Suite, row: Claim, records: Sequence[Record], published: Publi
 
 
 def claim_words(asserted_by: str, low: float, high: float, is_unfinished: bool) -> tuple[str, Tone]:
-    """The verdict word of a claim of the paper or a check of ours; an unfinished run holds nothing."""
+    """The verdict word of a claim of the paper or a check of ours; an unfinished run holds nothing.
+
+    low, high: of how much better ours is than the control.
+    """
     good, bad = ("holds", "fails") if asserted_by == "paper" else ("passed", "not passed")
     if low > 0 and not is_unfinished:
         return good, "good"

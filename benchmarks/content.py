@@ -55,7 +55,7 @@ HOW_TO_READ = (
         "holds / fails",
         "none",
         "A claim of the paper: the 95 % interval of the difference to its control, seeds and episodes of both sides, "
-        "lies above 0, or below. Else it is undecided.",
+        "lies above 0, or below; where ours is to be less, the other way round. Else it is undecided.",
     ),
     ("passed / not passed", "none", "The same for a check that we and not the paper assert."),
     ("agrees / differs", "none", "A calibration: something untrained has its published value, or not. No result."),

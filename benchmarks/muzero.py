@@ -82,23 +82,25 @@ def connect4() -> tuple[Row, ...]:
         rows.append(
             Claim(
                 id=f"connect4-{name}",
-                title=f"Connect four, {name}: alpha-beta of five plies errs more often than the agent, 200 simulations",
-                ours=(graded(name, "alpha-beta of 5 plies"),),
-                control=(graded(name, "200 simulations"),),
-                against="the agent",
+                title=f"Connect four, {name}: 200 simulations err less often than alpha-beta of five plies",
+                ours=(graded(name, "200 simulations"),),
+                control=(graded(name, "alpha-beta of 5 plies"),),
+                against="alpha-beta of five plies",
                 asserted_by="us",
                 is_paired=True,
+                is_less=True,
             )
         )
     every = [tuple(graded(name, f"{count} simulations") for name in CLASSES) for count in GRADED]
     rows += [
         Claim(
             id="connect4-more-simulations",
-            title="Connect four: the agent errs more often at 10 simulations than at 200 (planning makes it stronger)",
-            ours=every[1],
-            control=every[3],
-            against="200 simulations",
+            title="Connect four: the agent errs less often at 200 simulations than at 10 (planning makes it stronger)",
+            ours=every[3],
+            control=every[1],
+            against="10 simulations",
             is_paired=True,
+            is_less=True,
         ),
         Claim(
             id="connect4-true-rules",

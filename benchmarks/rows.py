@@ -86,7 +86,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Claim:
-    """Ours is greater than a control or a rival of ours; with several quantities, their mean is.
+    """Ours is greater than a control or a rival of ours, or smaller if `is_less`; with several quantities, their mean.
 
     asserted_by: "paper" for a claim of the paper, "us" for a check of ours. against: the control in words. is_paired:
     value by value both sides are of the same test item. equal: a size of the budget that both sides must have spent
@@ -100,6 +100,7 @@ class Claim:
     against: str
     asserted_by: Literal["paper", "us"] = "paper"
     is_paired: bool = False
+    is_less: bool = False
     equal: str = ""
 
 

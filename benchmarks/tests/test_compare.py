@@ -229,6 +229,13 @@ def test_a_claim_goes_by_the_interval_of_the_difference():
     assert verdict("transfer", record([100.0, 500.0])).verdict.text == "undecided (one seed of 3 planned)"
 
 
+def test_a_claim_that_ours_is_less_holds_below_the_control():
+    less = replace(ROWS["transfer"], is_less=True)
+    for values, words in (([100.0, 120.0], "passed"), ([300.0, 320.0], "not passed"), ([100.0, 500.0], "undecided")):
+        result = compare(ha2018.SUITE, less, [record(values)], PUBLISHED)
+        assert result.verdict.text == f"{words} (one seed of 3 planned)"
+
+
 def test_the_episodes_of_the_control_count_too():
     quiet = {"uniform random": sample([200.0] * 50), "held random": sample([200.0] * 50)}
     noisy = {"uniform random": sample([10.0, 390.0] * 5), "held random": sample([200.0] * 50)}
