@@ -57,7 +57,8 @@ class Quantity:
 class Number:
     """Ours against the published number of the same quantity, on the scale from the floor to the published number.
 
-    is_official: the weights are the authors' own, so no budget of ours is compared with theirs.
+    is_official: the weights are the authors' own, so no budget of ours is compared with theirs. floor_protocol: that of
+    the floor where it is another: what does not learn has the same score while others train and afterwards.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Number:
     floor: Quantity
     published: str
     is_official: bool = False
+    floor_protocol: str = ""
 
 
 @dataclass(frozen=True)
