@@ -206,7 +206,7 @@ def train_controller(
 ) -> None:
     """C inside the dream of M for Doom and in the real game for CarRacing; leaves its parameters in the run folder."""
     if config.task == "doom":
-        fast = FastDream(memory, config.temperature, compute_dtype(config.precision, ranks.device))
+        fast = FastDream(memory, compute_dtype(config.precision, ranks.device))
         dream = partial(dream_returns, memory=memory, bank=first_frames, config=config, ranks=ranks, fast=fast)
         params = evolve(run, config, ranks, dream)
     else:

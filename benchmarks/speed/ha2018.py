@@ -143,7 +143,7 @@ def _generation(
     bank = FirstFrames(torch.zeros(100, config.z_size, device=device), torch.zeros(100, config.z_size, device=device))
     params = 0.1 * torch.randn(config.population, config.controller_params)
     seeds = [*range(config.population // 2)] * 2
-    fast = FastDream(memory, config.temperature, dtype)
+    fast = FastDream(memory, dtype)
     dream = memory, bank, params, seeds, config.rollouts, config.temperature, steps, dtype, fast
     return lambda: rollout_returns(*dream)
 
@@ -179,8 +179,8 @@ def _readable_rollout(config: Config, steps: int) -> float:
 def _fast_rollout(config: Config, steps: int) -> float:
     """The same of dream_fast.py."""
     torch.set_num_threads(1)
-    dream = FastDream(_endless_memory(config), config.temperature)
-    dream.begin(torch.zeros(1, config.z_size), 0.1 * torch.randn(1, config.controller_params))
+    dream = FastDream(_endless_memory(config))
+    dream.begin(torch.zeros(1, config.z_size), 0.1 * torch.randn(1, config.controller_params), config.temperature)
     start = time.perf_counter()
     for _ in range(steps):
         dream.advance(torch.rand(1, config.z_size), torch.randn(1, config.z_size))

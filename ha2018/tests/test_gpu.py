@@ -27,10 +27,10 @@ def test_the_recorded_graph_equals_the_eager_step():
     memory, bank = make(4, 12, 5, torch.float32)
     memory, bank = memory.cuda(), FirstFrames(bank.mu.cuda(), bank.logvar.cuda())
     params, batch = controllers(64, memory).cuda(), 64
-    fast, dream = FastDream(memory, TAU), Dream(memory, TAU, 1000)
+    fast, dream = FastDream(memory), Dream(memory, TAU, 1000)
     for _ in range(2):
         z = bank.sample(torch.arange(batch).cuda() % 6, numbers(batch, 4, dtype=torch.float32).cuda())
-        fast.begin(z, params)
+        fast.begin(z, params, TAU)
         obs = dream.reset(z)
         for t in range(40):
             generator = torch.Generator("cuda").manual_seed(t)
@@ -149,7 +149,7 @@ def dreamt(fast: FastDream, memory: MDNRNN, bank: FirstFrames) -> None:
     dream = Dream(memory, TAU, 1000)
     for _ in range(2):
         z = bank.sample(torch.arange(batch) % 6, numbers(batch, 4, dtype=torch.float32))
-        fast.begin(z, params)
+        fast.begin(z, params, TAU)
         obs = dream.reset(z)
         for t in range(40):
             generator = torch.Generator().manual_seed(t)
@@ -165,7 +165,7 @@ def dreamt(fast: FastDream, memory: MDNRNN, bank: FirstFrames) -> None:
 def test_a_replayed_step_of_the_dream_is_the_step(monkeypatch):
     tape.put_in_place(monkeypatch)
     memory, bank = make(4, 12, 5, torch.float32)
-    fast = FastDream(memory, TAU)
+    fast = FastDream(memory)
     fast.captures = True
     dreamt(fast, memory, bank)
     graph = fast.buffers.graph
@@ -178,7 +178,7 @@ def test_a_dream_whose_capture_fails_goes_on_as_it_is(monkeypatch, capsys):
     tape.break_captures(monkeypatch)
     monkeypatch.setattr(eager, "_marks", [])
     memory, bank = make(4, 12, 5, torch.float32)
-    fast = FastDream(memory, TAU)
+    fast = FastDream(memory)
     fast.captures = True
     dreamt(fast, memory, bank)
     assert (fast.buffers.graph, fast.captures) == (None, False)
