@@ -21,6 +21,7 @@ GAME = "pong"
 CPU = Experiment("cpu", "tictactoe", PLAYS, SEEDS, minutes=8)
 NIGHT = Experiment("night", "connect4", PLAYS, (0,), minutes=150)
 POLE = Experiment("night", "cartpole", PLAYS, SEEDS, minutes=15)
+SHORT_POLE = replace(POLE, claim=f"{PLAYS}-n20", settings=("td_steps=20",), only_bench=True)
 SMALL_POLE = Experiment("cpu", "cartpole", PLAYS, SEEDS, minutes=8, only_bench=True)
 ATARI = Experiment("gpu", f"atari100k_{GAME}", PLAYS, (0,), minutes=25, needs_gpu=True)
 
@@ -135,6 +136,17 @@ def pole() -> tuple[Row, ...]:
             asserted_by="us",
         ),
     ]
+    rows.append(
+        Claim(
+            id="cartpole-n20",
+            title="CartPole: targets of 50 steps get more return than targets of 20",
+            ours=(Quantity(POLE),),
+            control=(Quantity(SHORT_POLE),),
+            against="targets of 20 steps",
+            asserted_by="us",
+            equal="updates",
+        )
+    )
     for count in FEW:
         # The preset's own number stands in no claim word.
         few = () if count == FEW[-1] else (f"simulations={count}",)

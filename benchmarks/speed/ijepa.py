@@ -12,14 +12,13 @@ import torch
 
 from benchmarks.speed.pretraining import beside, beside_cases, pretraining
 from benchmarks.speed.timing import figure, timed
-from common import eager
 from common.precision import compute_dtype
 from ijepa.build import mask_config, new_model, new_schedule
 from ijepa.config import Config
 from ijepa.jepa import JEPA, new_optimizer
 from ijepa.masks import Masks, sample_masks
 from ijepa.ram_probe import Probes
-from ijepa.train import micro_step, train_step
+from ijepa.train import compile_blocks, train_step
 from ijepa.vit import Attention, Block
 
 CPU = torch.device("cpu")
@@ -110,11 +109,12 @@ def _update(config: Config, device: torch.device, is_written_out: bool = False) 
                 module.forward = partial(_written_out, module)  # type: ignore[method-assign]
             elif isinstance(module, Block):
                 module.last = partial(_cut, module)  # type: ignore[method-assign]
-    step = eager.compiled("the micro-step", micro_step, dynamic=True) if device.type == "cuda" else micro_step
+    elif device.type == "cuda":
+        compile_blocks(model)
     batches = [(images, masks.to(device))]
 
     def update() -> None:
-        train_step(model, optimizer, batches, rates, 5, dtype=compute_dtype(config.precision, device), step=step)
+        train_step(model, optimizer, batches, rates, 5, dtype=compute_dtype(config.precision, device))
 
     return update, _flops(model, config, masks)
 
