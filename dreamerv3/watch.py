@@ -142,7 +142,7 @@ def window(dream: Dream) -> None:
     codes = {pygame.K_UP: "up", pygame.K_DOWN: "down", pygame.K_LEFT: "left", pygame.K_RIGHT: "right"}
     codes |= {pygame.K_SPACE: "fire", **{ord(key): key for key in NUMBERED}}
     actions = dream.agent.actions
-    pygame.init()
+    pygame.display.init()  # and nothing else: a machine may have no sound
     height, width = dream.picture("").shape[:2]
     screen, clock = pygame.display.set_mode((width, height)), pygame.time.Clock()
     pygame.display.set_caption("DreamerV3: inside the dream")
@@ -164,7 +164,7 @@ def window(dream: Dream) -> None:
             pygame.display.flip()
             clock.tick(FPS)
     finally:
-        pygame.quit()
+        pygame.display.quit()
 
 
 def has_display() -> bool:

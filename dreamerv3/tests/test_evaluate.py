@@ -144,7 +144,8 @@ def test_a_run_without_updates_is_tested_too(tmp_path):
     torch.use_deterministic_algorithms(deterministic)
 
 
-def test_a_film_of_an_image_world_has_four_panels(tmp_path):
+def test_a_film_of_an_image_world_has_four_panels_and_three_curves(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "LENGTH", 8)
     config = Config(task="crafter", size="1m", test_episodes=1)
     with Worlds(lambda: make_world(config), [0], 0, "film") as games:
         agent = new_agent(games.spaces, games.actions, config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+import pygame
 import pytest
 import torch
 
@@ -92,6 +93,25 @@ def test_below_the_dream_stands_what_the_model_expects(config, rows):
     head = 32 if config.task == "gym" else watch.SIDE
     assert shapes == [(head + rows * pictures.HEIGHT, watch.SIDE, 3)] * 2
     assert list(dream.curves)[-3:] == ["reward", "value", "continue"]
+
+
+def test_p_hands_over_r_begins_again_and_esc_ends(monkeypatch):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    pressed, given = {3: pygame.K_p, 5: pygame.K_p, 7: pygame.K_r, 8: pygame.K_ESCAPE}, []
+    with Worlds(lambda: make_world(CARTPOLE), [0], 0, "watch") as worlds:
+        dream = dream_of(CARTPOLE, worlds)
+        real = dream.step
+
+        def step(action: int | None) -> None:
+            given.append(action)
+            if len(given) in pressed:
+                pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=pressed[len(given)]))
+            real(action)
+
+        monkeypatch.setattr(dream, "step", step)
+        watch.window(dream)
+        assert given == [0, 0, 0, None, None, 0, 0, 0]
+        assert (dream.steps, worlds.lengths) == (1, [2 * pictures.CONTEXT])
 
 
 def test_the_policy_plays_in_the_dream_without_a_display(trained, tmp_path, monkeypatch, capsys):
