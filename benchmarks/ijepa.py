@@ -11,7 +11,7 @@ from benchmarks.plots import Plot, dots
 from benchmarks.published import Published
 from benchmarks.records import sample
 from benchmarks.rows import CALIBRATION, Beside, Calibration, Claim, Experiment, Number, Quantity, Suite
-from benchmarks.steps import COMPILES, speed
+from benchmarks.steps import COMPILES, device_tests, speed
 
 SEEDS = (0, 1, 2)
 GAMES = {
@@ -341,6 +341,6 @@ SUITE = Suite(
     tables=tables,
     plots=plots,
     speed=SPEED,
-    steps=speed("ijepa", *SPEED, seconds=COMPILES),
+    steps=(device_tests("ijepa", "tests/test_gpu.py"), *speed("ijepa", *SPEED, seconds=COMPILES)),
     film=("cpu", "digits", "probe-accuracy"),
 )

@@ -1,6 +1,6 @@
 """What is worth doing while a GPU is at hand: a step is data, and stands in the suite file of its paper.
 
-`gpu.py` takes the steps in order: tests of the device first, then speed, then training by worth a second.
+`gpu` takes the steps in order: tests of the device first, then speed, then training by worth a second.
 """
 
 from __future__ import annotations

@@ -7,8 +7,10 @@ nothing is compiled or captured in the first place.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import sys
+import types
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -19,6 +21,7 @@ T = TypeVar("T")
 
 VARIABLE = "EAGER"
 _marks: list[str] = []
+_numbers = itertools.count()
 
 
 def marks() -> tuple[str, ...]:
@@ -52,6 +55,20 @@ def captured(what: str, capture: Callable[[], T]) -> T | None:
     except Exception as error:  # whatever a driver, a library or a compiler finds wrong: the step itself will tell
         fall_back(what, error)
         return None
+
+
+def own_copy(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, a plain one, with code of its own.
+
+    torch.compile gives up on a function that it has met in eight forms (kinds of input, precisions, with gradient and
+    without), and takes functions of one code for one function: a model that is made anew would have what is left.
+    """
+    assert isinstance(function, types.FunctionType)
+    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_numbers)}")
+    copy = types.FunctionType(code, function.__globals__, None, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    found: Callable[P, T] = copy
+    return found
 
 
 def compiled(what: str, function: Callable[P, T], **options: Any) -> Callable[P, T]:

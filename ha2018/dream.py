@@ -115,7 +115,7 @@ def rollout_returns(
     params: Tensor,
     seeds: Sequence[int],
     rollouts: int,
-    temperature: float,
+    temperature: float | Sequence[float],
     max_steps: int,
     dtype: torch.dtype = torch.float32,
     dream: FastDream | None = None,
@@ -123,14 +123,16 @@ def rollout_returns(
     """Dream returns (steps) of controllers: params [N, P], one seed a member. Returns [N, R] on the CPU.
 
     All N * R rollouts advance as one batch; finished ones are compacted away. What a member gets does not depend on the
-    members beside it. With dtype bfloat16 the products of M are made in it.
-    `dream` is one of this M, temperature and dtype to use again.
+    members beside it. temperature: one, or one of each member. With dtype bfloat16 the products of M are made in it.
+    `dream` is one of this M and dtype to use again.
     """
     if len(seeds) != len(params):
         raise ValueError(f"{len(params)} controllers need as many seeds, got {len(seeds)}")
     noise = Noise(seeds, rollouts, memory.z_size, memory.bias.device)
-    dream = FastDream(memory, temperature, dtype) if dream is None else dream
-    dream.begin(noise.start(bank), params.to(memory.bias).repeat_interleave(rollouts, dim=0))
+    dream = FastDream(memory, dtype) if dream is None else dream
+    tau = torch.as_tensor(temperature, dtype=torch.float64, device=noise.device).expand(len(params))
+    rows = params.to(memory.bias).repeat_interleave(rollouts, dim=0)
+    dream.begin(noise.start(bank), rows, tau.repeat_interleave(rollouts))
     return _lengths(dream, noise, max_steps).reshape(len(params), rollouts)
 
 
@@ -147,8 +149,8 @@ def open_loop_returns(
     if len(seeds) != len(actions):
         raise ValueError(f"{len(actions)} rows of actions need as many seeds, got {len(seeds)}")
     noise = Noise(seeds, 1, memory.z_size, memory.bias.device)
-    dream = FastDream(memory, temperature, dtype)
-    dream.begin(noise.start(bank), None)
+    dream = FastDream(memory, dtype)
+    dream.begin(noise.start(bank), None, temperature)
     return _lengths(dream, noise, actions.shape[1], actions.to(memory.bias))
 
 

@@ -10,8 +10,6 @@ Shapes: B rollouts, Z latent size, H hidden size, K mixtures, I = Z + 2 inputs o
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -30,20 +28,20 @@ class _Buffers:
         self.action = new(batch)
         self.gates, self.out = new(batch, 4 * size), new(batch, len(dream.output_b))
         self.uniform, self.normal = new(batch, dream.z_size), new(batch, dream.z_size)
+        self.cooling, self.root = new(batch, 1, 1), new(batch, 1)  # 1 / tau, sqrt(tau)
         self.done = torch.empty(batch, dtype=torch.bool, device=dream.bias.device)
         self.graph: torch.cuda.CUDAGraph | None = None
 
 
 class FastDream:
-    """B dreams that advance together, each with a controller of its own, or with actions that are given.
+    """B dreams that advance together, each with a temperature and a controller of its own, or with actions given.
 
     It may be used again and again, for other controllers too: what it needs for a batch size is made once.
     """
 
-    def __init__(self, memory: MDNRNN, temperature: float, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, memory: MDNRNN, dtype: torch.dtype = torch.float32) -> None:
         """dtype bfloat16: the products are made in it; otherwise in that of the weights."""
         self.z_size, self.hidden_size, self.mixtures = memory.z_size, memory.hidden_size, memory.mixtures
-        self.temperature = temperature
         self.kernel = memory.kernel.detach()
         self.bias = memory.bias.detach().clone()
         self.bias[2 * self.hidden_size : 3 * self.hidden_size] += 1  # the forget gate's constant
@@ -55,26 +53,33 @@ class FastDream:
         self._of_size: dict[int, _Buffers] = {}
         self.captures = self.bias.is_cuda
 
-    def begin(self, z: Tensor, params: Tensor | None) -> None:
+    def begin(self, z: Tensor, params: Tensor | None, temperature: Tensor | float) -> None:
         """Start at `z` [B, Z] with the controllers `params` [B, P], c = h = 0 and the restart flag set.
 
-        Without params `advance` must be given the actions.
+        temperature: one, or one of each row [B]. Without params `advance` must be given the actions.
         """
+        tau = torch.as_tensor(temperature, dtype=torch.float64, device=z.device).expand(len(z))
         self.buffers = buffers = self._sized(len(z), params)
         buffers.inputs.zero_()
         buffers.inputs[:, : self.z_size] = z
         buffers.inputs[:, self.z_size + 1] = 1
         buffers.c.zero_()
+        buffers.cooling.copy_((1 / tau)[:, None, None])
+        buffers.root.copy_(tau.sqrt()[:, None])
         if params is not None and buffers.params is not None:
             buffers.params.copy_(params)
 
     def select(self, rows: Tensor) -> None:
         """Keep the given rows [B'] only, in that order."""
         old = self.buffers
+        # Copies first: the buffers of so many rows may be these.
         inputs, c, params = old.inputs[rows], old.c[rows], None if old.params is None else old.params[rows]
+        cooling, root = old.cooling[rows], old.root[rows]
         self.buffers = buffers = self._sized(len(rows), params)
         buffers.inputs.copy_(inputs)
         buffers.c.copy_(c)
+        buffers.cooling.copy_(cooling)
+        buffers.root.copy_(root)
         if params is not None and buffers.params is not None:
             buffers.params.copy_(params)
 
@@ -141,12 +146,12 @@ class FastDream:
         _affine(h, self.output_w, self.output_b, out=at.out)
         rows = at.out[:, : 3 * k * n].unflatten(1, (3 * k, n))  # [B, 3K, Z]
         logits, mean, logstd = rows.split(k, dim=1)
-        weight = logits.sub_(logits.amax(1, keepdim=True)).mul_(1 / self.temperature).exp_()
+        weight = logits.sub_(logits.amax(1, keepdim=True)).mul_(at.cooling).exp_()
         cumulative = weight.cumsum(1)
         reach = (at.uniform * cumulative[:, -1])[:, None]
         index = (cumulative[:, :-1] < reach).sum(1, keepdim=True)
         mean, logstd = mean.gather(1, index)[:, 0], logstd.gather(1, index)[:, 0]
-        torch.addcmul(mean, logstd.exp_(), at.normal, value=math.sqrt(self.temperature), out=z)
+        torch.addcmul(mean, logstd.exp_().mul_(at.root), at.normal, out=z)
         at.inputs[:, n + 1] = 0  # only the first step of an episode carries the restart flag
         torch.gt(at.out[:, 3 * k * n], 0, out=at.done)
 

@@ -47,7 +47,7 @@ class FastLosses:
         """dtype bfloat16: the products are made in it, sums and states stay in that of the weights."""
         self.memory = memory
         self.half = dtype if dtype == torch.bfloat16 else None
-        self.buffers: _Buffers | None = None
+        self.of_size: dict[tuple[int, int], _Buffers] = {}  # kept: a graph may have been captured on them
 
     @torch.no_grad()
     def losses_and_gradients(
@@ -61,7 +61,7 @@ class FastLosses:
         memory = self.memory
         steps, batch = z.shape[1] - 1, len(z)
         self._prepare(steps, batch)
-        assert (at := self.buffers) is not None
+        at = self.buffers
         shown = restart[:, :-1] if memory.predicts_restart else None
         at.inputs.copy_(memory.inputs(z[:, :-1], action[:, :-1], shown).transpose(0, 1))
         keep = (restart[:, :-1] <= 0.5).to(z.dtype).t()[..., None].contiguous()  # [T, B, 1]
@@ -74,9 +74,9 @@ class FastLosses:
         """Buffers of that size, and the weights as the products take them."""
         memory = self.memory
         n, size, z, k = memory.input_size, memory.hidden_size, memory.z_size, memory.mixtures
-        if self.buffers is None or self.buffers.gates.shape[:2] != (steps, batch):
-            self.buffers = None  # the old ones go before the new ones come
-            self.buffers = _Buffers(steps, batch, n, size, len(memory.output_b), memory.bias)
+        if (steps, batch) not in self.of_size:
+            self.of_size[steps, batch] = _Buffers(steps, batch, n, size, len(memory.output_b), memory.bias)
+        self.buffers = self.of_size[steps, batch]
         self.bias = memory.bias.clone()
         self.bias[2 * size : 3 * size] += 1
         # Columns as (logit | mean | logstd, K, Z), restart last: every operation runs along contiguous memory.
@@ -90,7 +90,7 @@ class FastLosses:
 
     def _forward(self, keep: Tensor, state: State) -> None:
         """The states of all steps, and the gates after their squashing functions."""
-        assert (at := self.buffers) is not None
+        at = self.buffers
         at.h[0], at.c[0] = state.h, state.c
         size = self.memory.hidden_size
         for start in range(0, len(at.gates), CHUNK):
@@ -111,7 +111,7 @@ class FastLosses:
         self, keep: Tensor, target: Tensor, restart: Tensor | None, restart_weight: float
     ) -> dict[str, Tensor]:
         """Losses, and gradients from the last chunk to the first."""
-        assert (at := self.buffers) is not None
+        at = self.buffers
         memory, n, steps = self.memory, self.memory.input_size, len(at.gates)
         d_kernel, d_bias = torch.zeros_like(memory.kernel), torch.zeros_like(memory.bias)
         d_w, d_b = torch.zeros_like(memory.output_w), torch.zeros_like(memory.output_b)
@@ -151,7 +151,7 @@ class FastLosses:
 
     def _gate_gradients(self, t: int, d_h: Tensor, d_c: Tensor, keep: Tensor, d_gate: Tensor) -> None:
         """d_gate [B, 4H] of step t from d_h, d_c [B, H], gradients of its answers; d_c becomes that of step t - 1."""
-        assert (at := self.buffers) is not None
+        at = self.buffers
         scratch, tanh_c = at.scratch, at.tanh_c[t]
         i, j, f, o = at.gates[t].chunk(4, dim=1)
         d_i, d_j, d_f, d_o = d_gate.chunk(4, dim=1)

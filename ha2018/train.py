@@ -21,9 +21,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from common import dist
+from common import dist, graph
 from common.config import parse, user_error
 from common.files import write_checked
+from common.graph import Graph
 from common.precision import compute_dtype
 from common.program import program
 from common.run import Run, run_folder, seed_everything, usable_device
@@ -77,6 +78,32 @@ def memory_step(
     return losses, state
 
 
+def new_vision_learner(
+    vae: VAE, optimizer: torch.optim.Optimizer, config: Config, ranks: dist.Ranks
+) -> Graph[dict[str, Tensor]]:
+    """`vision_step` of images and noise for a run; several processes run it without a graph."""
+    graph.prepare(optimizer, ranks.device)
+
+    def step(images: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        return vision_step(vae, optimizer, images, noise, config)
+
+    return Graph("an update of V", step, ranks.device, captures=ranks.world_size == 1)
+
+
+def new_memory_learner(
+    memory: MDNRNN, optimizer: torch.optim.Optimizer, config: Config, ranks: dist.Ranks
+) -> Graph[tuple[dict[str, Tensor], State]]:
+    """`memory_step` of a batch and the carried state for a run; several processes run it without a graph."""
+    graph.prepare(optimizer, ranks.device)
+    # Deviation D14: its products too are in bfloat16 where the preset allows it and the device has it.
+    fast = FastLosses(memory, compute_dtype(config.precision, ranks.device))
+
+    def step(batch: Batch, state: State) -> tuple[dict[str, Tensor], State]:
+        return memory_step(memory, fast, optimizer, batch, state, config)
+
+    return Graph("an update of M", step, ranks.device, captures=ranks.world_size == 1)
+
+
 def collect(run: Run, config: Config, ranks: dist.Ranks) -> None:
     """Random play, unless its frames are encoded already. One line and exit code 2 if it is too little to train on."""
     if dist.is_main(ranks) and not encoding.is_encoded(run.folder):
@@ -104,13 +131,14 @@ def train_vision(run: Run, config: Config, ranks: dist.Ranks) -> VAE:
     stage = Stage(run, "vision", total, config.checkpoint_seconds, ranks, {"V": vae}, optimizer)
     if stage.first == total:
         return vae.eval()
+    learner = new_vision_learner(vae, optimizer, config, ranks)
     frames = Frames(run, config.episodes)
     mine = dist.share(config.vision_batch, ranks)
     batches = data.vision_batches(frames, config.vision_batch, config.seed, stage.first)
     for update in stage.updates():
         images = data.to_images(next(batches)[mine], ranks.device)
         noise = _noise(config.vision_batch, config, ranks, "vision noise", update)[mine]
-        stage.log(update, vision_step(vae, optimizer, images, noise, config))
+        stage.log(update, learner(images, noise))
         if stage.due(update):
             if update + 1 == total:
                 holdout = Frames(run, config.holdout_episodes, skip=config.episodes)
@@ -136,8 +164,6 @@ def encode_all(run: Run, config: Config, ranks: dist.Ranks, vae: VAE) -> FirstFr
 def train_memory(run: Run, config: Config, ranks: dist.Ranks) -> MDNRNN:
     """M on the latents of all episodes, without rewards."""
     memory = new_memory(config, ranks.device)
-    # Deviation D14: its products too are in bfloat16 where the preset allows it and the device has it.
-    fast = FastLosses(memory, compute_dtype(config.precision, ranks.device))
     optimizer = torch.optim.Adam(memory.parameters(), lr=config.memory_lr, fused=True)
     total = encoding.memory_updates(config, encoding.count_frames(run, config.episodes))
     stage = Stage(run, "memory", total, config.checkpoint_seconds, ranks, {"M": memory}, optimizer)
@@ -145,6 +171,7 @@ def train_memory(run: Run, config: Config, ranks: dist.Ranks) -> MDNRNN:
         stage.save(-1)  # the control of an M as it was initialised
     if stage.first == total:
         return memory.eval()
+    learner = new_memory_learner(memory, optimizer, config, ranks)
     latents = encoding.load_latents(run, "train", config.episodes)
     batch_size, length = config.memory_batch, config.memory_length
     per_epoch = encoding.memory_batches_per_epoch(len(latents.mu), batch_size, length)
@@ -157,8 +184,8 @@ def train_memory(run: Run, config: Config, ranks: dist.Ranks) -> MDNRNN:
             state = State(stage.extra["c"][mine], stage.extra["h"][mine])
         if k == 0 or update == stage.first:
             stream = encoding.MemoryEpoch(latents, batch_size, length, config.seed, epoch, ranks.device)
-        optimizer.param_groups[0]["lr"] = memory_lr(update, config)
-        losses, state = memory_step(memory, fast, optimizer, stream.batch(k, mine), state, config)
+        graph.set_rate(optimizer, memory_lr(update, config))
+        losses, state = learner(stream.batch(k, mine), state)
         stage.log(update, losses)
         if stage.due(update):
             if update + 1 == total:
@@ -179,7 +206,7 @@ def train_controller(
 ) -> None:
     """C inside the dream of M for Doom and in the real game for CarRacing; leaves its parameters in the run folder."""
     if config.task == "doom":
-        fast = FastDream(memory, config.temperature, compute_dtype(config.precision, ranks.device))
+        fast = FastDream(memory, compute_dtype(config.precision, ranks.device))
         dream = partial(dream_returns, memory=memory, bank=first_frames, config=config, ranks=ranks, fast=fast)
         params = evolve(run, config, ranks, dream)
     else:

@@ -71,4 +71,6 @@ def centred(image: np.ndarray, config: Config) -> np.ndarray:
 def to_input(images: Tensor, statistics: Statistics, device: torch.device) -> Tensor:
     """images [m, H, W, C] uint8 -> [m, C, H, W] float32, normalised, on `device`."""
     mean, std = (torch.from_numpy(part).float().to(device) for part in (statistics.mean, statistics.std))
+    if device.type == "cuda":
+        images = images.pin_memory()  # from where the copy goes on beside the device's work
     return ((images.to(device, non_blocking=True) / 255 - mean) / std).permute(0, 3, 1, 2)

@@ -10,11 +10,12 @@ Source: paper, section 3; reference code: src/train.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MethodType
 
 import torch
 from torch import Tensor
 
-from common import dist
+from common import dist, eager
 from common.config import parse, user_error
 from common.faults import Faults
 from common.precision import compute_dtype
@@ -40,12 +41,13 @@ from ijepa.jepa import (
     update_target,
 )
 from ijepa.masks import Masks, check_masks
+from ijepa.vit import Block
 
 
 def micro_step(model: JEPA, images: Tensor, context: list[Tensor], target: list[Tensor]) -> list[Tensor]:
     """The loss of one micro-batch, with gradient, and the tokens [m, N, D] that its targets were taken from.
 
-    images [m, C, H, W], E context masks [m, Kc], M target masks [m, Kt]: lists, which torch.compile takes as they are.
+    images [m, C, H, W], E context masks [m, Kc], M target masks [m, Kt].
     Source: paper, section 3.
     """
     masks = Masks(context, target)
@@ -69,7 +71,7 @@ def train_step(
 
     The gradient is the mean over micro-batches and ranks. Returns the loss before the update, and with `is_watched`
     the numbers of `collapse.watch` on the first micro-batch. dtype: what the matrix products multiply, float32 (or that
-    of the weights) or bfloat16. `step` may be a compiled `micro_step`, or one of `ablations.step_towards`.
+    of the weights) or bfloat16. `step` may be one of `ablations.step_towards`.
     """
     set_schedule(optimizer, schedule.lr_at(update), schedule.weight_decay_at(update))
     optimizer.zero_grad(set_to_none=True)
@@ -88,6 +90,18 @@ def train_step(
     return {"loss": torch.stack(losses).mean(), **watched}
 
 
+def compile_blocks(model: JEPA) -> None:
+    """One graph for all blocks of a width, whatever the depth: compiling takes seconds, not minutes.
+
+    Lengths of masks change from update to update, hence `dynamic`.
+    """
+    forward, last = eager.own_copy(Block.forward), eager.own_copy(Block.last)
+    for part in (model.encoder.blocks, model.target_encoder.blocks, model.predictor.predictor_blocks):
+        for block in part:
+            compiled = (eager.compiled("a block", MethodType(f, block), dynamic=True) for f in (forward, last))
+            block.forward, block.last = compiled  # type: ignore[assignment]
+
+
 def train_encoder(run: Run, config: Config, ranks: dist.Ranks, model: JEPA, images: Images) -> None:
     """The loop. Images that cannot be read are named as they are met."""
     model.to(ranks.device)
@@ -101,7 +115,7 @@ def train_encoder(run: Run, config: Config, ranks: dist.Ranks, model: JEPA, imag
     dtype = compute_dtype(config.precision, ranks.device)
     step = micro_step if config.target == "ema" else step_towards(config.target)
     if ranks.device.type == "cuda":
-        step = torch.compile(step, dynamic=True)  # lengths of masks change from update to update: one graph for all
+        compile_blocks(model)
     stream = micro_batches(batches, ranks, stage.first)
     for update, parts in zip(stage.updates(), stream, strict=True):
         for part in parts:

@@ -10,6 +10,7 @@ Source: V-JEPA, section 3; V-JEPA 2, section 2; reference code: app/vjepa/train.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MethodType
 
 import torch
 from torch import Tensor
@@ -42,6 +43,7 @@ from vjepa.jepa import (
     update_target,
 )
 from vjepa.masks import Masks
+from vjepa.vit import Block
 
 
 def micro_step(model: JEPA, clips: Tensor, context: list[Tensor], target: list[Tensor]) -> list[Tensor]:
@@ -98,9 +100,10 @@ def compile_blocks(model: JEPA) -> None:
 
     Lengths of masks change from update to update, hence `dynamic`.
     """
+    forward = eager.own_copy(Block.forward)
     for part in (model.encoder.blocks, model.target_encoder.blocks, model.predictor.predictor_blocks):
         for block in part:
-            block.forward = eager.compiled("a block", block.forward, dynamic=True)
+            block.forward = eager.compiled("a block", MethodType(forward, block), dynamic=True)
 
 
 def train_encoder(run: Run, config: Config, ranks: dist.Ranks, model: JEPA, clips: Clips) -> None:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 from benchmarks.speed.timing import figure, matmul_rate, timed
+from common import dist
+from common.graph import WARM_UPS
 from common.precision import compute_dtype
 from ha2018.config import Config
 from ha2018.controller import doom_action
@@ -22,10 +24,9 @@ from ha2018.dream_fast import FastDream
 from ha2018.encoding import Batch
 from ha2018.env import TakeCover
 from ha2018.memory import MDNRNN, mdn_nll, restart_loss
-from ha2018.memory_fast import FastLosses
 from ha2018.processes import Games
 from ha2018.random_play import doom_episode
-from ha2018.train import memory_step, vision_step
+from ha2018.train import new_memory_learner, new_vision_learner
 from ha2018.vision import VAE
 
 HISTORY = "published 108 s per generation: 195,352 s for 1,800 generations on 64 cores (doomrnn/log)"
@@ -142,7 +143,7 @@ def _generation(
     bank = FirstFrames(torch.zeros(100, config.z_size, device=device), torch.zeros(100, config.z_size, device=device))
     params = 0.1 * torch.randn(config.population, config.controller_params)
     seeds = [*range(config.population // 2)] * 2
-    fast = FastDream(memory, config.temperature, dtype)
+    fast = FastDream(memory, dtype)
     dream = memory, bank, params, seeds, config.rollouts, config.temperature, steps, dtype, fast
     return lambda: rollout_returns(*dream)
 
@@ -178,8 +179,8 @@ def _readable_rollout(config: Config, steps: int) -> float:
 def _fast_rollout(config: Config, steps: int) -> float:
     """The same of dream_fast.py."""
     torch.set_num_threads(1)
-    dream = FastDream(_endless_memory(config), config.temperature)
-    dream.begin(torch.zeros(1, config.z_size), 0.1 * torch.randn(1, config.controller_params))
+    dream = FastDream(_endless_memory(config))
+    dream.begin(torch.zeros(1, config.z_size), 0.1 * torch.randn(1, config.controller_params), config.temperature)
     start = time.perf_counter()
     for _ in range(steps):
         dream.advance(torch.rand(1, config.z_size), torch.randn(1, config.z_size))
@@ -191,7 +192,8 @@ def _vision(config: Config, device: torch.device) -> dict[str, Any]:
     optimizer = torch.optim.Adam(vae.parameters(), lr=config.vision_lr, fused=True)
     images = torch.rand(config.vision_batch, 3, 64, 64, device=device)
     noise = torch.randn(config.vision_batch, config.z_size, device=device)
-    timing = timed(lambda: vision_step(vae, optimizer, images, noise, config), device, repeats=9, warmup=2)
+    learner = new_vision_learner(vae, optimizer, config, _alone(device))
+    timing = timed(partial(learner, images, noise), device, repeats=9, warmup=_warm_ups(device, 2))
     return figure("V update, 100 frames", "ms", timing)
 
 
@@ -205,8 +207,10 @@ def _memory(config: Config, device: torch.device) -> list[dict[str, Any]]:
     for dtype in dict.fromkeys((torch.float32, compute_dtype("auto", device))):
         memory = _endless_memory(config).to(device)
         optimizer = torch.optim.Adam(memory.parameters(), lr=config.memory_lr, fused=True)
-        fast, state = FastLosses(memory, dtype), memory.initial_state(config.memory_batch)
-        timing = timed(partial(memory_step, memory, fast, optimizer, batch, state, config), device, repeats=3)
+        precise = replace(config, precision=str(dtype).removeprefix("torch."))
+        learner = new_memory_learner(memory, optimizer, precise, _alone(device))
+        update = partial(learner, batch, memory.initial_state(config.memory_batch))
+        timing = timed(update, device, repeats=3, warmup=_warm_ups(device, 1))
         found.append(
             figure(
                 f"M update, 100 x 500 frames, products in {str(dtype).removeprefix('torch.')}",
@@ -219,6 +223,15 @@ def _memory(config: Config, device: torch.device) -> list[dict[str, Any]]:
             )
         )
     return found
+
+
+def _alone(device: torch.device) -> dist.Ranks:
+    return dist.Ranks(0, 1, 0, device)
+
+
+def _warm_ups(device: torch.device, on_cpu: int) -> int:
+    """On a GPU those before a capture, and the capture."""
+    return WARM_UPS + 1 if device.type == "cuda" else on_cpu
 
 
 def _torch_lstm_update(config: Config, batch: Batch) -> Callable[[], None]:

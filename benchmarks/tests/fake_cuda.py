@@ -65,6 +65,8 @@ class FakeCuda(TorchDispatchMode):
         if goes_to != "cuda" and not any(isinstance(x, FakeTensor) for x in tensors):
             return func(*args, **kwargs)
         kwargs.pop("pin_memory", None)
+        if func is torch.ops.aten._fused_adam_.tensor_lr:  # fake tensors know the form with a number alone
+            func, kwargs["lr"] = torch.ops.aten._fused_adam_.default, 1.0
         with self.fake:
             if "nonzero" in str(func):
                 return torch.empty(0, tensors[0].dim(), dtype=torch.int64, device=CUDA)

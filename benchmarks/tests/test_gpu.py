@@ -16,9 +16,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, parcel, records, suites
-from benchmarks.gpu import Places, Stretch, journal_of, pack, unpack
-from benchmarks.parcel import MEBI, ParcelError
+from benchmarks import records, suites
+from benchmarks.gpu import manifest, packing, parcel, stretch, unpacking
+from benchmarks.gpu.__main__ import main
+from benchmarks.gpu.manifest import Places
+from benchmarks.gpu.packing import pack
+from benchmarks.gpu.parcel import MEBI, ParcelError
+from benchmarks.gpu.stretch import Stretch, journal_of
+from benchmarks.gpu.travel import progress
+from benchmarks.gpu.unpacking import unpack
 from benchmarks.rows import Experiment, Suite
 from benchmarks.speed.timing import Timing, figure
 from benchmarks.steps import Step, in_order
@@ -63,7 +69,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     """A toy manifest, packed."""
     toy = replace(next(suite for suite in suites.load() if suite.paper == "ha2018"), steps=STEPS, speed=("one", "last"))
     monkeypatch.setattr(suites, "load", lambda: (toy,))
-    monkeypatch.setattr(gpu, "plan", lambda papers, is_dry: in_order(STEPS))
+    monkeypatch.setattr(manifest, "plan", lambda papers, is_dry: in_order(STEPS))
     patient(monkeypatch)
     source = tmp_path / "local" / "runs" / "ha2018" / SOURCE
     tensors = {"V/w": torch.ones(3), "optimizer/0/exp_avg": torch.zeros(3)}
@@ -87,19 +93,19 @@ def patient(monkeypatch: pytest.MonkeyPatch, waits: str = "") -> None:
         seconds = "60" if step.name == waits else "0"
         return [sys.executable, "-c", PROGRAM, step.kind, step.name, str(places.work), seconds]
 
-    monkeypatch.setattr(gpu, "command", command)
+    monkeypatch.setattr(manifest, "command", command)
 
 
 def brought(places: Places, tmp_path: Path) -> dict[str, str]:
     """The outcomes of the steps, once everything has been unpacked beside the runs that were there."""
     unpack(places, tmp_path / "local" / "results", tmp_path / "local" / "runs", True)
-    found = journal_of(parcel.read(places.out / gpu.RESULTS, ("journal.json", "speed")), places.out)
+    found = journal_of(parcel.read(places.out / manifest.RESULTS, ("journal.json", "speed")), places.out)
     return {name: step["outcome"] for name, step in found["steps"].items()}
 
 
 def test_a_stretch_brings_back_what_its_steps_leave(places: Places, tmp_path: Path, capsys):
     assert Stretch(places, 5, True).run([])
-    assert set(brought(places, tmp_path).values()) == {gpu.DONE}
+    assert set(brought(places, tmp_path).values()) == {manifest.DONE}
     speed = next((tmp_path / "local" / "results" / "ha2018" / "throughput").iterdir())
     found = records.read(speed, records.check_speed)
     assert [row["name"] for row in found["measurements"]] == ["one", "last"]
@@ -135,13 +141,13 @@ def test_a_stretch_killed_in_any_step_leaves_what_was_finished_and_goes_on(place
     before = [f"ha2018 {step.name}" for step in in_order(STEPS)]
     before = before[: before.index(f"ha2018 {name}")]
     if before:
-        assert brought(places, tmp_path) == dict.fromkeys(before, gpu.DONE)
+        assert brought(places, tmp_path) == dict.fromkeys(before, manifest.DONE)
     else:
         with pytest.raises(SystemExit):  # nothing was finished
             brought(places, tmp_path)
     patient(monkeypatch)
     assert Stretch(places, 5, True).run([])
-    assert list(brought(places, tmp_path).values()) == [gpu.DONE] * 4
+    assert list(brought(places, tmp_path).values()) == [manifest.DONE] * 4
 
 
 def wait_for(path: Path) -> None:
@@ -155,7 +161,7 @@ def test_what_a_step_has_started_ends_with_it_at_its_deadline(tmp_path: Path):
     code = "import subprocess, sys, time; subprocess.Popen(['sleep', '60']); print('up', flush=True); time.sleep(60)"
     with open(tmp_path / "log", "wb") as log:
         started = time.monotonic()
-        assert gpu.run_group([sys.executable, "-c", code], 1.0, tmp_path, {}, log.fileno()) is None
+        assert stretch.run_group([sys.executable, "-c", code], 1.0, tmp_path, {}, log.fileno()) is None
     assert time.monotonic() - started < 20
     # Whoever still held the log open would be a child that lives on.
     while any(_links_to(path, tmp_path / "log") for path in Path("/proc").glob("[0-9]*/fd/1")):
@@ -173,47 +179,47 @@ def _links_to(path: Path, target: Path) -> bool:
 def test_a_training_stopped_at_its_deadline_comes_back_as_far_as_it_came(places, tmp_path, monkeypatch):
     patient(monkeypatch, waits="train")
     slow = [replace(step, seconds=2) if step.kind == "training" else step for step in in_order(STEPS)]
-    monkeypatch.setattr(gpu, "plan", lambda papers, is_dry: slow)
+    monkeypatch.setattr(manifest, "plan", lambda papers, is_dry: slow)
     assert Stretch(places, 5, True).run(["training"])
-    assert brought(places, tmp_path) == {"ha2018 train": gpu.STOPPED}
+    assert brought(places, tmp_path) == {"ha2018 train": manifest.STOPPED}
     assert (tmp_path / "local" / "runs" / "ha2018" / NAME / "controller" / "step-000000002.safetensors").is_file()
 
 
 def test_no_step_is_begun_when_the_time_is_over(places, tmp_path):
     assert Stretch(places, 0.001, True).run([])
-    assert set(brought(places, tmp_path).values()) == {gpu.LEFT_OUT}
+    assert set(brought(places, tmp_path).values()) == {manifest.LEFT_OUT}
 
 
 def test_a_step_that_fails_on_a_gpu_is_tried_once_more_without_graphs(places, monkeypatch):
-    stretch = Stretch(places, 5, True)
-    stretch.is_dry = False
+    found = Stretch(places, 5, True)
+    found.is_dry = False
     reasons: list[str] = []
 
     def process(step: Step, seconds: float, reason: str) -> tuple[int, str]:
         reasons.append(reason)
         return (0 if reason else 1), "text"
 
-    monkeypatch.setattr(stretch, "_process", process)
-    stretch._step(STEPS[1])
+    monkeypatch.setattr(found, "_process", process)
+    found._step(STEPS[1])
     assert reasons == ["", "one failed with exit code 1"]
-    assert stretch.journal["steps"]["ha2018 one"]["outcome"] == gpu.DONE
+    assert found.journal["steps"]["ha2018 one"]["outcome"] == manifest.DONE
     # A device whose tests fail gets no graphs at all.
-    stretch._note(STEPS[0], gpu.FAILED, 1.0, "")
+    found._note(STEPS[0], manifest.FAILED, 1.0, "")
     reasons.clear()
-    stretch._step(STEPS[3])
+    found._step(STEPS[3])
     assert reasons == ["the tests of this device failed"]
 
 
 def test_missing_packages_are_named_before_anything_starts(places, monkeypatch, capsys):
     lacking = [replace(step, needs=("no_such_package",)) if step.kind == "speed" else step for step in STEPS]
-    monkeypatch.setattr(gpu, "plan", lambda papers, is_dry: in_order(lacking))
-    stretch = Stretch(places, 5, True)
-    stretch.run(["speed", "tests"])
+    monkeypatch.setattr(manifest, "plan", lambda papers, is_dry: in_order(lacking))
+    found = Stretch(places, 5, True)
+    found.run(["speed", "tests"])
     out = capsys.readouterr().out
     assert out.startswith("missing: no_such_package, needed by ha2018 one, ha2018 last\n")
-    assert stretch.journal["steps"]["ha2018 one"]["outcome"] == gpu.LEFT_OUT
-    assert stretch.journal["steps"]["ha2018 check"]["outcome"] == gpu.DONE
-    monkeypatch.setattr(gpu, "EVERYWHERE", ("no_such_package",))
+    assert found.journal["steps"]["ha2018 one"]["outcome"] == manifest.LEFT_OUT
+    assert found.journal["steps"]["ha2018 check"]["outcome"] == manifest.DONE
+    monkeypatch.setattr(manifest, "EVERYWHERE", ("no_such_package",))
     with pytest.raises(SystemExit):
         Stretch(places, 5, True).run([])
     assert "error: no step can run here" in capsys.readouterr().err
@@ -222,7 +228,7 @@ def test_missing_packages_are_named_before_anything_starts(places, monkeypatch, 
 def test_a_pack_that_is_too_large_is_refused_with_its_largest_parts(places, tmp_path, monkeypatch, capsys):
     source = tmp_path / "local" / "runs" / "ha2018" / SOURCE
     (source / "heavy.bin").write_bytes(os.urandom(MEBI))
-    monkeypatch.setattr(gpu, "MOST_IN", gpu._checkout() + MEBI // 2)
+    monkeypatch.setattr(packing, "MOST_IN", packing._checkout() + MEBI // 2)
     before = places.pack.read_bytes()
     code = pack_by_hand(places, tmp_path)
     assert code == 2
@@ -236,25 +242,25 @@ def pack_by_hand(places: Places, tmp_path: Path) -> int:
     """The exit code of the command."""
     words = ["pack", "--dry", "--folder", str(places.folder), "--runs", str(tmp_path / "local" / "runs")]
     with pytest.raises(SystemExit) as found:
-        gpu.main(words)
+        main(words)
     return int(found.value.code or 0)
 
 
 def test_a_run_that_is_too_large_to_come_back_is_named_and_the_rest_comes(places, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(gpu, "MOST_FILE", 3000)
-    real = gpu._progress
-    monkeypatch.setattr(gpu, "_progress", lambda *parts: real(*parts) | {"heavy.bin": os.urandom(4000)})
+    monkeypatch.setattr(stretch, "MOST_FILE", 3000)
+    real = progress
+    monkeypatch.setattr(stretch, "progress", lambda *parts: real(*parts) | {"heavy.bin": os.urandom(4000)})
     Stretch(places, 5, True).run([])
     assert "left behind: run-ha2018-train.zip would take" in capsys.readouterr().err
-    assert set(brought(places, tmp_path).values()) == {gpu.DONE}
+    assert set(brought(places, tmp_path).values()) == {manifest.DONE}
     assert "heavy.bin" in capsys.readouterr().out
     assert not (tmp_path / "local" / "runs" / "ha2018" / NAME).exists()
 
 
 def test_no_more_parcels_than_may_travel(places, monkeypatch, capsys):
-    monkeypatch.setattr(gpu, "MOST_FILES", 1)
+    monkeypatch.setattr(stretch, "MOST_FILES", 1)
     Stretch(places, 5, True).run([])
-    assert [path.name for path in places.out.iterdir()] == [gpu.RESULTS]
+    assert [path.name for path in places.out.iterdir()] == [manifest.RESULTS]
     assert "more than 1 parcels" in capsys.readouterr().err
 
 
@@ -313,18 +319,18 @@ def test_what_has_come_further_or_has_a_record_stays(places: Places, tmp_path: P
 
 def test_a_finished_record_never_gives_way_to_one_that_is_not(places: Places, tmp_path: Path):
     runs, results = tmp_path / "local" / "runs", tmp_path / "local" / "results"
-    job = gpu.job_of(STEPS[2], True)
+    job = manifest.job_of(STEPS[2], True)
     data = {**record([1.0]).data, "suite": "smoke", "task": "toy", "claim": "toy"}
     (runs / "ha2018" / NAME).mkdir(parents=True)
     path = runs / "ha2018" / NAME / "record.json"
     path.write_text(json.dumps({**data, "finished": False, "wall_seconds": 1.0}))
-    gpu._keep_record(job, runs, results)
+    unpacking._keep_record(job, runs, results)
     (target,) = results.rglob("*.json")
     assert not json.loads(target.read_text())["finished"]
     path.write_text(json.dumps({**data, "wall_seconds": 2.0}))
-    gpu._keep_record(job, runs, results)
+    unpacking._keep_record(job, runs, results)
     path.write_text(json.dumps({**data, "finished": False, "wall_seconds": 3.0}))
-    gpu._keep_record(job, runs, results)
+    unpacking._keep_record(job, runs, results)
     found = json.loads(target.read_text())
     assert (found["finished"], found["wall_seconds"]) == (True, 2.0)
 
@@ -351,17 +357,17 @@ def test_a_step_without_the_world_that_it_takes_is_left_out_of_the_pack(places: 
 def test_what_is_packed_can_be_imported_where_there_is_nothing_else():
     """The one package in plain Python beyond those of every machine, and small; no step needs a world."""
     assert {name for step in all_steps() for name in step.needs} == {"cma", "numba", "PIL"}
-    found = gpu._package("cma")
+    found = packing._package("cma")
     assert sum(map(len, found.values())) < 5 * MEBI
-    gpu._check_packages(found)
+    packing._check_packages(found)
     assert any(name.endswith(".dist-info/METADATA") for name in found), "records name its version"
     broken = found | {"site/cma/__init__.py": b"import gymnasium\n"}
     with pytest.raises(ParcelError, match="cma: not importable as packed: .*gymnasium"):
-        gpu._check_packages(broken)
+        packing._check_packages(broken)
 
 
 def test_compiled_packages_do_not_travel(capsys):
-    assert gpu._package("numba") == {}
+    assert packing._package("numba") == {}
     assert capsys.readouterr().out == "numba: compiled, so it must be there already\n"
 
 
@@ -370,7 +376,7 @@ def test_a_run_that_has_a_record_is_not_trained_again(places: Places, tmp_path: 
     (runs / "ha2018" / NAME).mkdir()
     (runs / "ha2018" / NAME / "record.json").touch()
     with pytest.raises(RunError, match="its run has a record"):
-        gpu._carried(STEPS[2], gpu.job_of(STEPS[2], True), runs)
+        packing._carried(STEPS[2], manifest.job_of(STEPS[2], True), runs)
 
 
 @pytest.mark.parametrize(
@@ -379,7 +385,7 @@ def test_a_run_that_has_a_record_is_not_trained_again(places: Places, tmp_path: 
 )
 def test_what_cannot_be_done_is_one_line_and_exit_code_2(tmp_path: Path, words: list[str], capsys):
     with pytest.raises(SystemExit) as found:
-        gpu.main([*words, "--folder", str(tmp_path / "empty")])
+        main([*words, "--folder", str(tmp_path / "empty")])
     assert found.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -440,17 +446,17 @@ def test_every_step_of_the_suites_runs_to_its_end_on_a_cpu_without_a_world(tmp_p
     pack(places, tmp_path / "runs", True)
     assert Stretch(places, 60, True).run([])
     unpack(places, tmp_path / "results", tmp_path / "runs", True)
-    journal = journal_of(parcel.read(places.out / gpu.RESULTS, ("journal.json", "speed")), places.out)
-    assert {step["outcome"] for step in journal["steps"].values()} == {gpu.DONE}
+    journal = journal_of(parcel.read(places.out / manifest.RESULTS, ("journal.json", "speed")), places.out)
+    assert {step["outcome"] for step in journal["steps"].values()} == {manifest.DONE}
     measured = {path.parts[-3] for path in (tmp_path / "results").glob("*/throughput/*.json")}
     assert measured == {suite.paper for suite in suites.load()}
     trained = {path.parts[-3] for path in (tmp_path / "runs").glob("*/*/meta.json")}
     assert trained == {step.paper for step in all_steps() if step.kind == "training"} - {"ha2018"}
-    assert len(list(places.out.iterdir())) <= gpu.MOST_FILES
+    assert len(list(places.out.iterdir())) <= stretch.MOST_FILES
 
 
 def all_steps() -> list[Step]:
-    return gpu.plan(suites.load(), False)
+    return manifest.plan(suites.load(), False)
 
 
 def test_tests_come_before_speed_and_training_by_its_worth_a_second():
@@ -472,6 +478,6 @@ def test_each_step_of_a_suite_names_what_exists():
         elif step.kind == "speed":
             assert step.words[0].split("/") in [[step.paper, part] for part in papers[step.paper].speed]
         else:
-            assert gpu.job_of(step, True).name != gpu.job_of(step, False).name
-            job = gpu.job_of(step, False)
+            assert manifest.job_of(step, True).name != manifest.job_of(step, False).name
+            job = manifest.job_of(step, False)
             assert "device=cuda" in job.overrides or job.preset == "gpu"

@@ -63,6 +63,15 @@ def test_what_compiles_is_compiled_and_leaves_no_mark(monkeypatch):
     assert eager.marks() == ()
 
 
+def test_a_copy_of_a_function_is_another_one_to_the_compiler():
+    def step(x: int, *, y: int = 2) -> int:
+        return x + y
+
+    first, second = eager.own_copy(step), eager.own_copy(step)
+    assert [first(1), second(1, y=5)] == [3, 6]
+    assert len({step.__code__, first.__code__, second.__code__}) == 3
+
+
 def test_a_capture_that_fails_gives_nothing_and_a_mark(capsys):
     def capture() -> int:
         raise MemoryError

@@ -66,8 +66,8 @@ def test_the_fast_step_equals_the_readable_one(dtype, tolerance):
     memory, bank = make(4, 12, 5, dtype)
     params, batch = controllers(9, memory), 9
     z = bank.sample(torch.arange(batch) % 6, numbers(batch, 4, dtype=dtype))
-    fast, dream = FastDream(memory, TAU), Dream(memory, TAU, 1000)
-    fast.begin(z, params)
+    fast, dream = FastDream(memory), Dream(memory, TAU, 1000)
+    fast.begin(z, params, TAU)
     obs = dream.reset(z)
     for t in range(60):
         uniform = torch.rand(batch, 4, generator=torch.Generator().manual_seed(t), dtype=dtype)
@@ -84,10 +84,10 @@ def test_the_fast_step_equals_the_readable_one(dtype, tolerance):
 def test_products_in_bfloat16_change_a_step_by_their_rounding_alone():
     memory, _ = make(4, 12, 5, torch.float32)
     z, params = numbers(64, 4, dtype=torch.float32), controllers(64, memory)
-    exact, rounded = FastDream(memory, TAU), FastDream(memory, TAU, torch.bfloat16)
+    exact, rounded = FastDream(memory), FastDream(memory, torch.bfloat16)
     uniform = torch.full((64, 4), 0.5)
     for dream in (exact, rounded):
-        dream.begin(z, params)
+        dream.begin(z, params, TAU)
         with torch.no_grad():
             dream.advance(uniform, torch.zeros(64, 4))
     # Two products of numbers that are rounded to 8 bits, and gates that do not amplify.
@@ -100,7 +100,7 @@ def test_compaction_changes_nothing():
     arguments = memory, bank, controllers(10, memory), list(range(10)), 9, TAU, CAP
     answers = {}
     for granularity in (1, 64, 10**6):
-        dream = FastDream(memory, TAU)
+        dream = FastDream(memory)
         dream.granularity = granularity
         answers[granularity] = rollout_returns(*arguments, dream=dream)
     assert torch.equal(answers[1], answers[64])
@@ -110,7 +110,7 @@ def test_compaction_changes_nothing():
 def test_a_dream_used_again_answers_as_a_fresh_one():
     """Other controllers and another number of them, after a compaction that left smaller buffers behind."""
     memory, bank = make()
-    used = FastDream(memory, TAU)
+    used = FastDream(memory)
     for members, seed in ((10, 0), (6, 1), (10, 2)):
         arguments = memory, bank, controllers(members, memory, seed=seed), list(range(members)), 9, TAU, CAP
         assert torch.equal(rollout_returns(*arguments, dream=used), rollout_returns(*arguments))
@@ -137,6 +137,19 @@ def test_a_member_does_not_depend_on_its_neighbours():
     order = [4, 0, 5, 2, 1, 3]
     shuffled = rollout_returns(memory, bank, params[order], [seeds[i] for i in order], 4, TAU, CAP)
     assert torch.equal(shuffled, together[order])
+
+
+def test_each_member_dreams_at_a_temperature_of_its_own():
+    """As it does where all dream at that one, through compactions too."""
+    memory, bank = make()
+    params, seeds, temperatures = controllers(24, memory), list(range(8)) * 3, [0.1, 1.0, 1.3]
+    each = [tau for tau in temperatures for _ in range(8)]
+    together = rollout_returns(memory, bank, params, seeds, 9, each, CAP)
+    for k, tau in enumerate(temperatures):
+        rows = slice(8 * k, 8 * k + 8)
+        alone = rollout_returns(memory, bank, params[rows], seeds[rows], 9, tau, CAP)
+        assert torch.equal(together[rows], alone)
+        assert not torch.equal(rollout_returns(memory, bank, params[rows], seeds[rows], 9, 0.5, CAP), alone)
 
 
 def test_every_step_has_reward_one_and_the_last_counts():

@@ -5,15 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from common import eager, tape
+from common import dist, eager, graph, tape
+from common.graph import WARM_UPS
 from ha2018.config import Config
 from ha2018.controller import doom_action
 from ha2018.dream import Dream, FirstFrames
 from ha2018.dream_fast import FastDream
+from ha2018.encoding import Batch
 from ha2018.memory import MDNRNN, sequence_losses
 from ha2018.memory_fast import FastLosses
 from ha2018.tests.test_dream import TAU, controllers, make, numbers
-from ha2018.train import vision_step
+from ha2018.train import memory_lr, new_memory_learner, new_vision_learner, vision_step
 from ha2018.vision import VAE
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -25,10 +27,10 @@ def test_the_recorded_graph_equals_the_eager_step():
     memory, bank = make(4, 12, 5, torch.float32)
     memory, bank = memory.cuda(), FirstFrames(bank.mu.cuda(), bank.logvar.cuda())
     params, batch = controllers(64, memory).cuda(), 64
-    fast, dream = FastDream(memory, TAU), Dream(memory, TAU, 1000)
+    fast, dream = FastDream(memory), Dream(memory, TAU, 1000)
     for _ in range(2):
         z = bank.sample(torch.arange(batch).cuda() % 6, numbers(batch, 4, dtype=torch.float32).cuda())
-        fast.begin(z, params)
+        fast.begin(z, params, TAU)
         obs = dream.reset(z)
         for t in range(40):
             generator = torch.Generator("cuda").manual_seed(t)
@@ -77,13 +79,77 @@ def test_updates_of_v_are_those_of_a_cpu():
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3)
 
 
+def vision_updates(device: str, *, captures: bool) -> tuple[torch.Tensor, object]:
+    """The weights and losses of V after updates before a capture and behind it, on frames that differ."""
+    torch.manual_seed(0)
+    place = torch.device(device)
+    vae = VAE(8).to(place)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=1e-3, fused=True)
+    learner = new_vision_learner(vae, optimizer, Config(), dist.Ranks(0, 1, 0, place))
+    learner.captures = captures
+    found = []
+    for number in range(WARM_UPS + 3):
+        generator = torch.Generator().manual_seed(number)
+        images, noise = torch.rand(2, 3, 64, 64, generator=generator), torch.randn(2, 8, generator=generator)
+        found += list(learner(images.to(place), noise.to(place)).values())
+    weights = [p.detach().flatten() for p in vae.parameters()]
+    return torch.cat([torch.stack(found), *weights]).cpu(), learner.graph
+
+
+def memory_updates(device: str, *, captures: bool, rate: str = "number") -> tuple[torch.Tensor, object]:
+    """The weights, losses and last state of M, which is carried, with a learning rate that falls fast."""
+    torch.manual_seed(0)
+    place, config = torch.device(device), Config(memory_lr_decay=0.5, gradient_clip=0.01)
+    memory = MDNRNN(4, 1, 8, 5, predicts_restart=True).to(place)
+    optimizer = torch.optim.Adam(memory.parameters(), lr=1e-3, fused=True)
+    learner = new_memory_learner(memory, optimizer, config, dist.Ranks(0, 1, 0, place))
+    learner.captures = captures
+    if rate == "tensor":  # as on a GPU
+        optimizer.param_groups[0] |= {"lr": torch.tensor(1e-3), "capturable": True}
+    state, found = memory.initial_state(3), []
+    for number in range(WARM_UPS + 3):
+        generator = torch.Generator().manual_seed(number)
+        z, action = torch.randn(3, 7, 4, generator=generator), torch.rand(3, 7, 1, generator=generator)
+        restart = (torch.rand(3, 7, generator=generator) < 0.2).float()
+        graph.set_rate(optimizer, memory_lr(number, config))
+        losses, state = learner(Batch(z.to(place), action.to(place), restart.to(place)), state)
+        found += list(losses.values())
+    weights = [p.detach().flatten() for p in memory.parameters()]
+    return torch.cat([torch.stack(found), state.c.flatten(), state.h.flatten(), *weights]).cpu(), learner.graph
+
+
+@on_gpu
+@pytest.mark.parametrize("updates", [vision_updates, memory_updates])
+def test_captured_updates_are_the_updates(updates):
+    """In float32, three before the capture and three replays."""
+    found, captured = updates("cuda", captures=True)
+    assert captured is not None
+    torch.testing.assert_close(found, updates("cuda", captures=False)[0], rtol=1e-3, atol=1e-3)
+
+
+def test_replayed_updates_of_v_are_the_updates(monkeypatch):
+    tape.put_in_place(monkeypatch)
+    found, captured = vision_updates("cpu", captures=True)
+    assert isinstance(captured, tape.Tape)
+    assert captured.waits == []
+    torch.testing.assert_close(found, vision_updates("cpu", captures=False)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_replayed_updates_of_m_are_the_updates_as_its_learning_rate_falls(monkeypatch):
+    tape.put_in_place(monkeypatch)
+    found, captured = memory_updates("cpu", captures=True, rate="tensor")
+    assert isinstance(captured, tape.Tape)
+    assert captured.waits == []
+    torch.testing.assert_close(found, memory_updates("cpu", captures=False)[0], rtol=1e-5, atol=1e-6)
+
+
 def dreamt(fast: FastDream, memory: MDNRNN, bank: FirstFrames) -> None:
     """Two dreams of forty steps, each step beside the readable one."""
     params, batch = controllers(64, memory), 64
     dream = Dream(memory, TAU, 1000)
     for _ in range(2):
         z = bank.sample(torch.arange(batch) % 6, numbers(batch, 4, dtype=torch.float32))
-        fast.begin(z, params)
+        fast.begin(z, params, TAU)
         obs = dream.reset(z)
         for t in range(40):
             generator = torch.Generator().manual_seed(t)
@@ -99,7 +165,7 @@ def dreamt(fast: FastDream, memory: MDNRNN, bank: FirstFrames) -> None:
 def test_a_replayed_step_of_the_dream_is_the_step(monkeypatch):
     tape.put_in_place(monkeypatch)
     memory, bank = make(4, 12, 5, torch.float32)
-    fast = FastDream(memory, TAU)
+    fast = FastDream(memory)
     fast.captures = True
     dreamt(fast, memory, bank)
     graph = fast.buffers.graph
@@ -112,7 +178,7 @@ def test_a_dream_whose_capture_fails_goes_on_as_it_is(monkeypatch, capsys):
     tape.break_captures(monkeypatch)
     monkeypatch.setattr(eager, "_marks", [])
     memory, bank = make(4, 12, 5, torch.float32)
-    fast = FastDream(memory, TAU)
+    fast = FastDream(memory)
     fast.captures = True
     dreamt(fast, memory, bank)
     assert (fast.buffers.graph, fast.captures) == (None, False)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 
 import pytest
 import torch
 
+from common import eager
 from ijepa import collapse
 from ijepa.ablations import TOKENS, pixel_tokens, step_towards
 from ijepa.jepa import (
@@ -23,7 +25,7 @@ from ijepa.jepa import (
 )
 from ijepa.masks import MaskConfig, sample_masks
 from ijepa.predictor import Predictor
-from ijepa.train import micro_step, train_step
+from ijepa.train import compile_blocks, micro_step, train_step
 from ijepa.vit import Size, VisionTransformer
 
 MASKS = MaskConfig(4, 6, 3, 1, (0.2, 0.3), (1.0, 1.0), (0.9, 1.0), 2, False)
@@ -178,3 +180,29 @@ def test_a_constant_for_each_place_stands_at_one():
     constant = tokens.mean(0).expand_as(tokens)
     wanted, known = (torch.cat([part[:, mask[0]] for mask in masks]) for part in (tokens, constant))
     assert collapse.watch(tokens, masks, distance(known, wanted))["vs_constant"] == pytest.approx(1.0)
+
+
+def test_compiled_blocks_are_traced_whole_and_agree(monkeypatch):
+    """Without a code generator: what counts is that no length of a mask breaks the graph, or makes one of its own.
+
+    torch.compile gives up on a function after some forms; a second model, of another precision, counts anew.
+    """
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
+    losses, before = [], {}
+    with torch._dynamo.config.patch(recompile_limit=4):
+        for is_rounded in (False, True):
+            plain, compiled = model(dtype=torch.float32), model(dtype=torch.float32)
+            compile_blocks(compiled)
+            for count in (3, 4, 5):
+                images, masks = batch(count, seed=count)
+                with torch.autocast("cpu", torch.bfloat16, enabled=is_rounded):
+                    one, two = (
+                        micro_step(m, images.float(), masks.context, masks.target)[0] for m in (plain, compiled)
+                    )
+                torch.testing.assert_close(two, one)
+                losses.append(float(two.detach()))
+                if count == 4:
+                    before = dict(torch._dynamo.utils.counters["stats"])
+            assert torch._dynamo.utils.counters["stats"] == before, "a new length made a new graph"
+    assert len(set(losses)) > 3
+    assert eager.marks() == ()

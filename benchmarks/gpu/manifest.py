@@ -1,0 +1,82 @@
+"""What a stretch does and where it lies: the steps of all suites in order, and the program of each."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmarks import runner, suites
+from benchmarks.rows import Experiment, Suite
+from benchmarks.runner import Job
+from benchmarks.steps import Step, in_order
+
+ROOT = suites.ROOT
+PACK, RESULTS = "pack.zip", "results.zip"
+DRY_SECONDS = 600.0
+# What every part of the suite imports; a machine without one of them can do nothing.
+EVERYWHERE = ("numpy", "torch", "safetensors", "cv2", "matplotlib", "tqdm")
+DONE, FAILED, STOPPED, LEFT_OUT = "done", "failed", "stopped at its deadline", "left out"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a stretch lies: the parcel that goes in, the folder that steps work in, and the parcels that come out."""
+
+    folder: Path
+    out: Path
+
+    @property
+    def pack(self) -> Path:
+        return self.folder / "in" / PACK
+
+    @property
+    def work(self) -> Path:
+        return self.folder / "work"
+
+
+def plan(papers: Iterable[Suite], is_dry: bool) -> list[Step]:
+    """All steps in order. Dry, for the sake of time, one process tests all, one measures all, and one of each paper
+    trains; each has as long as a busy machine may need."""
+    steps = in_order(step for suite in papers for step in suite.steps)
+    if not is_dry:
+        return steps
+    merged: dict[tuple[str, str], Step] = {}
+    for step in steps:
+        key = step.kind, step.paper if step.kind == "training" else ""
+        first = merged.setdefault(key, replace(step, words=()))
+        words = first.words or step.words if step.kind == "training" else (*first.words, *step.words)
+        merged[key] = replace(first, words=words, seconds=DRY_SECONDS, needs=(*first.needs, *step.needs))
+    return list(merged.values())
+
+
+def job_of(step: Step, is_dry: bool) -> Job:
+    """The run of a training step; dry, of preset smoke with the step's words as settings."""
+    suite = next(suite for suite in suites.load() if suite.paper == step.paper)
+    assert step.experiment is not None
+    chosen = _small(step.experiment, step.words) if is_dry else step.experiment
+    return runner.job_of(suite, chosen, step.seed)
+
+
+def _small(one: Experiment, settings: tuple[str, ...]) -> Experiment:
+    takes = None if one.takes is None else (one.takes[0], _small(one.takes[1], ()))
+    return replace(one, suite="smoke", settings=settings, takes=takes)
+
+
+def command(step: Step, places: Places, is_dry: bool) -> list[str]:
+    """The program of a step."""
+    python = [sys.executable, "-m"]
+    if step.kind == "tests":
+        return [*python, "pytest", "-q", "-p", "no:cacheprovider", *step.words]
+    if step.kind == "speed":
+        device = ["--device", "cpu", "--smoke"] if is_dry else ["--device", "cuda"]
+        return [*python, "benchmarks.throughput", *device, "--part", *step.words, "--out", str(places.work / "speed")]
+    return job_of(step, is_dry).commands()[0]
+
+
+def missing(step: Step) -> list[str]:
+    """The packages that a step needs and that cannot be imported here."""
+    names = (*EVERYWHERE, *(("pytest",) if step.kind == "tests" else ()), *step.needs)
+    return [name for name in dict.fromkeys(names) if importlib.util.find_spec(name) is None]
