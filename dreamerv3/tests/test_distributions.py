@@ -16,6 +16,7 @@ from dreamerv3.distributions import (
     symexp_bins,
     two_hot,
     two_hot_loss,
+    two_hot_losses,
     two_hot_mean,
 )
 from dreamerv3.tests.conftest import tiny_agent, tiny_batch
@@ -80,6 +81,24 @@ def test_two_hot_takes_every_mixture_of_precisions():
         found = two_hot_loss(logits.to(a), target.to(b), bins.to(c))
         assert found.dtype == a
         torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_two_hot_losses_are_the_weighted_sum_of_single_ones_with_its_gradient():
+    """Targets on a bin, between two, the same twice, and outside of the range."""
+    generator, bins = torch.Generator().manual_seed(0), symexp_bins(41)
+    start, upstream = torch.randn(4, 41, generator=generator), torch.randn(4, generator=generator)
+    targets, shares = [torch.tensor([0.0, 0.3, -7.0, 1e9]), torch.tensor([0.1, 0.3, 2.0, -1e9])], [1.0, 0.5]
+    found = []
+    for is_fast in (True, False):
+        logits = start.clone().requires_grad_()
+        if is_fast:
+            loss = two_hot_losses(logits, targets, shares, bins)
+        else:
+            loss = two_hot_loss(logits, targets[0], bins) + 0.5 * two_hot_loss(logits, targets[1], bins)
+        loss.backward(upstream)
+        found.append((loss.detach(), logits.grad))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_a_uniform_share_goes_into_the_logarithm():

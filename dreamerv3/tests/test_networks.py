@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dreamerv3 import layers_fast
 from dreamerv3.agent import Agent
 from dreamerv3.config import EDITIONS, SIZES, Config
-from dreamerv3.networks import BlockLinear, Linear
+from dreamerv3.distributions import wide
+from dreamerv3.networks import BlockLinear, Linear, norm_silu
 from dreamerv3.spaces import ActionSpace, ObsSpace
 
 
@@ -95,3 +97,22 @@ def test_first_predictions_are_exactly_zero():
         feature = torch.randn(3, 640)
         assert not agent.critic.mean(agent.critic(feature)).any()
         assert not agent.world.predict(feature)[0].any()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.02)]
+)
+def test_the_fast_layer_is_the_readable_one(dtype, tolerance):
+    """Its result, and the gradients to its input and to the scale, which is in float32 at least."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 5, 16, generator=generator, dtype=torch.float64).to(dtype)
+    scale, upstream = torch.rand(16, generator=generator).to(wide(x).dtype), torch.randn_like(x)
+    found = []
+    for function in (layers_fast.activate, norm_silu):
+        inputs = x.clone().requires_grad_(), scale.clone().requires_grad_()
+        y = function(*inputs)
+        y.backward(upstream)
+        found.append((y.detach(), *(part.grad for part in inputs)))
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().max()))
