@@ -22,6 +22,7 @@ from benchmarks.runner import Job
 from common import checkpoint
 from common.config import user_error
 from common.files import atomic_write
+from common.record import as_text
 
 
 def unpack(places: Places, results: Path, runs: Path, is_dry: bool) -> None:
@@ -69,7 +70,7 @@ def _keep_figures(name: Path, figures: list[dict[str, Any]], journal: Mapping[st
     record["measurements"] = [*merged, *new.values()]
     records.check_speed(record)
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, (json.dumps(record, indent=1) + "\n").encode())
+    atomic_write(path, as_text(record).encode())
     print(f"recorded: {path}, {name.stem}")
 
 
