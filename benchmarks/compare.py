@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from benchmarks.bins import bin_notes, curve_words, distance
 from benchmarks.published import Published, PublishedCurve, PublishedNumber
 from benchmarks.records import Record, sample
 from benchmarks.rows import Beside, Calibration, Claim, Curve, Experiment, Number, Quantity, Row, Suite
@@ -78,8 +79,9 @@ class Result:
     """One row with its verdict.
 
     other: the floor or the control. effect: mean, low and high on the common scale. share: the smallest share of the
-    published budget, None where it is unknown or nothing was to be spent. budget: every share in words. ahead: low and
-    high of the difference of a claim. curve: the points compared, (x, ours, published, published spread).
+    published budget, None where it is unknown or nothing was to be spent. budget: every share in words. difference:
+    mean, low and high, of a claim in its unit, of a curve over its bins in published standard deviations. points: the
+    bins of a curve compared, (x, ours, published, published spread).
     """
 
     paper: str
@@ -141,7 +143,7 @@ def _number(suite: Suite, row: Number, records: Sequence[Record], published: Pub
     )  # fmt: skip
     if floor is None:
         return joined(Verdict("no floor measured", "none"), notes=_notes(ours))
-    _same_protocol(row, floor, reported.protocol)
+    _same_protocol(row, floor, row.floor_protocol or reported.protocol)
     effect, is_near = effect_of(ours.groups, floor.groups, reported)
     notes = _notes(ours)
     if effect is None:
@@ -179,10 +181,7 @@ def number_verdict(effect: tuple[float, float, float], is_near: bool) -> Verdict
 
 
 def _curve(suite: Suite, row: Curve, records: Sequence[Record], published: Published) -> Result:
-    """Above, on or below: the mean over the published points that we reached of (ours - published) / published spread.
-
-    Ours is the mean over seeds; between two points of a curve it is a straight line.
-    """
+    """Bin by bin, then by `curve_words`. Ours is the mean over seeds; between two points of a curve it is straight."""
     curve = published.curves.get((suite.paper, row.published))
     if curve is None:
         raise ValueError(f"row {suite.paper}/{row.id}: no published curve {row.published!r}")
@@ -202,24 +201,17 @@ def _curve(suite: Suite, row: Curve, records: Sequence[Record], published: Publi
         at = [min(end, curve.x[-1])] if end >= curve.x[0] else []
     if not at:
         raise ValueError(f"{row.id}: curve {row.ours.name!r} has no x in common with {curve.key!r}")
-    ours = np.mean([np.interp(at, line["x"], line["y"]) for line in lines], axis=0)
+    ours = np.array([np.interp(at, line["x"], line["y"]) for line in lines])  # [seeds, bins]
     y, spread = np.interp(at, curve.x, curve.y), np.interp(at, curve.x, curve.spread)
-    distance = (ours - y) / np.maximum(spread, 1e-9)
-    mean = float(distance.mean())
-    word = "on" if abs(mean) <= 1 else "above" if mean > 1 else "below"
-    tone: Tone = "bad" if word == "below" else "partial" if row.reduced else "good"
-    counts = {name: int(found.sum()) for name, found in (
-        ("above", distance > 1), ("on", np.abs(distance) <= 1), ("below", distance < -1)
-    ) if found.any()}  # fmt: skip
-    parts = ", ".join(f"{count} {name}" for name, count in counts.items())
-    seeds = "one seed" if len(lines) == 1 else f"{len(lines)} seeds"
-    where = f"of {len(at)} published points up to {curve.x_unit} {at[-1]:,.10g}: {parts} ({seeds})"
-    reduced = f" (reduced model: {row.reduced})" if row.reduced else ""
-    points = tuple(zip(map(float, at), map(float, ours), map(float, y), map(float, spread), strict=True))
+    bins, mean = distance(ours.tolist(), y.tolist(), spread.tolist())
+    word, counted = curve_words(bins.tolist())
+    tone: Tone = "bad" if word == "below" else "partial" if row.reduced or word == "across" else "good"
     side = _curve_side(mine, lines, at[-1])
-    verdict = Verdict(f"{word} the curve{reduced}", tone)
-    last = f"last point: ours {points[-1][1]:.1f}, published {points[-1][2]:.1f} ± {points[-1][3]:.1f}"
-    return Result(suite.paper, row, verdict, side, curve=curve, points=points, notes=(where, last))
+    inside = "; ".join([f"{counted}, {side.seeds}", *([f"reduced model: {row.reduced}"] if row.reduced else [])])
+    verdict = Verdict(f"{word} the curve ({inside})", tone)
+    points = tuple(zip(map(float, at), map(float, ours.mean(0)), map(float, y), map(float, spread), strict=True))
+    notes = bin_notes(curve.x_unit, points, bins.tolist())
+    return Result(suite.paper, row, verdict, side, curve=curve, points=points, difference=mean, notes=notes)
 
 
 def _curve_side(records: Sequence[Record], lines: Sequence[Mapping[str, Any]], x: float) -> Side:
@@ -233,7 +225,8 @@ def _curve_side(records: Sequence[Record], lines: Sequence[Mapping[str, Any]], x
 
 
 def _claim(suite: Suite, row: Claim, records: Sequence[Record], published: Published) -> Result:
-    """By the 95 % interval of the difference, seeds and episodes of both sides: holds above 0, fails below it.
+    """By the 95 % interval of the difference, seeds and episodes of both sides: holds above 0, fails below it; a claim
+    that ours is less the other way round.
 
     A seed that lacks one of the sides is not run.
     """
@@ -262,7 +255,8 @@ def _claim(suite: Suite, row: Claim, records: Sequence[Record], published: Publi
     mean = float(np.mean([ours.mean - control.mean for ours, control in sides]))
     ours, control = sides[0] if len(sides) == 1 else (_mean([a for a, _ in sides]), _mean([b for _, b in sides]))
     planned = row.ours[0].of.seeds
-    word, tone = claim_words(row.asserted_by, low, high, bool(unfinished))
+    gain = (-high, -low) if row.is_less else (low, high)
+    word, tone = claim_words(row.asserted_by, *gain, bool(unfinished))
     count = ours.seeds if set(ours.values) >= set(planned) else f"{ours.seeds} of {len(planned)} planned"
     notes = (f"difference {mean:+.1f} [{low:.1f}, {high:.1f}]", *_notes(ours))
     notes += tuple(f"seed {seed}: unfinished" for seed in sorted(unfinished))
@@ -272,7 +266,10 @@ def _claim(suite: Suite, row: Claim, records: Sequence[Record], published: Publi
 
 
 def claim_words(asserted_by: str, low: float, high: float, is_unfinished: bool) -> tuple[str, Tone]:
-    """The verdict word of a claim of the paper or a check of ours; an unfinished run holds nothing."""
+    """The verdict word of a claim of the paper or a check of ours; an unfinished run holds nothing.
+
+    low, high: of how much better ours is than the control.
+    """
     good, bad = ("holds", "fails") if asserted_by == "paper" else ("passed", "not passed")
     if low > 0 and not is_unfinished:
         return good, "good"

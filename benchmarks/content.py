@@ -44,16 +44,18 @@ HOW_TO_READ = (
         "that the published row names. Never called a reproduction.",
     ),
     (
-        "above / on / below the curve",
+        "above / on / below / across the curve",
         "none",
-        "Against a published learning curve at equal steps: the mean distance over all published points that we "
-        "reached, in published standard deviations, is above 1, within 1, or below -1.",
+        "Against a published learning curve at equal steps: each bin that we reached is above or below beyond one "
+        "published standard deviation, else on. The curve is on if at least half of its bins are and their mean "
+        "distance is within one; else above or below if at most a tenth of the bins lies on the other side, and across "
+        "if more do.",
     ),
     (
         "holds / fails",
         "none",
         "A claim of the paper: the 95 % interval of the difference to its control, seeds and episodes of both sides, "
-        "lies above 0, or below. Else it is undecided.",
+        "lies above 0, or below; where ours is to be less, the other way round. Else it is undecided.",
     ),
     ("passed / not passed", "none", "The same for a check that we and not the paper assert."),
     ("agrees / differs", "none", "A calibration: something untrained has its published value, or not. No result."),
@@ -172,7 +174,7 @@ def paper_tables(suite: Suite, results: Mapping[str, Result], published: Publish
         _rows("Against published learning curves", of(Curve)),
         _rows("Claims of the paper", of(Claim, "paper")),
         _rows("Checks of ours", of(Claim, "us")),
-        _rows("Beside other methods", of(Beside), is_folded=True),
+        _rows("Beside numbers of another method or protocol", of(Beside), is_folded=True),
         _rows("Calibrations", of(Calibration), is_folded=True),
         _waiting([result for result in results.values() if not result.is_run]),
     ]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from benchmarks.rows import Claim, Curve, Experiment, Number, Quantity, Row, Suite
+from benchmarks.rows import Beside, Claim, Curve, Experiment, Number, Quantity, Row, Suite
 from benchmarks.steps import COMPILES, device_tests, speed
 
 LEARNS = "learns"
+SCALED = "learns-lr-by-size"
 SEEDS = (0, 1, 2)
 CPU_TASK = "cartpole_balance"
 NIGHT_TASKS = ("walker_walk", "cartpole_balance")
@@ -17,6 +18,7 @@ SMALLER = {
     "night": "size 1m in place of 12m",
     "gpu": "",
 }
+RULES = {"atari100k": ", preprocessing of its released configuration"}
 # What the paper says makes the agent robust, switched off.
 WITHOUT = (
     ("free0", "without free bits", ("free_nats=0.0",)),
@@ -31,24 +33,59 @@ def _words(name: str) -> str:
     return f"Control from vectors, {name.replace('_', ' ')}"
 
 
-def proprio(suite: str, name: str, seeds: tuple[int, ...], minutes: float) -> tuple[Row, ...]:
-    """Score and training curve of a task from vectors, beside the arXiv v2 run."""
-    run = Experiment(suite, f"dmc_proprio_{name}", LEARNS, seeds, minutes, needs_gpu=suite == "gpu")
+def scores(run: Experiment, id: str, title: str, published: str) -> tuple[Row, ...]:
+    """The score of the last training episodes as published, and beside it that of fresh episodes."""
+    benchmark = published.split("-")[0]
     return (
         Number(
-            id=f"{suite}-score-{name}",
-            title=f"{_words(name)}: return (arXiv v2)",
-            ours=Quantity(run),
+            id=id,
+            title=f"{title} of the last training episodes (arXiv v2{RULES.get(benchmark, '')})",
+            ours=Quantity(run, "measurements/last training episodes"),
             floor=Quantity(run, "controls/uniform random"),
-            published=f"dmc_proprio-{name}",
+            published=published,
+            floor_protocol=f"{benchmark}-episodes",
         ),
+        Beside(
+            id=f"{id}-fresh",
+            title=f"{title} of fresh episodes after training (arXiv v2{RULES.get(benchmark, '')})",
+            ours=Quantity(run),
+            published=published,
+            why="of training episodes",
+        ),
+    )
+
+
+def proprio(run: Experiment, name: str, word: str = "", words: str = "") -> tuple[Row, ...]:
+    """Score and training curve of a task from vectors, beside the arXiv v2 run; word and words: in what it differs."""
+    kind, said = "-".join(filter(None, (run.suite, word))), f"{words}, " if words else ""
+    return (
+        *scores(run, f"{kind}-score-{name}", f"{_words(name)}: {said}return", f"dmc_proprio-{name}"),
         Curve(
-            id=f"{suite}-curve-{name}",
-            title=f"{_words(name)}: training return at equal environment steps (arXiv v2)",
+            id=f"{kind}-curve-{name}",
+            title=f"{_words(name)}: {said}training return at equal environment steps (arXiv v2)",
             ours=Quantity(run, "training return"),
             published=f"dmc_proprio-{name}",
-            reduced=SMALLER[suite],
+            reduced=SMALLER[run.suite],
         ),
+    )
+
+
+def night(name: str) -> tuple[Row, ...]:
+    """A task with the learning rate of the authors' rule, and its control with that of the larger networks."""
+    run = Experiment("night", f"dmc_proprio_{name}", SCALED, (0, 1), minutes=110)
+    control = replace(run, claim=LEARNS, seeds=(0,), settings=("lr_by_size=False",), only_bench=True)
+    return (
+        *proprio(run, name),
+        Claim(
+            id=f"night-scaled-{name}",
+            title=f"{_words(name)}: the learning rate scaled to the size beats that of larger networks (arXiv v2)",
+            ours=(Quantity(run),),
+            control=(Quantity(control),),
+            against="learning rate unscaled",
+            asserted_by="us",
+            equal="env_frames",
+        ),
+        *proprio(control, name, "unscaled", "learning rate unscaled"),
     )
 
 
@@ -89,6 +126,7 @@ def ratio(higher: int, lower: int) -> Claim:
     return better(f"ratio{higher}", title, runs[higher], runs[lower], f"train ratio {lower}")
 
 
+GPU = Experiment("gpu", f"dmc_proprio_{GPU_TASK}", LEARNS, SEEDS, minutes=25, needs_gpu=True)
 BOXING = Experiment("gpu", "atari100k_boxing", LEARNS, (0,), minutes=25, needs_gpu=True)
 
 NEEDS = ("PIL",)
@@ -99,11 +137,11 @@ SUITE = Suite(
     title="DreamerV3",
     citation="Hafner et al., arXiv 2301.04104 v2 and Nature 2025",
     tasks=(f"dmc_proprio_{CPU_TASK}", "crafter"),
-    headline="night-score-walker_walk",
-    scale="walker walk from vectors, size 1m, 40,000 frames",
+    headline="night-unscaled-score-walker_walk",
+    scale="walker walk from vectors, size 1m, learning rate unscaled, 40,000 frames",
     budget={"env_frames": "environment frames", "updates": "updates"},
     rows=(
-        *(row for name in NIGHT_TASKS for row in proprio("night", name, (0,), 110)),
+        *(row for name in NIGHT_TASKS for row in night(name)),
         Claim(
             id="learns",
             title=f"{_words(CPU_TASK)}: more than twice the return of random play (arXiv v2)",
@@ -112,18 +150,12 @@ SUITE = Suite(
             against="twice the return of random play",
             asserted_by="us",
         ),
-        *proprio("cpu", CPU_TASK, SEEDS, 8),
+        *proprio(CPU, CPU_TASK),
         *(without(*part) for part in WITHOUT),
         ratio(512, 128),
         ratio(128, 32),
-        *proprio("gpu", GPU_TASK, SEEDS, 25),
-        Number(
-            id="gpu-score-boxing",
-            title="Atari 100k, Boxing: score (arXiv v2, preprocessing of its released configuration)",
-            ours=Quantity(BOXING),
-            floor=Quantity(BOXING, "controls/uniform random"),
-            published="atari100k-boxing",
-        ),
+        *proprio(GPU, GPU_TASK),
+        *scores(BOXING, "gpu-score-boxing", "Atari 100k, Boxing: score", "atari100k-boxing"),
     ),
     speed=SPEED,
     film=("night", "dmc_proprio_walker_walk", LEARNS),

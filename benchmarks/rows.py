@@ -57,7 +57,8 @@ class Quantity:
 class Number:
     """Ours against the published number of the same quantity, on the scale from the floor to the published number.
 
-    is_official: the weights are the authors' own, so no budget of ours is compared with theirs.
+    is_official: the weights are the authors' own, so no budget of ours is compared with theirs. floor_protocol: that of
+    the floor where it is another: what does not learn has the same score while others train and afterwards.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Number:
     floor: Quantity
     published: str
     is_official: bool = False
+    floor_protocol: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Claim:
-    """Ours is greater than a control or a rival of ours; with several quantities, their mean is.
+    """Ours is greater than a control or a rival of ours, or smaller if `is_less`; with several quantities, their mean.
 
     asserted_by: "paper" for a claim of the paper, "us" for a check of ours. against: the control in words. is_paired:
     value by value both sides are of the same test item. equal: a size of the budget that both sides must have spent
@@ -98,6 +100,7 @@ class Claim:
     against: str
     asserted_by: Literal["paper", "us"] = "paper"
     is_paired: bool = False
+    is_less: bool = False
     equal: str = ""
 
 

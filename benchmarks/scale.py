@@ -36,9 +36,7 @@ def effect_of(
     count = len(ours) if reported.std_over == "seeds" else sum(map(len, ours))
     implied = 0.0 if reported.std is None else reported.std / count**0.5
     a, b, c = draws_of_mean(ours, seed=0), draws_of_mean(floor, seed=1), published_draws(reported)
-    own = float(a.std())
-    if own < implied:
-        a = a + np.random.default_rng(3).normal(0.0, (implied**2 - own**2) ** 0.5, len(a))
+    a = as_uncertain(a, implied)
     low, high = interval(c - b)
     if low <= 0 <= high:
         return None, False
@@ -51,6 +49,14 @@ def effect_of(
         reach = Z95 * (implied**2 + float(c.std()) ** 2 + float(b.std()) ** 2) ** 0.5 / abs(reported.value - mean_floor)
     low, high = interval(values)
     return (effect, low, high), abs(effect - 1) <= reach
+
+
+def as_uncertain(draws: Draws, least: float) -> Draws:
+    """The draws with as much noise more as makes their standard deviation at least so large."""
+    own = float(draws.std())
+    if own >= least:
+        return draws
+    return draws + np.random.default_rng(3).normal(0.0, (least**2 - own**2) ** 0.5, len(draws))
 
 
 def published_draws(reported: PublishedNumber) -> Draws:

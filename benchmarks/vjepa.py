@@ -1,4 +1,4 @@
-"""Rows of V-JEPA (Bardes et al. 2024) and V-JEPA 2 (Assran et al. 2025): shapes, digits, physics, labelled videos."""
+"""Rows of V-JEPA (Bardes et al. 2024) and V-JEPA 2 (Assran et al. 2025): shapes, digits, Pong, physics, videos."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ BEST = "best context of each block"
 CPU = Experiment("cpu", "shapes", "velocity-r2", SEEDS, minutes=8)
 NIGHT_SHAPES = Experiment("night", "shapes", "velocity-r2", SEEDS, minutes=30)
 NIGHT_DIGITS = Experiment("night", "digits", "velocity-r2", SEEDS, minutes=30)
+NIGHT_PONG = Experiment("night", "atari-pong", "velocity-r2", SEEDS, minutes=30)
 PHYSICS = Experiment("night", "physics", "physics-accuracy", (0,), minutes=150)
 GPU_PHYSICS = Experiment("gpu", "physics", "physics-accuracy", (0,), minutes=60, needs_gpu=True)
 
@@ -204,7 +205,8 @@ def _blocks(results: Mapping[str, Result]) -> Table:
 
 def _readings(results: Mapping[str, Result]) -> Table:
     rows = []
-    for run, words in ((CPU, "shapes, cpu"), (NIGHT_SHAPES, "shapes, night"), (NIGHT_DIGITS, "digits, night")):
+    runs = {CPU: "shapes, cpu", NIGHT_SHAPES: "shapes, night", NIGHT_DIGITS: "digits, night", NIGHT_PONG: "Pong, night"}
+    for run, words in runs.items():
         for what in ("velocity", "position"):
             for reading, _ in READINGS:
                 result = results[f"{run.suite}-{run.task}-{what}-{reading.split()[0]}"]
@@ -253,6 +255,7 @@ SUITE = Suite(
         *states(NIGHT_SHAPES, "Bouncing shapes"),
         *masks(NIGHT_SHAPES),
         *states(NIGHT_DIGITS, "Moving digits"),
+        *states(NIGHT_PONG, "Pong"),
         *to_come(NIGHT_DIGITS),
         *physics(PHYSICS),
         *physics(GPU_PHYSICS),

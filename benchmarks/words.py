@@ -64,7 +64,7 @@ def reported_kind(result: Result) -> str:
     if isinstance(result.row, Beside):
         return result.row.why
     if result.curve is not None:
-        return "the same curve"
+        return f"the same curve, last of {len(result.points)} bins" if len(result.points) > 1 else "the same curve"
     return "the same score" + _silent(result.reported) if result.reported is not None else "none of this protocol"
 
 
@@ -83,13 +83,14 @@ def _silent(found: PublishedNumber | None) -> str:
 
 
 def effect_words(result: Result) -> str:
-    """The effect with its interval; of a claim, the difference with its interval."""
+    """The effect with its interval; of a claim, the difference with its interval; of a curve, its mean distance."""
     if result.effect is not None:
         mean, low, high = result.effect
         return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
     if result.difference is not None:
         mean, low, high = result.difference
-        return f"{mean:+.1f} [{low:.1f}, {high:.1f}]"
+        unit = "" if result.curve is None else " published standard deviations"
+        return f"{mean:+.1f} [{low:.1f}, {high:.1f}]{unit}"
     return ""
 
 
@@ -105,7 +106,9 @@ def budget_share(result: Result) -> str:
 
 
 def protocol(result: Result) -> str:
-    """The protocol word of a row."""
+    """The protocol word of a row; where ours has another one than the number it stands beside, ours."""
+    if isinstance(result.row, Beside) and result.ours is not None:
+        return result.ours.protocol
     if result.reported is not None:
         return result.reported.protocol
     if result.curve is not None:

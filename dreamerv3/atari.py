@@ -68,7 +68,8 @@ class Atari:
             disable_env_checker=True,
         )
         self._repeat, self._rules = repeat, rules
-        self.actions = ActionSpace(int(self._env.action_space.n), is_discrete=True)
+        names = tuple(self._env.unwrapped.get_action_meanings())
+        self.actions = ActionSpace(int(self._env.action_space.n), is_discrete=True, names=names)
         self.spaces = {"image": ObsSpace("image", (rules.size, rules.size, 1 if rules.is_gray else 3))}
 
     def reset(self, seed: int) -> Step:

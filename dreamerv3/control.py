@@ -22,18 +22,18 @@ from dreamerv3.spaces import ActionSpace, ObsSpace
 class Control:
     """A task of the DeepMind Control Suite, 1000 environment steps an episode, from vectors or from a camera."""
 
-    def __init__(self, name: str, repeat: int, is_vision: bool) -> None:
+    def __init__(self, name: str, repeat: int, is_vision: bool, size: int = IMAGE_SIZE) -> None:
         suite = control_suite(is_vision)
         domain = "ball_in_cup" if name.startswith("ball_in_cup") else name.split("_")[0]
         self._random = np.random.RandomState(0)
         self._env = suite.load(domain, name[len(domain) + 1 :], task_kwargs={"random": self._random})
-        self._repeat, self._is_vision = repeat, is_vision
+        self._repeat, self._is_vision, self._size = repeat, is_vision, size
         self._camera = 2 if domain == "quadruped" else 0
         spec = self._env.action_spec()
         self._low, self._high = spec.minimum, spec.maximum
         self.actions = ActionSpace(spec.shape[0], is_discrete=False)
         if is_vision:
-            self.spaces = {"image": ObsSpace("image", (IMAGE_SIZE, IMAGE_SIZE, 3))}
+            self.spaces = {"image": ObsSpace("image", (size, size, 3))}
             try:
                 self.reset(0)  # a renderer that does not work must say so now
             except WorldError:
@@ -69,7 +69,7 @@ class Control:
 
     def _observe(self, observation: Mapping[str, Any]) -> dict[str, Array]:
         if self._is_vision:
-            return {"image": self.render(IMAGE_SIZE)}
+            return {"image": self.render(self._size)}
         return {key: np.asarray(observation[key], np.float32).reshape(s.shape) for key, s in self.spaces.items()}
 
 

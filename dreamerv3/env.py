@@ -8,11 +8,12 @@ Source: reference code, envs/crafter.py; which rules hold in which edition: READ
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,6 +26,7 @@ from dreamerv3.interface import IMAGE_SIZE, Array, Step, World, WorldError, need
 from dreamerv3.spaces import ActionSpace, ObsSpace
 
 T = TypeVar("T")
+UNFIT = (TypeError, ValueError, AssertionError, AttributeError, KeyError)  # what arguments that do not fit end in
 
 
 class _Ordered(dict[Any, None]):
@@ -38,15 +40,16 @@ class _Ordered(dict[Any, None]):
 
 
 class Crafter:
-    """Crafter with its reward: 64 x 64 RGB, 17 actions, at most 10,000 steps. `info` has the achievements unlocked."""
+    """Crafter with its reward: RGB, 17 actions, at most 10,000 steps. `info` has the achievements unlocked."""
 
-    def __init__(self, repeat: int) -> None:
-        self._crafter, self._repeat = need("crafter", "crafter"), repeat
-        self.actions = ActionSpace(17, is_discrete=True)
-        self.spaces = {"image": ObsSpace("image", (IMAGE_SIZE, IMAGE_SIZE, 3))}
+    def __init__(self, repeat: int, size: int = IMAGE_SIZE) -> None:
+        self._crafter, self._repeat, self._size = need("crafter", "crafter"), repeat, size
+        names = tuple(need("crafter.constants", "crafter").actions)
+        self.actions = ActionSpace(len(names), is_discrete=True, names=names)
+        self.spaces = {"image": ObsSpace("image", (size, size, 3))}
 
     def reset(self, seed: int) -> Step:
-        self._env = self._crafter.Env(size=(IMAGE_SIZE, IMAGE_SIZE), reward=True, seed=seed)
+        self._env = self._crafter.Env(size=(self._size, self._size), reward=True, seed=seed)
         first, world = self._env.reset(), self._env._world
         # Deviation D10: which of several creatures vanishes hangs on the order of the sets that Crafter keeps them in,
         # and that on addresses in memory.
@@ -70,23 +73,27 @@ class Crafter:
 
 
 class Gym:
-    """Any gymnasium environment with images, vectors, integers or a dictionary of them, and one kind of action."""
+    """Any gymnasium environment with images, vectors, integers or a dictionary of them, and one kind of action.
 
-    def __init__(self, gym_id: str, repeat: int) -> None:
+    size: rows and columns that its images are brought to. arguments: of the environment, see `gym_arguments`.
+    """
+
+    def __init__(self, gym_id: str, repeat: int, size: int = IMAGE_SIZE, arguments: str | None = None) -> None:
         gymnasium = need("gymnasium", "gymnasium")
         if gym_id not in gymnasium.registry and importlib.util.find_spec("ale_py"):
             register_games()
         try:
-            self._env = gymnasium.make(gym_id, disable_env_checker=True)
-        except (gymnasium.error.Error, ImportError) as error:
-            raise WorldError(f"gymnasium cannot make {gym_id!r}: {error}") from error
+            self._env = gymnasium.make(gym_id, disable_env_checker=True, **gym_arguments(arguments))
+        except (gymnasium.error.Error, ImportError, *UNFIT) as error:
+            raise WorldError(f"gymnasium cannot make {gym_id!r}: {' '.join(str(error).split())}") from error
         self._repeat = repeat
         space, action = self._env.observation_space, self._env.action_space
         self._is_dict = isinstance(space, gymnasium.spaces.Dict)
         self._parts = dict(space.spaces) if self._is_dict else {"obs": space}
-        self.spaces = {name: _obs_space(gym_id, name, part) for name, part in self._parts.items()}
+        self.spaces = {name: _obs_space(gym_id, name, part, size) for name, part in self._parts.items()}
         if isinstance(action, gymnasium.spaces.Discrete):
-            self.actions = ActionSpace(int(action.n), is_discrete=True)
+            names: tuple[str, ...] = tuple(getattr(self._env.unwrapped, "get_action_meanings", tuple)())
+            self.actions = ActionSpace(int(action.n), is_discrete=True, names=names)
             self._to_env: Callable[[Array], Any] = lambda a: int(a) + int(action.start)
         elif isinstance(action, gymnasium.spaces.Box) and action.is_bounded():
             self.actions = ActionSpace(int(np.prod(action.shape)), is_discrete=False)
@@ -115,12 +122,31 @@ class Gym:
         return {name: _obs_value(space, self._parts[name], values[name]) for name, space in self.spaces.items()}
 
 
-def _obs_space(gym_id: str, name: str, part: Any) -> ObsSpace:
+def gym_arguments(words: str | None) -> dict[str, Any]:
+    """ "key=value,key=value" as keyword arguments: numbers, true, false and none, all else as text.
+
+    Raises ValueError for what has another form.
+    """
+    found: dict[str, Any] = {}
+    for word in (words or "").split(","):
+        key, equals, text = (part.strip() for part in word.partition("="))
+        if word.strip() and not (equals and key.isidentifier()):
+            raise ValueError(f"gym_args takes key=value with commas between, not {word!r}")
+        if not word.strip():
+            continue
+        try:
+            found[key] = json.loads(text.lower().replace("none", "null"))
+        except ValueError:
+            found[key] = text
+    return found
+
+
+def _obs_space(gym_id: str, name: str, part: Any, size: int) -> ObsSpace:
     spaces = need("gymnasium.spaces", "gymnasium")
     if isinstance(part, spaces.Box) and part.dtype == np.uint8 and len(part.shape) in (2, 3):
         if len(part.shape) == 3 and part.shape[0] < min(part.shape[1:]):
             raise WorldError(f"{gym_id}: observation {name!r} is an image {part.shape}; its channels must come last")
-        return ObsSpace("image", (IMAGE_SIZE, IMAGE_SIZE, part.shape[2] if len(part.shape) == 3 else 1))
+        return ObsSpace("image", (size, size, part.shape[2] if len(part.shape) == 3 else 1))
     if isinstance(part, spaces.Discrete):
         return ObsSpace("discrete", (), int(part.n))
     if isinstance(part, spaces.Box | spaces.MultiBinary | spaces.MultiDiscrete) and part.shape is not None:
@@ -129,13 +155,13 @@ def _obs_space(gym_id: str, name: str, part: Any) -> ObsSpace:
 
 
 def _obs_value(space: ObsSpace, part: Any, value: Any) -> Array:
-    """Images are resized to 64 x 64, integers start at 0."""
+    """Images are resized to those of the space, integers start at 0."""
     array = np.asarray(value)
     if space.kind == "image":
-        if array.shape[:2] != (IMAGE_SIZE, IMAGE_SIZE):
+        if array.shape[:2] != space.shape[:2]:
             # One channel at a time: Pillow would take the last of two or four for transparency.
             channels = np.moveaxis(array.reshape(*array.shape[:2], -1), -1, 0)
-            array = np.stack([resized(channel, IMAGE_SIZE) for channel in channels], -1)
+            array = np.stack([resized(channel, space.shape[0]) for channel in channels], -1)
         return array.reshape(space.shape)
     if space.kind == "discrete":
         return array.astype(np.int32) - int(part.start)
@@ -144,15 +170,22 @@ def _obs_value(space: ObsSpace, part: Any, value: Any) -> Array:
 
 def make_world(config: Config) -> World:
     """The world of a config. Raises WorldError, in one line, if this machine cannot make it."""
-    benchmark, repeat = config.benchmark, config.plan.action_repeat
+    benchmark, repeat, size = config.benchmark, config.plan.action_repeat, config.image_size or IMAGE_SIZE
     name = config.task.removeprefix(benchmark).lstrip("_")
+    world: World
     if benchmark in ("dmc_proprio", "dmc_vision"):
-        return Control(name, repeat, benchmark == "dmc_vision")
-    if benchmark == "crafter":
-        return Crafter(repeat)
-    if benchmark == "gym":
-        return Gym(config.gym_id, repeat)
-    return Atari(name, repeat, ATARI_RULES[config.edition, benchmark])
+        world = Control(name, repeat, benchmark == "dmc_vision", size)
+    elif benchmark == "crafter":
+        world = Crafter(repeat, size)
+    elif benchmark == "gym":
+        world = Gym(config.gym_id, repeat, size, config.gym_args)
+    else:
+        rules = ATARI_RULES[config.edition, benchmark]
+        world = Atari(name, repeat, replace(rules, size=config.image_size or rules.size))
+    if config.image_size is not None and all(space.kind != "image" for space in world.spaces.values()):
+        world.close()
+        raise WorldError(f"image_size: {config.task} has no images")
+    return world
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,25 @@
-"""Fresh episodes under the sampling policy, beside uniform random play; the training curve; films of the imagination.
+"""The last training episodes, and fresh ones beside uniform random play; the training curve; films of the imagination.
 
     python -m dreamerv3.evaluate --preset cpu --seed 0            the run of that preset and seed
+    python -m dreamerv3.evaluate --run FOLDER --unfinished        as far as it has come, also while it trains
 
 Writes record.json, curves.png, latents.png and video.webm into the run folder.
-The published numbers are returns of training episodes; the curve in the record is theirs to be compared with.
+The published numbers are returns of the last training episodes: the record holds ours as a measurement under that
+protocol, and its value is the return of fresh episodes.
 Source: paper, Methods ("Benchmarks"); reference code: the policy always samples, there is no greedy mode.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from common import checkpoint
 from common import run as runs
 from common.config import parse, user_error
 from common.curves import draw_curves
@@ -25,10 +27,11 @@ from common.program import program
 from common.record import close, curve, of_run, sample
 from common.seeding import derive_seed
 from dreamerv3 import pictures
-from dreamerv3.agent import STAGE, Agent, new_agent, refuse
+from dreamerv3.agent import STAGE, Agent
 from dreamerv3.config import PRESETS, TASKS, Config
 from dreamerv3.env import Worlds, make_world
 from dreamerv3.interface import WorldError
+from dreamerv3.trained import load_agent
 
 Array = np.ndarray[Any, Any]
 Act = Callable[[dict[str, Array], int], Array]
@@ -89,32 +92,28 @@ def random_policy(worlds: Worlds, seed: int) -> Act:
     return act
 
 
-def load_agent(info: Mapping[str, Any], config: Config, worlds: Worlds, device: torch.device) -> tuple[Agent, int, int]:
-    """The agent of a finished run, its agent steps and its updates; one line and exit code 2 if it has not ended."""
-    folder, plan = info["folder"], config.plan
-    found = checkpoint.load_final(folder / STAGE, plan.steps, device, info["meta"]["identity"])
-    agent = new_agent(worlds.spaces, worlds.actions, config).to(device)
-    try:
-        checkpoint.load_module("agent", agent, found.tensors)
-    except ValueError as error:
-        refuse(folder, error)
-    return agent.eval(), plan.steps * plan.envs, int(found.state["state"]["updates"])
-
-
 def protocol(config: Config) -> str:
-    """The name of the test; the world's own episodes, all of their length."""
+    """The name of the test of fresh episodes; the world's own, all of their length."""
     return f"{config.benchmark}-episodes"
 
 
+def training_protocol(config: Config) -> str:
+    """The name of the published test: the training episodes that end in the last bin of the curve."""
+    return f"{config.benchmark}-training"
+
+
 def claim(config: Config, preset: str) -> str:
-    """The word that tells apart the records of one task: what of budget and robustness is not the preset's."""
+    """The word that tells apart the records of one task: what of budget and robustness is not the preset's.
+
+    The learning rate by size is named in every preset: runs of `night` without it are the control.
+    """
     found = PRESETS[preset]
     usual = {**found.values, **found.by_task.get(config.task, {})}
     parts = {
         f"frames{config.plan.env_frames}": config.env_frames != usual.get("env_frames"),
         f"free{config.free_nats:g}": config.free_nats != Config.free_nats,
         "no-symlog": not config.use_symlog,
-        "lr-by-size": config.lr_by_size != usual.get("lr_by_size", False),
+        "lr-by-size": config.lr_by_size,
         "no-two-hot": not config.use_two_hot,
         f"ratio{config.plan.train_ratio:g}": config.train_ratio not in (0, usual.get("train_ratio")),
         "untrained": config.plan.train_ratio == 0,
@@ -123,9 +122,9 @@ def claim(config: Config, preset: str) -> str:
 
 
 def record_of_run(info: dict[str, Any], agent: Agent, config: Config, steps: int, updates: int) -> dict[str, Any]:
-    """The test of a finished run with its control, as record.json."""
-    start = time.monotonic()
-    # Deviation D9: fresh episodes; the published numbers are those of training episodes.
+    """The test of a run with its control, as record.json; what came after its `steps` agent steps has no part in it."""
+    start, plan = time.monotonic(), config.plan
+    # Deviation D9: fresh episodes too; the published numbers are those of training episodes, see `measurements`.
     indices = range(config.test_episodes)
     with Worlds(lambda: make_world(config), indices, config.seed, "test") as worlds:
         returns = play(worlds, agent_policy(agent, config.test_episodes, config.seed))
@@ -133,7 +132,7 @@ def record_of_run(info: dict[str, Any], agent: Agent, config: Config, steps: int
         random = play(worlds, random_policy(worlds, config.seed))
     info["stage_seconds"]["test"] = time.monotonic() - start
     info["wall_seconds"] += info["stage_seconds"]["test"]
-    metrics = runs.read_metrics(info["folder"])
+    metrics = [line for line in runs.read_metrics(info["folder"]) if line["step"] <= steps]
     name = protocol(config)
     returned, last = training_curve(metrics, BINS.get(config.benchmark, 10_000))
     curves = {"training return": returned}
@@ -141,7 +140,7 @@ def record_of_run(info: dict[str, Any], agent: Agent, config: Config, steps: int
     for key, unit in (("loss_dyn", "nats"), ("loss_reward", "nats"), ("return_scale", "return"), ("entropy", "nats")):
         curves[key.removeprefix("loss_").replace("_", " ")] = curve(lines, key, "update", unit, x="updates")
     curves = {label: points for label, points in curves.items() if points["x"]}
-    measurements = {"last training episodes": sample(last, f"{config.benchmark}-training")} if last else {}
+    measurements = {"last training episodes": sample(last, training_protocol(config))} if last else {}
     if config.benchmark == "crafter" and last:
         measurements["crafter score"] = sample([crafter_score(metrics)], "crafter-score")
     return of_run(info) | {
@@ -150,7 +149,7 @@ def record_of_run(info: dict[str, Any], agent: Agent, config: Config, steps: int
         "metric": "return",
         "unit": "return",
         "policy": f"sampled, after {updates} updates; edition {config.edition}",
-        "budget": {"env_frames": steps * config.plan.action_repeat, "updates": updates},
+        "budget": {"env_frames": steps * plan.envs * plan.action_repeat, "updates": updates},
         "controls": {
             "uniform random": sample(random, name),
             "twice uniform random": sample([2 * value for value in random], name),
@@ -158,6 +157,7 @@ def record_of_run(info: dict[str, Any], agent: Agent, config: Config, steps: int
         "measurements": measurements,
         "curves": curves,
         "parameters": agent.parameter_counts(),
+        "finished": steps == plan.steps,
     }
 
 
@@ -189,7 +189,7 @@ def training_curve(metrics: Sequence[dict[str, Any]], width: int) -> tuple[dict[
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, options = parse(
-        Config, TASKS, PRESETS, argv, prog="python -m dreamerv3.evaluate", description=__doc__ or ""
+        Config, TASKS, PRESETS, argv, prog="python -m dreamerv3.evaluate", description=__doc__ or "", extra=_add_options
     )
     info, config = runs.run_under_test("dreamerv3", Config, config, options, TEST_SETTINGS)
     folder = info["folder"]
@@ -197,13 +197,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs.seed_everything(config.seed, config.device)
     try:
         with Worlds(lambda: make_world(config), [0], config.seed, "film") as worlds:
-            agent, steps, updates = load_agent(info, config, worlds, device)
+            agent, steps, updates = load_agent(info, config, worlds, device, is_final=not options.unfinished)
             record = record_of_run(info, agent, config, steps, updates)
             draw_curves(record, folder / "curves.png")
             pictures.film(agent, worlds, agent_policy(agent, 1, config.seed), config, folder)
     except WorldError as error:
         user_error(str(error))
     close(record, folder)
+    if not record["finished"]:
+        print(f"unfinished: {steps} of {config.plan.steps} steps")
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    words = "test the newest checkpoint of a run that has not ended; its record says so"
+    parser.add_argument("--unfinished", action="store_true", help=words)
 
 
 if __name__ == "__main__":

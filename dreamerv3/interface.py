@@ -18,7 +18,7 @@ from PIL import Image
 from dreamerv3.spaces import ActionSpace, ObsSpace
 
 Array = NDArray[Any]
-IMAGE_SIZE = 64
+IMAGE_SIZE = 64  # rows and columns, where no other is asked for
 
 
 class WorldError(ValueError):

@@ -30,10 +30,14 @@ class ObsSpace:
 
 @dataclass(frozen=True)
 class ActionSpace:
-    """`size` discrete actions, given as their number, or a vector of `size` numbers in [-1, 1]."""
+    """`size` discrete actions, given as their number, or a vector of `size` numbers in [-1, 1].
+
+    names: what the world calls its discrete actions, if it calls them anything.
+    """
 
     size: int
     is_discrete: bool
+    names: tuple[str, ...] = ()
 
 
 ObsSpaces = Mapping[str, ObsSpace]

@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -34,6 +35,9 @@ from dreamerv3.learner import Learner
 from dreamerv3.optimizer import LaProp
 from dreamerv3.replay import Batch, Picks, Ratio, Replay
 from dreamerv3.rssm import State
+
+if TYPE_CHECKING:
+    from dreamerv3.pictures import Latest
 
 
 def learning_rate(config: Config) -> float:
@@ -282,6 +286,7 @@ def train(run: Run, config: Config, ranks: dist.Ranks, worlds: Worlds) -> None:
     if stage.first:
         restore(stage, player, trainer)
     player.state = State(player.state.h.to(ranks.device), player.state.z.to(ranks.device))
+    latest = new_latest(agent, trainer.replay, config, run.folder) if dist.is_main(ranks) else None
     logged = trainer.updates // LOG_EVERY
     shown: dict[str, str] = {}
     for number in stage.updates():
@@ -304,6 +309,17 @@ def train(run: Run, config: Config, ranks: dist.Ranks, worlds: Worlds) -> None:
             stage.bar.set_postfix({**shown, "loss": f"{float(trainer.metrics['loss']):.4g}"}, refresh=False)
         if stage.due(number) or trainer.replay.rows.must_save:
             save(stage, number, player, trainer)
+        if latest is not None:
+            latest.draw_if_due()
+
+
+def new_latest(agent: Agent, replay: Replay, config: Config, folder: Path) -> Latest | None:
+    """The film of a run that is under way, if it is wanted; only then are its libraries."""
+    if not config.film_seconds:
+        return None
+    from dreamerv3.pictures import Latest
+
+    return Latest(agent, replay.rows, config, folder)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

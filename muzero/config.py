@@ -209,7 +209,8 @@ _CONTROL = {
     "support": 30,
     "envs": 8,
     "simulations": 16,
-    "td_steps": 20,
+    # Values must reach back from the end of the track within few updates.
+    "td_steps": 50,
     "batch_size": 128,
     "lr": 1e-2,
     "lr_decay_updates": 4_000,

@@ -231,6 +231,7 @@ def claim(config: Config, preset: str) -> str:
         f"sims{config.simulations}": is_changed("simulations"),
         f"test{config.test_simulations}": is_changed("test_simulations"),
         f"reanalyze{config.reanalyze:g}": is_changed("reanalyze"),
+        f"n{config.td_steps}": is_changed("td_steps"),
         f"by-{config.normalisation}": is_changed("normalisation"),
         "penalty": is_changed("weight_decay") and config.weight_decay > 0,
         f"updates{config.updates}": is_changed("updates") and config.updates > 0,

@@ -84,7 +84,7 @@ def scale_hidden(state: Tensor, *, is_per_channel: bool = False) -> Tensor:
     A range below 1e-5 is widened by it. Gradients go through. Source: paper, Appendix G, which leaves the axes open.
     """
     flat = state.flatten(2) if is_per_channel else state.flatten(1)
-    low, high = torch.aminmax(flat, dim=-1, keepdim=True)
+    low, high = flat.amin(-1, keepdim=True), flat.amax(-1, keepdim=True)
     span = high - low
     span = span + SMALLEST_RANGE * (span.detach() < SMALLEST_RANGE)
     return ((flat - low) / span).view_as(state)

@@ -9,6 +9,7 @@ from typing import Any
 from common.config import Preset, setting
 from common.precision import PRECISIONS
 from vjepa.ablations import TARGETS
+from vjepa.atari import TASKS as GAMES
 from vjepa.jepa import DECAYS
 from vjepa.masks import STRATEGIES
 from vjepa.vit import POSITIONS, SIZES
@@ -173,6 +174,7 @@ TASKS: dict[str, Mapping[str, Any]] = {
     "shapes": _GENERATED,
     "digits": {**_GENERATED, "frames": 20},
     "physics": _GENERATED,
+    **dict.fromkeys(GAMES, _GENERATED),
 }
 
 # So narrow a network is faster in float32. Rotary positions: the entries of a table are larger than what the first
@@ -207,6 +209,7 @@ PRESETS = {
             "physics": {"pairs": 200},
             "shapes": {**_SMALL, "updates": 5000, "probe_clips": 4000},
             "digits": {"frames": 10, "updates": 2500, "probe_clips": 2000},
+            **dict.fromkeys(GAMES, {"frames": 8, "updates": 2500, "probe_clips": 2000}),
         },
     ),
     "cpu": Preset(

@@ -25,6 +25,8 @@ from common.files import check_is_file
 from common.program import RunError
 from common.seeding import derive_seed
 from common.workers import begin_worker
+from vjepa.atari import TASKS as GAMES
+from vjepa.atari import AtariClips
 from vjepa.build import mask_kinds
 from vjepa.config import Config
 from vjepa.crops import augmented
@@ -37,7 +39,7 @@ from vjepa.videos import DamagedVideoError, VideoFiles
 from vjepa.vit import Grid
 
 READ_AHEAD = 4  # micro-batches per worker
-GENERATED = ("shapes", "digits", "physics")
+GENERATED = ("shapes", "digits", "physics", *GAMES)
 
 
 class Clips(Protocol):
@@ -88,15 +90,15 @@ class Arrays:
 
 
 Labelled = Arrays | VideoFiles
-State = Shapes | Digits
+State = Shapes | Digits | AtariClips
 
 
 @dataclass(frozen=True)
 class Splits:
     """What the encoder learns from, and what probes are trained and tested on.
 
-    Of generated worlds that is another draw of the same world; of videos there may be nothing to test with. Physics has
-    its pairs instead.
+    Of generated worlds that is another draw of the same world, of a game another play; of videos there may be nothing
+    to test with. Physics has its pairs instead.
     """
 
     pretrain: Clips
@@ -117,6 +119,9 @@ def load_splits(config: Config) -> Splits:
         return Splits(Scenes(side, frames, config.clips, seeds["pretrain"]), None, None)
     if config.task == "digits":
         parts: list[Any] = [Digits(side, frames, n, seeds[name], name == "test") for name, n in sizes.items()]
+    elif config.task in GAMES:
+        game = config.task.removeprefix("atari-")
+        parts = [AtariClips(game, side, frames, n, seeds[name]) for name, n in sizes.items()]
     else:
         parts = [Shapes(side, frames, n, seeds[name]) for name, n in sizes.items()]
     return Splits(*parts)

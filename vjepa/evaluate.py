@@ -31,12 +31,11 @@ from vjepa.ac import evaluate as plan
 from vjepa.ac.handover import is_ac
 from vjepa.build import STAGE, load_model, new_model
 from vjepa.config import PRESETS, TASKS, Config
-from vjepa.data import Splits
+from vjepa.data import GENERATED, Splits, State
 from vjepa.digits import Digits
 from vjepa.features import Encode, encode, last_frame, pixel_features
 from vjepa.jepa import JEPA
 from vjepa.readout import READOUTS, Recipe, fit, read_all
-from vjepa.shapes import Shapes
 
 TEST_SETTINGS = ("device", "workers", "data", "test_data")
 GROUPS = 50
@@ -49,9 +48,9 @@ def claim(config: Config) -> str:
 
     Behind it, where nothing was trained here, whose weights they are.
     """
-    word = {"shapes": "velocity-r2", "digits": "velocity-r2", "physics": "physics-accuracy"}.get(
-        config.task, "probe-accuracy"
-    )
+    word = "velocity-r2" if config.task in GENERATED else "probe-accuracy"
+    if config.task == "physics":
+        word = "physics-accuracy"
     masking = "" if config.masking == "multi-block" else f"-{config.masking}"
     target = "" if config.target == "ema" else f"-{config.target}"
     weights = "" if config.updates else "-official" if config.init_from else "-untrained"
@@ -60,11 +59,16 @@ def claim(config: Config) -> str:
 
 def protocol(config: Config) -> str:
     """The name of the test."""
-    if config.task in ("shapes", "digits"):
-        return f"{config.task}-mean-r2"
     if config.task == "physics":
         return "violation-of-expectation"
+    if config.task in GENERATED:
+        return f"{world(config)}-mean-r2"
     return f"{config.task}-attentive-{config.probe_segments}x{config.probe_views}"
+
+
+def world(config: Config) -> str:
+    """The word of a task's world in the names of its tests: all games have one."""
+    return config.task.partition("-")[0]
 
 
 def recipe_of(config: Config, device: torch.device, heads: int) -> Recipe:
@@ -91,8 +95,8 @@ def state_record(
             PIXELS: partial(pixel_features, model.encoder),
             STILL: partial(last_frame, model.target_encoder),
         }
-    assert isinstance(splits.train, Shapes | Digits)
-    assert isinstance(splits.test, Shapes | Digits)
+    assert isinstance(splits.train, State)
+    assert isinstance(splits.test, State)
     true = torch.from_numpy(splits.test.states)
     places = true.shape[1] // 2  # positions stand before velocities
     names = {"velocity": slice(places, None), "position": slice(0, places)}
@@ -114,7 +118,7 @@ def state_record(
     ours = fits["V-JEPA"]
     controls = {name: parts[headline] for name, parts in fits.items() if name != "V-JEPA"}
     measurements = {
-        key if name == "V-JEPA" else f"{key}, {name}": sample(_grouped(values), f"{config.task}-readout")
+        key if name == "V-JEPA" else f"{key}, {name}": sample(_grouped(values), f"{world(config)}-readout")
         for name, parts in fits.items()
         for key, values in parts.items()
         if (name, key) != ("V-JEPA", headline)
@@ -187,7 +191,7 @@ def record_of_run(
     start = time.monotonic()
     if config.task == "physics":
         tested = physics_record(config, model, device, has_controls)
-    elif config.task in data.GENERATED:
+    elif config.task in GENERATED:
         tested = state_record(config, splits, model, device, has_controls)
     else:
         tested = label_probe.record(config, splits, model, device, protocol(config), has_controls)

@@ -33,6 +33,7 @@ ORIGINS = {
     "danijar": Origin("dreamerv3", "danijar/dreamerv3", "dreamerv3/rssm.py"),
     "mctx": Origin("muzero", "google-deepmind/mctx", "mctx/_src/search.py"),
     "facebookresearch": Origin("ijepa", "facebookresearch/ijepa", "src/train.py", runs_on_gpu=True),
+    "jepa": Origin("vjepa", "facebookresearch/jepa", "app/vjepa/train.py", runs_on_gpu=True),
     "eloialonso": Origin("diamond", "eloialonso/diamond", "src/envs/world_model_env.py", runs_on_gpu=True),
 }
 

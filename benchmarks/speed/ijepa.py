@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers.peer import Peer, compared, started
-from benchmarks.speed.pretraining import precisions, pretraining
-from benchmarks.speed.timing import figure, in_turns, peak_memory_of, timed
+from benchmarks.speed.pretraining import beside, beside_cases, pretraining
+from benchmarks.speed.timing import figure, timed
 from common.precision import compute_dtype
 from ijepa.build import mask_config, new_model, new_schedule
 from ijepa.config import Config
@@ -55,57 +54,26 @@ def _pretraining(case: Config, device: torch.device, has_rate: bool = False) -> 
 
 
 def measure_beside(checkouts: Mapping[str, Path], device: torch.device) -> list[dict[str, Any]]:
-    """The pretraining update in turns with that of the authors' code, on the same masks and the same device.
-
-    On a GPU both lie in its memory and theirs is in bfloat16, as released: hence the half batches.
-    """
-    if device.type == "cpu":
-        cases = [(case, "float32") for case in precisions(SMALL, device).values()]
-    else:
-        halves = [
-            replace(case, batch_size=case.batch_size // 2, micro_batch_size=case.batch_size // 2)
-            for case in (BASE, HUGE)
-        ]
-        cases = [(replace(case, precision="bfloat16"), "bfloat16") for case in halves]
-    return [_beside(name, path, *case, device) for name, path in checkouts.items() for case in cases]
-
-
-def _beside(name: str, checkout: Path, config: Config, theirs: str, device: torch.device) -> dict[str, Any]:
-    """One comparison; theirs: the precision of the peer's products."""
-    is_cuda = device.type == "cuda"
-    if is_cuda:
-        torch.cuda.reset_peak_memory_stats(device)
-    model = new_model(config, 3)
-    masks = _masks(config, model)
-    order = {
-        "device": device.type,
-        "precision": theirs,
-        "encoder": config.encoder,
-        "batch": config.batch_size,
-        "size": config.size[0],
-        "patch": config.patch,
-        "predictor_depth": config.predictor_depth,
-        "predictor_width": config.predictor_width,
-        "context": [mask.tolist() for mask in masks.context],
-        "target": [mask.tolist() for mask in masks.target],
-    }
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    update = _update(config, device)[0]
-    words = str(compute_dtype(config.precision, device)).removeprefix("torch.")
-    row = f"pretraining update, {_title(config)}, {words}, beside the authors' code"
-    with started(name, checkout, order) as peer:
-        calls = [lambda: timed(update, device, repeats=1, warmup=0).median, peer.update]
-        ours, other = in_turns(calls, repeats=15, warmup=3)
-        if is_cuda:
-            memory, peer_memory = torch.cuda.max_memory_allocated(device) / 2**30, _memory(peer)
-        else:
-            memory, peer_memory = peak_memory_of(small_updates, config.precision), peer.memory
-        return compared(row, "images/s", ours, other, peer, parameters, memory, config.batch_size, peer_memory)
-
-
-def _memory(peer: Peer) -> float:
-    """GiB of the device that the peer has held at most."""
-    return float(peer.ask({"asks": "memory"}))
+    """The pretraining update in turns with that of the authors' code, on the same masks and the same device."""
+    found = []
+    for checkout in checkouts.items():
+        for case, theirs in beside_cases(SMALL, (BASE, HUGE), device):
+            model = new_model(case, 3)
+            found.append(
+                beside(
+                    checkout,
+                    case,
+                    theirs,
+                    device,
+                    update=_update(case, device)[0],
+                    model=model,
+                    masks=_masks(case, model),
+                    small=small_updates,
+                    words=_title(case),
+                    unit="images",
+                )
+            )
+    return found
 
 
 def small_updates(precision: str) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.speed.timing import figure, matrix_product, timed
+from benchmarks.peers.peer import compared, started
+from benchmarks.speed.timing import figure, in_turns, matrix_product, peak_memory_of, timed
 from common.precision import compute_dtype
 
 
@@ -65,3 +67,65 @@ def pretraining(
             ),
         ]
     return found
+
+
+def beside_cases(small: Any, large: tuple[Any, ...], device: torch.device) -> list[tuple[Any, str]]:
+    """What is measured beside the authors' code on this device, and the precision of their products.
+
+    On a GPU both lie in its memory and theirs is in bfloat16, as released: hence half the batches.
+    """
+    if device.type == "cpu":
+        return [(case, "float32") for case in precisions(small, device).values()]
+    halves = [(case, case.batch_size // 2) for case in large]
+    return [
+        (replace(case, batch_size=half, micro_batch_size=half, precision="bfloat16"), "bfloat16")
+        for case, half in halves
+    ]
+
+
+def beside(
+    checkout: tuple[str, Path],
+    config: Any,
+    theirs: str,
+    device: torch.device,
+    *,
+    update: Callable[[], object],
+    model: torch.nn.Module,
+    masks: Any,
+    small: Callable[[str], None],
+    words: str,
+    unit: str,
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The update in turns with that of the authors' code, on the same masks and the same device.
+
+    checkout: the peer's name and its folder. theirs: the precision of the peer's products. small: makes a few updates
+    in a precision, for their memory. words: the row. more: what the peer is to build beyond what both papers have.
+    """
+    is_cuda = device.type == "cuda"
+    if is_cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    order = {
+        "device": device.type,
+        "precision": theirs,
+        "encoder": config.encoder,
+        "batch": config.batch_size,
+        "size": config.size[0],
+        "patch": config.patch,
+        "predictor_depth": config.predictor_depth,
+        "predictor_width": config.predictor_width,
+        "context": [mask.tolist() for mask in masks.context],
+        "target": [mask.tolist() for mask in masks.target],
+        **(more or {}),
+    }
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    shipped = str(compute_dtype(config.precision, device)).removeprefix("torch.")
+    row = f"pretraining update, {words}, {shipped}, beside the authors' code"
+    with started(*checkout, order) as peer:
+        calls = [lambda: timed(update, device, repeats=1, warmup=0).median, peer.update]
+        ours, other = in_turns(calls, repeats=15, warmup=3)
+        if is_cuda:
+            memory, peer_memory = torch.cuda.max_memory_allocated(device) / 2**30, float(peer.ask({"asks": "memory"}))
+        else:
+            memory, peer_memory = peak_memory_of(small, config.precision), peer.memory
+        return compared(row, f"{unit}/s", ours, other, peer, parameters, memory, config.batch_size, peer_memory)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.speed.pretraining import pretraining
+from benchmarks.speed.pretraining import beside, beside_cases, pretraining
 from benchmarks.speed.timing import figure, timed
 from common import dist, eager
 from common.precision import compute_dtype
@@ -78,10 +79,46 @@ def _pretraining(case: Config, device: torch.device, has_rate: bool = False) -> 
     return pretraining(_update, case, _title(case), "clips", device, has_rate)
 
 
+def measure_beside(checkouts: Mapping[str, Path], device: torch.device) -> list[dict[str, Any]]:
+    """The pretraining update of V-JEPA in turns with that of the authors' code, on the same masks and device."""
+    found = []
+    for checkout in checkouts.items():
+        for case, theirs in beside_cases(SMALL, (LARGE,), device):
+            model = new_model(case, 3)
+            found.append(
+                beside(
+                    checkout,
+                    case,
+                    theirs,
+                    device,
+                    update=_update(case, device)[0],
+                    model=model,
+                    masks=_masks(case, model),
+                    small=small_updates,
+                    words=_title(case),
+                    unit="clips",
+                    more={"frames": case.frames},
+                )
+            )
+    return found
+
+
+def small_updates(precision: str) -> None:
+    """Build the learner that is measured beside others and make a few updates, for their memory."""
+    update, _ = _update(replace(SMALL, precision=precision), CPU)
+    for _ in range(3):
+        update()
+
+
 def _title(config: Config) -> str:
     name = "V-JEPA" if config.positions == "sincos" else "V-JEPA 2"
     letter = config.encoder if config.encoder == "tiny" else config.encoder[0].upper()
     return f"{name} ViT-{letter}/{config.patch} at {config.frames} x {config.size[0]} px, batch {config.batch_size}"
+
+
+def _masks(config: Config, model: JEPA) -> Masks:
+    generator = torch.Generator().manual_seed(0)
+    return sample_masks(mask_kinds(config), model.encoder.grid, config.batch_size, 0, generator)
 
 
 def _update(config: Config, device: torch.device, is_written_out: bool = False) -> tuple[Callable[[], object], float]:
@@ -90,8 +127,7 @@ def _update(config: Config, device: torch.device, is_written_out: bool = False) 
     is_written_out: attention as softmax(q k) v and AdamW tensor by tensor.
     """
     model = new_model(config, 3).to(device)
-    generator = torch.Generator().manual_seed(0)
-    masks = sample_masks(mask_kinds(config), model.encoder.grid, config.batch_size, 0, generator)
+    masks = _masks(config, model)
     clips = torch.randn(config.batch_size, 3, config.frames, *config.size, device=device)
     rates, optimizer = new_schedule(config, 1000), new_optimizer(model)
     if is_written_out:

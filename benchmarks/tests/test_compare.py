@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import ha2018, published, suites
+from benchmarks.bins import distance
 from benchmarks.compare import Result, compare, number_verdict
 from benchmarks.published import PublishedNumber
 from benchmarks.records import Record
@@ -47,7 +48,7 @@ def at_full_budget(suite: Suite, row: Number, values: list[float], floor: list[f
             "budget": {k: v for k, v in reported.spent.items() if k != "parameters"},
             "parameters": {"all": reported.spent.get("parameters", 1)},
         }  # fmt: skip
-        for quantity, one in ((row.floor, sample(floor, reported.protocol)), (row.ours, mine)):
+        for quantity, one in ((row.floor, sample(floor, row.floor_protocol or reported.protocol)), (row.ours, mine)):
             group, _, name = quantity.name.partition("/")
             fields = fields | (one if group == "value" else {group: {**fields.get(group, {}), name: one}})
         found.append(record([0.0], seed, **fields))
@@ -228,6 +229,13 @@ def test_a_claim_goes_by_the_interval_of_the_difference():
     assert verdict("transfer", record([100.0, 500.0])).verdict.text == "undecided (one seed of 3 planned)"
 
 
+def test_a_claim_that_ours_is_less_holds_below_the_control():
+    less = replace(ROWS["transfer"], is_less=True)
+    for values, words in (([100.0, 120.0], "passed"), ([300.0, 320.0], "not passed"), ([100.0, 500.0], "undecided")):
+        result = compare(ha2018.SUITE, less, [record(values)], PUBLISHED)
+        assert result.verdict.text == f"{words} (one seed of 3 planned)"
+
+
 def test_the_episodes_of_the_control_count_too():
     quiet = {"uniform random": sample([200.0] * 50), "held random": sample([200.0] * 50)}
     noisy = {"uniform random": sample([10.0, 390.0] * 5), "held random": sample([200.0] * 50)}
@@ -298,18 +306,43 @@ def test_a_curve_above_is_not_a_curve_below():
     for shift, words in ((0.0, "on"), (5.0, "above"), (-5.0, "below")):
         y = [a + shift * s for a, s in zip(on, theirs.spread[:10], strict=True)]
         result = verdict("dream-curve", record(NEAR, curves=curve(*y)))
-        assert result.verdict.text.startswith(f"{words} the curve (reduced model: Z 32")
-        assert result.notes[0].startswith("of 10 published points up to generation 10: 10 ")
+        assert result.verdict.text.startswith(f"{words} the curve (10 of 10 bins, one seed; reduced model: Z 32")
+        assert result.notes[0].startswith("bins up to generation 10: 10 ")
     row = replace(ROWS["dream-curve"], reduced="")
-    assert compare(ha2018.SUITE, row, [record(NEAR, curves=curve(*on))], PUBLISHED).verdict.text == "on the curve"
+    found = compare(ha2018.SUITE, row, [record(NEAR, curves=curve(*on))], PUBLISHED)
+    assert found.verdict.text == "on the curve (10 of 10 bins, one seed)"
 
 
-def test_every_published_point_counts_and_not_the_last_alone():
+@pytest.mark.parametrize(
+    ("shifts", "words"),
+    [
+        ((3, 3, 3, 3, 0), "above the curve (4 of 5 bins"),  # the last alone would be on it
+        ((3, -1.5, -1.5, 0.5), "across the curve (1 of 4 bins above, 2 below"),  # the mean is 0.1
+        ((-1.5, -1.5, -1.5, 0.5), "below the curve (3 of 4 bins"),  # the mean is within 1
+        ((1.5, 0.5, 0.5, -1.5), "on the curve (2 of 4 bins"),
+        ((9, 0.5, 0.5, 0.5), "above the curve (1 of 4 bins"),  # far above, but in one bin alone
+        ((-9, 1.5, 1.5, 1.5), "across the curve (3 of 4 bins above, 1 below"),
+        ((*[1.5] * 10, -1.5), "above the curve (10 of 11 bins"),
+    ],
+)
+def test_every_bin_has_a_verdict_and_all_of_them_make_that_of_the_curve(shifts, words):
     theirs = PUBLISHED.curves["ha2018", "doom-population"]
-    y = [a + 3 * s for a, s in zip(theirs.y[:9], theirs.spread[:9], strict=True)] + [theirs.y[9]]
+    y = [a + shift * s for a, s, shift in zip(theirs.y, theirs.spread, shifts, strict=False)]
     result = verdict("dream-curve", record(NEAR, curves=curve(*y)))
-    assert result.verdict.text.startswith("above the curve")
-    assert "9 above, 1 on" in result.notes[0]
+    assert result.verdict.text.startswith(words)
+    assert len(result.points) == len(shifts)
+    assert f"generation 1: {y[0]:.1f} beside {theirs.y[0]:.1f} ± {theirs.spread[0]:.1f}" in result.notes[1]
+
+
+def test_the_mean_distance_of_a_curve_is_as_uncertain_as_so_many_published_runs():
+    y, spread = [100.0, 200.0], [10.0, 20.0]
+    found = [distance(seeds, y, spread) for seeds in ([[110.0, 220.0]], [[110.0, 220.0]] * 4, [[90, 180], [130, 260]])]
+    assert [list(bins) for bins, _ in found] == [[1.0, 1.0]] * 3
+    assert [mean for _, (mean, _, _) in found] == [1.0] * 3
+    widths = [high - low for _, (_, low, high) in found]
+    assert widths[0] == pytest.approx(2 * 1.96, rel=0.1)  # one run of a law with standard deviation 1
+    assert widths[1] == pytest.approx(1.96, rel=0.1)  # four that agree by chance
+    assert widths[2] > 3.9  # two that do not agree
 
 
 def test_a_curve_in_other_units_is_refused_and_a_run_without_one_has_no_verdict():
@@ -320,12 +353,33 @@ def test_a_curve_in_other_units_is_refused_and_a_run_without_one_has_no_verdict(
     assert verdict("dream-curve", record(NEAR)).verdict.text == "not run"
 
 
-def test_no_control_has_a_curve_row():
+def test_dreamerv3_compares_training_episodes_with_training_episodes():
+    """Its published scores are of these; what its records call so is the last bin of their curve."""
+    rows = [row for suite, row in NUMBERS if suite.paper == "dreamerv3"]
+    protocols = {PUBLISHED.numbers["dreamerv3", row.published].protocol for row in rows}
+    assert protocols == {"dmc_proprio-training", "atari100k-training"}
+    found = [one.data for one in COMMITTED if one.data["paper"] == "dreamerv3"]
+    for data in found:
+        last = data["measurements"]["last training episodes"]
+        assert last["protocol"] == "dmc_proprio-training"
+        assert last["value"] == pytest.approx(data["curves"]["training return"]["y"][-1])
+    suite = next(suite for suite in SUITES if suite.paper == "dreamerv3")
+    row = next(row for row in rows if any(is_of(one, suite, row.ours.of) for one in COMMITTED))
+    mine = [one for one in COMMITTED if is_of(one, suite, row.ours.of)]
+    fresh = replace(row, ours=replace(row.ours, name="value"))
+    with pytest.raises(ValueError, match="protocol 'dmc_proprio-episodes', compared with 'dmc_proprio-training'"):
+        compare(suite, fresh, mine, PUBLISHED)
+
+
+def test_no_control_of_a_claim_of_the_paper_has_a_curve_row():
     for suite in SUITES:
+        controls = {
+            one.of for paper, row in CLAIMS if paper is suite and row.asserted_by == "paper" for one in row.control
+        }
         for row in suite.rows:
             if isinstance(row, Curve):
                 assert "untrained" not in row.ours.of.claim
-                assert row.ours.of.settings == ()
+                assert row.ours.of not in controls
 
 
 # --- calibrations and numbers beside ----------------------------------------------------------------------------------

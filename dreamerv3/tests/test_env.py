@@ -19,7 +19,7 @@ from dreamerv3 import train
 from dreamerv3.agent import new_agent
 from dreamerv3.atari import gray
 from dreamerv3.config import TASKS, Config
-from dreamerv3.env import Crafter, Gym, Worlds, make_world
+from dreamerv3.env import Crafter, Gym, Worlds, gym_arguments, make_world
 from dreamerv3.interface import Step, WorldError, need, rescale, resized
 from dreamerv3.replay import Replay
 from dreamerv3.spaces import ActionSpace, ObsSpace
@@ -267,6 +267,39 @@ def test_what_gymnasium_cannot_give_is_said_in_one_line():
         with pytest.raises(WorldError, match=complaint) as error:
             Gym(gym_id, 1)
         assert "\n" not in str(error.value)
+
+
+def test_the_arguments_of_a_gymnasium_world_are_given_on():
+    words = "a=1, b=0.5,c=true,d=None,e=rgb_array,"
+    assert gym_arguments(words) == {"a": 1, "b": 0.5, "c": True, "d": None, "e": "rgb_array"}
+    assert gym_arguments(None) == {}
+    config = Config(task="gym", gym_args="sutton_barto_reward=true,max_episode_steps=3")
+    with Worlds(lambda: make_world(config), [0], 0, "test") as worlds:
+        rows = [worlds.step(np.zeros(1, np.int64)) for _ in range(4)]
+    assert [float(row["reward"][0]) for row in rows] == [0, 0, 0, 0]  # it pays nothing until the pole falls
+    assert [bool(row["is_last"][0]) for row in rows] == [False, False, False, True]
+    for bad, complaint in (("x", "takes key=value"), ("a b=1", "takes key=value"), ("no_such=1", "unexpected keyword")):
+        with pytest.raises(WorldError, match=complaint) as error:
+            make_world(replace(config, gym_args=bad))
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("task", "channels"), [("crafter", 3), ("atari100k_pong", 1), ("gym", 3)])
+def test_images_have_the_size_that_is_asked_for(task, channels):
+    world = make_world(Config(task=task, gym_id="ALE/Pong-v5", image_size=32))
+    shown = next(iter(world.reset(0).obs.values()))
+    assert shown.shape == next(iter(world.spaces.values())).shape == (32, 32, channels)
+    agent = new_agent(world.spaces, world.actions, Config(task=task, size="1m"))
+    state = agent.world.rssm.initial_state(1)
+    assert next(iter(agent.world.decoder(state.h, state.z).values())).shape == (1, *shown.shape)
+    world.close()
+
+
+def test_a_size_for_images_that_do_not_fit_or_are_not_there_is_refused():
+    with pytest.raises(ValueError, match="multiple of 16, not 72"):
+        Config(image_size=72)
+    with pytest.raises(WorldError, match="image_size: dmc_proprio_cartpole_balance has no images"):
+        make_world(Config(image_size=64))
 
 
 def test_a_machine_without_a_renderer_is_told_so(tmp_path):

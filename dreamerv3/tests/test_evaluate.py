@@ -19,6 +19,8 @@ from dreamerv3.agent import new_agent
 from dreamerv3.config import Config
 from dreamerv3.env import Worlds, make_world
 from dreamerv3.evaluate import agent_policy, play, random_policy, training_curve
+from dreamerv3.replay import Replay
+from dreamerv3.spaces import Sizes
 from dreamerv3.tests.conftest import SMOKE
 
 CONFIG = Config(task="gym", gym_id="CartPole-v1", size="1m")
@@ -73,7 +75,8 @@ def test_each_control_of_robustness_has_a_claim_of_its_own():
     assert words[:4] == ["learns", "learns-free0", "learns-no-symlog", "learns-no-two-hot"]
     assert words[4:] == ["learns-frames5000-ratio32", "learns-free0.5-ratio512"]
     assert evaluate.claim(Config(env_frames=40_000), "night") == "learns"
-    assert evaluate.claim(replace(cpu, lr_by_size=True), "cpu") == "learns-lr-by-size"
+    for preset, config in (("cpu", cpu), ("night", Config(env_frames=40_000))):
+        assert evaluate.claim(replace(config, lr_by_size=True), preset) == "learns-lr-by-size"
     assert evaluate.claim(replace(cpu, train_ratio=0.0), "cpu") == "learns-untrained"
     assert evaluate.claim(replace(cpu, train_ratio=0.0, free_nats=0.0), "cpu") == "learns-free0-untrained"
 
@@ -136,10 +139,13 @@ def test_a_run_without_updates_is_tested_too(tmp_path):
         assert record["budget"]["updates"] == 0
         assert list(record["curves"]) == (["training return"] if frames == 4000 else [])
         assert (folder / "curves.png").exists() == (frames == 4000)
+        protocols = {name: part["protocol"] for name, part in record["measurements"].items()}
+        assert protocols == ({"last training episodes": "dmc_proprio-training"} if frames == 4000 else {})
     torch.use_deterministic_algorithms(deterministic)
 
 
-def test_a_film_of_an_image_world_has_four_panels(tmp_path):
+def test_a_film_of_an_image_world_has_four_panels_and_three_curves(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "LENGTH", 8)
     config = Config(task="crafter", size="1m", test_episodes=1)
     with Worlds(lambda: make_world(config), [0], 0, "film") as games:
         agent = new_agent(games.spaces, games.actions, config)
@@ -148,7 +154,7 @@ def test_a_film_of_an_image_world_has_four_panels(tmp_path):
     ok, frame = film.read()
     film.release()
     assert ok
-    assert frame.shape == (128, 4 * 128, 3)
+    assert frame.shape == (128 + 3 * pictures.HEIGHT, 4 * 128, 3)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
@@ -156,6 +162,45 @@ def test_images_of_any_number_of_channels_can_be_shown(channels):
     shape = (6, 64, 64, channels)
     shown = {part: {"x": np.full(shape, 0.5)} for part in ("open loop", "dream")}
     assert pictures._image_film(np.zeros(shape, np.uint8), shown, "x").shape == (6, 128, 4 * 128, 3)
+
+
+def test_below_a_film_stands_what_the_model_expects():
+    with worlds(1) as games:
+        agent = new_agent(games.spaces, games.actions, CONFIG)
+    feature = torch.randn(4, agent.world.rssm.sizes.feature)
+    with torch.no_grad():
+        agent.critic.mlp.out.bias[CONFIG.bins - 1] = 40.0  # the highest bin alone
+    found = pictures.signals(agent, feature)
+    assert {name: values.shape for name, values in found.items()} == dict.fromkeys(
+        ("reward", "value", "continue"), (4,)
+    )
+    assert np.all(found["reward"] == 0)
+    assert found["value"].min() > 1e8
+    assert np.all((found["continue"] > 0) & (found["continue"] < 1 / agent.world.discount))
+
+
+def test_the_latest_film_is_of_the_newest_long_stretch_of_one_episode(tmp_path):
+    """Of the longest as long as all are short; never across a beginning."""
+    with worlds(1) as games:
+        rows = Replay(tmp_path, games.spaces, games.actions, Sizes(4, 4, 4, 4, 4, 4, 1), 2, 1000, 4).rows
+    for number in range(200):
+        begins = number in (0, 30, 40, 130, 190)
+        values: dict[str, Any] = {
+            "z": np.zeros((2, 4), np.uint8),
+            "obs/obs": np.full((2, 4), number, np.float32),
+            "action": np.full(2, number % 2, np.int32),
+        }
+        values |= {"reward": np.full(2, number, np.float32), "h": np.zeros((2, 4), np.float32)}
+        flags = dict.fromkeys(("is_first", "is_last", "is_terminal"), np.array([begins, False]))
+        rows.add(values | flags)
+        found = pictures.remembered(rows)
+        first, last = found.reward[[0, -1]]
+        assert list(found.obs) == ["obs"]
+        assert found.obs["obs"].shape == (len(found.actions), 4)
+        assert len(found.reward) == last - first + 1
+        if number in (20, 45, 110, 150, 199):
+            expected = {20: (0, 20), 45: (0, 29), 110: (51, 110), 150: (70, 129), 199: (130, 189)}
+            assert (first, last) == expected[number]
 
 
 def test_an_imagination_is_long_enough_and_leaves_reality_alone():
@@ -192,3 +237,26 @@ def test_a_run_that_is_not_there_or_not_ended_or_of_another_size_is_named_in_one
         assert f"{folder}" in error
         assert reason in error
     assert not (tmp_path / "none").exists()
+
+
+def test_an_unfinished_run_is_tested_as_far_as_it_has_come_if_that_is_asked_for(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pictures, "LENGTH", 8)
+    folder, deterministic = tmp_path / "run", torch.are_deterministic_algorithms_enabled()
+    shutil.copytree(trained, folder)
+    max(folder.glob("train/step-*")).unlink()
+    step = int(max(folder.glob("train/step-*")).stem.split("-")[1])
+    words = ["--run", str(folder), "--unfinished"]
+    evaluate.main([*words, "--test-episodes", "1"])
+    torch.use_deterministic_algorithms(deterministic)
+    record = json.loads((folder / "record.json").read_text())
+    assert record["finished"] is False
+    assert record["budget"]["env_frames"] == 4 * step < 400
+    lines = [line for line in testing.log_lines(folder) if line["stage"] == "train" and line["step"] <= step]
+    assert record["curves"].get("dyn", {"x": []})["x"] == [line["updates"] for line in lines]
+    assert f"unfinished: {step} of 100 steps" in capsys.readouterr().out
+    shutil.rmtree(folder / "train")
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(words)
+    assert end.value.code == 2
+    assert "has no checkpoint yet" in capsys.readouterr().err
+    torch.use_deterministic_algorithms(deterministic)

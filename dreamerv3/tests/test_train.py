@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
-from common import checkpoint, testing
+from common import checkpoint, testing, video
 from common.run import NonFiniteError
-from dreamerv3 import evaluate, train
+from dreamerv3 import evaluate, pictures, train
 from dreamerv3.config import Config
 from dreamerv3.tests.calculation import calculate
 from dreamerv3.tests.conftest import SMOKE
@@ -158,6 +160,33 @@ def test_a_loss_that_is_not_finite_names_stage_step_term_and_checkpoint(tmp_path
             train.main([*FAST, "--run", str(tmp_path / "run")])
     finally:
         torch.use_deterministic_algorithms(deterministic)
+
+
+def test_films_while_it_trains_change_nothing(trained, tmp_path, monkeypatch, capsys):
+    """Log, weights, optimiser, replay: all bits. A film that cannot be written costs a line."""
+    folder, films = tmp_path / "run", []
+    real = video.write_video
+
+    def write_video(path, frames, fps):
+        films.append(frames.shape)
+        if len(films) == 1:
+            raise RuntimeError("no encoder")
+        real(path, frames, fps)
+
+    monkeypatch.setattr(pictures, "write_video", write_video)
+    monkeypatch.setattr(pictures, "LENGTH", 8)
+    monkeypatch.setattr(pictures, "time", SimpleNamespace(monotonic=itertools.count().__next__))  # a second a step
+    seeds = torch.get_rng_state(), torch.are_deterministic_algorithms_enabled()
+    try:
+        train.main([*SMOKE, "--film-seconds", "30", "--run", str(folder)])
+    finally:
+        torch.set_rng_state(seeds[0])
+        torch.use_deterministic_algorithms(seeds[1])
+    same_runs(folder, trained)
+    assert len(films) == 3
+    assert "latest.webm is not written: no encoder" in capsys.readouterr().err
+    assert (folder / "latest.webm").stat().st_size > 1000
+    assert not (trained / "latest.webm").exists()
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ def test_what_differs_from_the_preset_is_in_the_claim() -> None:
     assert claim(replace(config, policy="gumbel", simulations=2), "night") == "plays-gumbel-sims2"
     assert claim(replace(config, reanalyze=0.5), "night") == "plays-reanalyze0.5"
     assert claim(replace(config, updates=0), "night") == "plays-untrained"
+    assert claim(replace(config_of("cartpole", "night"), td_steps=20), "night") == "plays-n20"
 
 
 def test_search_with_the_true_rules_never_misses_a_win_in_one() -> None:
