@@ -76,8 +76,8 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     monkeypatch.setattr(manifest, "plan", lambda papers, is_dry: in_order(STEPS))
     patient(monkeypatch)
     source = tmp_path / "local" / "runs" / "ha2018" / SOURCE
-    tensors = {"V/w": torch.ones(3), "optimizer/0/exp_avg": torch.zeros(3)}
-    state = {"optimizer": {"0": {}, "group0": {"lr": 1.0, "params": [0]}}, "state": {}}
+    tensors = {"V/w": torch.ones(3), "optimizer/0/exp_avg": torch.zeros(3), "optimizer/group0/lr": torch.ones(())}
+    state = {"optimizer": {"0": {}, "group0": {"eps": 1.0, "params": [0]}}, "state": {}}
     for step in (1, 2):
         checkpoint.save(source / "vision", step, tensors, state, identity="theirs")
     (source / "meta.json").write_text(json.dumps({"identity": "theirs"}))
@@ -156,8 +156,8 @@ def test_a_world_travels_without_its_data_and_the_moments_of_its_optimiser(place
     Stretch(places, 5, True)
     found = checkpoint.load_latest(places.work / "runs" / "ha2018" / SOURCE / "vision", identity="theirs")
     assert found is not None
-    assert found.tensors.keys() == {"V/w"}
-    assert found.state["optimizer"] == {"group0": {"lr": 1.0, "params": [0]}}
+    assert found.tensors.keys() == {"V/w", "optimizer/group0/lr"}
+    assert found.state["optimizer"] == {"group0": {"eps": 1.0, "params": [0]}}
 
 
 @pytest.mark.parametrize("name", [step.name for step in in_order(STEPS)])
