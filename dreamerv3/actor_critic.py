@@ -156,21 +156,22 @@ class ReturnNorm(nn.Module):
 
     low: Tensor
     high: Tensor
-    quantiles: Tensor
 
     def __init__(self, percentiles: Sequence[float], rate: float, limit: float) -> None:
         super().__init__()
-        self.rate, self.limit = rate, limit
-        self.register_buffer("quantiles", torch.tensor(percentiles) / 100, persistent=False)
+        self.percentiles, self.rate, self.limit = percentiles, rate, limit
         self.register_buffer("low", torch.zeros(()))
         self.register_buffer("high", torch.zeros(()))
 
     @torch.no_grad()
     def update(self, returns: Tensor) -> tuple[Tensor, Tensor]:
         """Take all returns of a batch in, then give offset and scale = max(limit, high - low)."""
-        low, high = torch.quantile(returns.to(self.quantiles.dtype).flatten(), self.quantiles)
-        self.low.lerp_(low, self.rate)
-        self.high.lerp_(high, self.rate)
+        ordered = returns.to(self.low.dtype).flatten().sort().values
+        for known, percentile in zip((self.low, self.high), self.percentiles, strict=True):
+            place = percentile / 100 * (len(ordered) - 1)
+            before = int(place)
+            after = min(before + 1, len(ordered) - 1)
+            known.lerp_(torch.lerp(ordered[before], ordered[after], place - before), self.rate)
         return self.low.clone(), (self.high - self.low).clamp(min=self.limit)
 
 
