@@ -36,6 +36,7 @@ from benchmarks.rows import Suite
 from common.config import Parser
 from common.files import atomic_write
 from common.provenance import describe_device, git_revision
+from common.record import as_text
 from common.testing import ProgramError, log_lines, same_checkpoints
 
 OUTCOMES = ("equal", "refused", "traceback", "silent", "hang", "orphan", "executed")
@@ -445,7 +446,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         results = {paper: found.result() for paper, found in running.items()}
     record = {"device": describe_device("cpu"), "revision": git_revision(), "seed": options.seed, "papers": results}
     if options.share == 1.0 and not options.paper:
-        atomic_write(records.FOLDER / "harden.json", (json.dumps(record, indent=1) + "\n").encode())
+        atomic_write(records.FOLDER / "harden.json", as_text(record).encode())
     bad = sum(
         count
         for kinds in results.values()

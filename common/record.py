@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -105,7 +106,16 @@ def write_record(path: Path | str, record: Mapping[str, Any]) -> None:
         raise ValueError(f"record: missing keys {missing}, unknown keys {unknown}")
     if len(record["values"]) != record["episodes"]:
         raise ValueError(f"record: {record['episodes']} episodes but {len(record['values'])} values")
-    atomic_write(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+    atomic_write(path, as_text(record).encode())
+
+
+def as_text(record: Mapping[str, Any]) -> str:
+    """JSON with a key a line, but a list of numbers in one, since a test has hundreds.
+
+    A string of JSON has no line break in it, so only lists are joined. Raises ValueError if a number is not finite.
+    """
+    lines = json.dumps(record, indent=1, allow_nan=False)
+    return re.sub(r'\[\n([^\[\]{}"]*)\n *\]', lambda found: f"[{' '.join(found[1].split())}]", lines) + "\n"
 
 
 def close(record: Mapping[str, Any], folder: Path) -> None:

@@ -14,7 +14,7 @@ from benchmarks.runner import Job
 from benchmarks.steps import Step, in_order
 
 ROOT = suites.ROOT
-PACK, RESULTS = "pack.zip", "results.zip"
+PACK, RESULTS, CACHE = "pack.zip", "results.zip", "cache.zip"
 DRY_SECONDS = 600.0
 # What every part of the suite imports; a machine without one of them can do nothing.
 EVERYWHERE = ("numpy", "torch", "safetensors", "cv2", "matplotlib", "tqdm")
@@ -31,6 +31,11 @@ class Places:
     @property
     def pack(self) -> Path:
         return self.folder / "in" / PACK
+
+    @property
+    def cache(self) -> Path:
+        """What the last stretch has compiled, to be packed for the next."""
+        return self.folder / "cache"
 
     @property
     def work(self) -> Path:

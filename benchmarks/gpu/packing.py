@@ -26,7 +26,8 @@ MOST_IN = 60 * MEBI  # the checkout counts among what goes in
 def pack(places: Places, runs: Path, is_dry: bool) -> None:
     """One parcel: unfinished runs, the finished ones that steps take from, small packages, the revision.
 
-    Raises ParcelError if it and the checkout are too large together.
+    What an earlier stretch has compiled comes along if there is room. Raises ParcelError if all else and the checkout
+    are too large together.
     """
     contents: dict[str, bytes] = {}
     labels, needs = [], dict[str, None]()
@@ -45,8 +46,15 @@ def pack(places: Places, runs: Path, is_dry: bool) -> None:
     _check_packages({name: data for name, data in contents.items() if name.startswith("site/")})
     facts = {"revision": git_revision(), "steps": labels, "is_dry": is_dry}
     contents["facts.json"] = json.dumps(facts).encode()
-    tree = _checkout()
-    taken = parcel.write(places.pack, contents, MOST_IN - tree)
+    most = MOST_IN - (tree := _checkout())
+    cache = {f"cache/{name}": path.read_bytes() for name, path in parcel.files_below(places.cache).items()}
+    try:
+        taken = parcel.write(places.pack, contents | cache, most)
+    except ParcelError:
+        if not cache:
+            raise
+        taken = parcel.write(places.pack, contents, most)
+        print(f"left out, for want of room: {places.cache}; its kernels are compiled again")
     words = f"{parcel.size(taken)} of {parcel.size(MOST_IN)}, the checkout has {parcel.size(tree)}"
     print(f"packed: {places.pack}, {len(labels)} steps, {words}")
 

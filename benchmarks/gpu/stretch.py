@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import suites
 from benchmarks.gpu import manifest, parcel
-from benchmarks.gpu.manifest import DONE, FAILED, LEFT_OUT, RESULTS, ROOT, STOPPED, Places, job_of, missing
+from benchmarks.gpu.manifest import CACHE, DONE, FAILED, LEFT_OUT, RESULTS, ROOT, STOPPED, Places, job_of, missing
 from benchmarks.gpu.parcel import MEBI, ParcelError
 from benchmarks.gpu.travel import fill_shared, progress
 from benchmarks.steps import Step
@@ -40,7 +40,7 @@ class Stretch:
         started, seconds = time.monotonic(), 60 * minutes
         self.places, self.is_dry = places, is_dry
         self.end = started + seconds - min(PACKING, seconds / 8)
-        contents = parcel.read(places.pack, ("facts.json", "runs", "site"))
+        contents = parcel.read(places.pack, ("facts.json", "runs", "site", "cache"))
         self.facts = json.loads(contents.pop("facts.json"))
         if self.facts["is_dry"] != is_dry:
             user_error(f"{places.pack} was packed {'with' if self.facts['is_dry'] else 'without'} --dry")
@@ -81,6 +81,7 @@ class Stretch:
         ready = [step for step in steps if not lacking[step.label]]
         if not ready:
             user_error("no step can run here")
+        (self.places.out / CACHE).unlink(missing_ok=True)  # room for what steps leave
         for step in steps:
             if self.journal["steps"].get(step.label, {}).get("outcome") == DONE:
                 continue
@@ -89,6 +90,7 @@ class Stretch:
             else:
                 self._note(step, LEFT_OUT, 0.0, f"missing: {', '.join(lacking[step.label])}")
             self.bring(steps)
+        self._bring_cache()
         return all(found["outcome"] != FAILED for found in self.journal["steps"].values())
 
     def _step(self, step: Step) -> None:
@@ -121,6 +123,7 @@ class Stretch:
             fill_shared(step, job_of(step, self.is_dry), work / "runs")
         paths = [str(ROOT), str(work / "site"), os.environ.get("PYTHONPATH", "")]
         variables = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "REVISION": self.facts["revision"]}
+        variables |= {"TRITON_CACHE_DIR": str(work / "cache"), "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor")}
         if reason:
             variables[eager.VARIABLE] = reason
         log = work / "logs" / f"{step.label.replace(' ', '-')}.txt"
@@ -152,10 +155,19 @@ class Stretch:
         inside = {f"speed/{key}": path.read_bytes() for key, path in speed.items()}
         self._parcel(RESULTS, {"journal.json": json.dumps(self.journal, indent=1).encode(), **inside}, "")
 
+    def _bring_cache(self) -> None:
+        """The kernels that were compiled, where there is room behind all else; nothing depends on them.
+
+        What torch itself keeps of a compilation stays on this machine: it is pickled.
+        """
+        kernels = {f"cache/{name}": path.read_bytes() for name, path in _kernels(self.places.work / "cache").items()}
+        if kernels:
+            self._parcel(CACHE, kernels, "")
+
     def _parcel(self, name: str, contents: Mapping[str, bytes], label: str) -> None:
         """One of the parcels; one that does not fit is named, with its largest parts, and left out."""
         others = {key: taken for key, taken in self.parcels.items() if key != name}
-        is_full = len(others) >= MOST_FILES - (name != RESULTS)
+        is_full = len({*others, RESULTS} - {name}) >= MOST_FILES
         try:
             if is_full:
                 raise ParcelError(f"{name} would be more than {MOST_FILES} parcels; {parcel.largest(contents)}")
@@ -166,6 +178,11 @@ class Stretch:
             print(f"left behind: {error}", file=sys.stderr, flush=True)
             if label:
                 self.journal["steps"][label]["left_behind"] = str(error)
+
+
+def _kernels(folder: Path) -> dict[str, Path]:
+    """The files of Triton's cache, without those that a process that was killed had begun."""
+    return {name: path for name, path in parcel.files_below(folder).items() if "/tmp." not in name}
 
 
 def run_group(words: Sequence[str], seconds: float, where: Path, variables: Mapping[str, str], out: int) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ def world(source: Path, step: Step) -> dict[str, bytes]:
         for stage in step.shares:
             last = checkpoint.load_latest(source / stage)
             assert last is not None
-            moments = {name for name in last.tensors if name.startswith("optimizer/")}
+            moments = {name for name in last.tensors if re.match(r"optimizer/\d", name)}  # not a group's learning rate
             tensors = {name: tensor for name, tensor in last.tensors.items() if name not in moments}
             kept = {k: v for k, v in last.state["optimizer"].items() if k.startswith("group")}
             identity = json.loads(found["meta.json"]).get("identity", "")

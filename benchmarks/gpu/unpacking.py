@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import records, runner, suites, throughput
 from benchmarks.gpu import manifest, parcel
-from benchmarks.gpu.manifest import RESULTS, Places, job_of
+from benchmarks.gpu.manifest import CACHE, RESULTS, Places, job_of
 from benchmarks.gpu.parcel import ParcelError
 from benchmarks.gpu.stretch import journal_of
 from benchmarks.gpu.travel import fill_shared
@@ -22,6 +22,7 @@ from benchmarks.runner import Job
 from common import checkpoint
 from common.config import user_error
 from common.files import atomic_write
+from common.record import as_text
 
 
 def unpack(places: Places, results: Path, runs: Path, is_dry: bool) -> None:
@@ -32,8 +33,8 @@ def unpack(places: Places, results: Path, runs: Path, is_dry: bool) -> None:
     paths = sorted(places.out.glob("*.zip"))
     if not (places.out / RESULTS).is_file():
         user_error(f"{places.out} has no {RESULTS}; python -m benchmarks.gpu run leaves it there")
-    contents = {path.name: parcel.read(path, ("journal.json", "speed", "runs")) for path in paths}
-    found = contents.pop(RESULTS)
+    contents = {path.name: parcel.read(path, ("journal.json", "speed", "runs", "cache")) for path in paths}
+    found, kernels = contents.pop(RESULTS), contents.pop(CACHE, {})
     journal = journal_of(found, places.out / RESULTS)
     if journal["is_dry"] != is_dry:
         user_error(f"{places.out} is of a {'dry ' if journal['is_dry'] else ''}stretch; unpack it as that")
@@ -46,6 +47,9 @@ def unpack(places: Places, results: Path, runs: Path, is_dry: bool) -> None:
                 _keep_figures(Path(name), json.loads(found[name]), journal, results)
     for parts in contents.values():
         _keep_run(parts, runs)
+    if kernels:
+        shutil.rmtree(places.cache, ignore_errors=True)
+        parcel.place(kernels, places.folder)
     for label in journal["steps"]:
         step = steps.get(label)
         if step is not None and step.kind == "training":
@@ -69,7 +73,7 @@ def _keep_figures(name: Path, figures: list[dict[str, Any]], journal: Mapping[st
     record["measurements"] = [*merged, *new.values()]
     records.check_speed(record)
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, (json.dumps(record, indent=1) + "\n").encode())
+    atomic_write(path, as_text(record).encode())
     print(f"recorded: {path}, {name.stem}")
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
 
-from common import eager, tape
+from common import checkpoint, eager, tape
 from common.graph import WARM_UPS, Graph, prepare, set_rate, tensors_of
 
 CPU = torch.device("cpu")
@@ -112,3 +113,23 @@ def test_a_learning_rate_is_a_tensor_where_there_is_a_gpu_wherever_its_state_was
     prepare(optimizer, CPU)
     assert optimizer.param_groups[0]["lr"] == 0.25
     assert isinstance(optimizer.param_groups[0]["lr"], float)
+
+
+def test_a_checkpoint_from_a_gpu_goes_on_on_a_cpu():
+    """Its learning rate is a tensor there; the steps are those of a training that never left."""
+    weights = []
+    for leaves in (False, True):
+        weight = torch.ones(3, requires_grad=True)
+        optimizer = torch.optim.Adam([weight], lr=0.5, fused=True)
+        for number in range(3):
+            if leaves and number == 1:
+                optimizer.param_groups[0] |= {"lr": torch.tensor(0.5), "capturable": True}
+                tensors, state = checkpoint.pack_optimizer("optimizer", optimizer)
+                optimizer = torch.optim.Adam([weight], lr=0.5, fused=True)
+                checkpoint.unpack_optimizer("optimizer", optimizer, tensors, json.loads(json.dumps(state)))
+                prepare(optimizer, CPU)
+            weight.grad = torch.full((3,), number + 1.0)
+            optimizer.step()
+        weights.append(weight.detach())
+        assert isinstance(optimizer.param_groups[0]["lr"], float)
+    assert torch.equal(*weights)

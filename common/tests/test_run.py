@@ -22,7 +22,7 @@ from common.checkpoint import save
 from common.config import Preset, parse, setting
 from common.files import atomic_write
 from common.provenance import command_line
-from common.record import of_run, write_record
+from common.record import as_text, of_run, write_record
 from common.run import (
     NonFiniteError,
     Run,
@@ -261,6 +261,19 @@ def test_records_are_checked(tmp_path):
     with pytest.raises(ValueError, match="suite"):
         write_record(tmp_path / "bad.json", {key: value for key, value in record.items() if key != "suite"})
     assert not (tmp_path / "bad.json").exists()
+
+
+def test_a_list_of_numbers_is_one_line_of_a_record_and_nothing_else_is_changed():
+    record = {
+        "values": [1.5, -2e-7, 3],
+        "words": ["a [ b ]", "[\n 1\n]"],
+        "inside": [{"x": [1]}, []],
+        "rest": [[1, 2], []],
+    }
+    assert json.loads(as_text(record)) == record
+    assert '"values": [1.5, -2e-07, 3]' in as_text(record)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        as_text({"values": [float("nan")]})
 
 
 def test_the_command_is_kept_without_paths():
