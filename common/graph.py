@@ -7,6 +7,7 @@ copy. Where nothing can be captured, and for inputs of other shapes, the functio
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -58,8 +59,8 @@ class Graph(Generic[T]):
         return found
 
     def _warm_up(self, inputs: tuple[Any, ...]) -> T:
-        """A call on a stream of its own, so that nothing is chosen, compiled or allocated in the capture."""
-        stream = torch.cuda.Stream(self.device)
+        """A call on a stream beside, so that nothing is chosen, compiled or allocated in the capture."""
+        stream = side_stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             found = self.function(*inputs)
@@ -81,6 +82,12 @@ class Graph(Generic[T]):
             return False
         self.graph, self.inputs, self.outputs = found
         return True
+
+
+@functools.cache
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all warm-ups: memory freed on a stream is used again on that stream alone."""
+    return torch.cuda.Stream(device)
 
 
 def each(function: Callable[[Tensor], Tensor], tree: Any) -> Any:

@@ -7,14 +7,15 @@ Source: paper, Methods; reference code: agent.py.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from common import dist
+from common import checkpoint, dist
 from common.config import user_error
 from common.precision import compute_dtype
 from dreamerv3 import imagination_fast, layers_fast
@@ -29,10 +30,12 @@ from dreamerv3.actor_critic import (
     move_slow_critic,
 )
 from dreamerv3.config import EDITIONS, SIZES, Config
+from dreamerv3.distributions import two_hot_losses
+from dreamerv3.env import Worlds
 from dreamerv3.replay import Batch
 from dreamerv3.rssm import State
 from dreamerv3.spaces import ActionSpace, Edition, ObsSpaces, Sizes
-from dreamerv3.world_model import Observed, WorldModel, scalar_head
+from dreamerv3.world_model import Observed, TwoHotHead, WorldModel, scalar_head
 
 STAGE = "train"  # the one loop: everything is trained at once
 
@@ -196,8 +199,8 @@ class Agent(nn.Module):
 
     def critic_loss(self, logits: Tensor, target: Tensor, slow: Tensor) -> Tensor:
         """Two-hot loss towards the return and, as a regulariser, towards the slow critic: logits [..., n] -> [...]."""
-        if self.config.use_fast:
-            return self.critic.losses(logits, [target, slow], [1.0, self.config.slow_regulariser])
+        if self.config.use_fast and isinstance(self.critic, TwoHotHead):
+            return two_hot_losses(logits, [target, slow], [1.0, self.config.slow_regulariser], self.critic.bins)
         loss = self.critic.loss(logits, target)
         return loss + self.config.slow_regulariser * self.critic.loss(logits, slow)
 
@@ -236,3 +239,24 @@ def gathered(returns: Tensor, ranks: dist.Ranks) -> Tensor:
     if ranks.world_size == 1:
         return returns
     return dist.gather_rows(returns.t().contiguous(), returns.shape[1] * ranks.world_size, ranks)
+
+
+def load_agent(
+    info: Mapping[str, Any], config: Config, worlds: Worlds, device: torch.device, *, is_final: bool = True
+) -> tuple[Agent, int, int]:
+    """The agent of a run, the steps that each world had taken then, and its updates.
+
+    One line and exit code 2 if the run has not ended, or without is_final if it has no checkpoint yet.
+    """
+    folder, identity = info["folder"], info["meta"]["identity"]
+    if is_final:
+        found = checkpoint.load_final(folder / STAGE, config.plan.steps, device, identity)
+    else:
+        newest = checkpoint.load_latest(folder / STAGE, device, identity)
+        found = newest or user_error(f"{folder} has no checkpoint yet")
+    agent = new_agent(worlds.spaces, worlds.actions, config).to(device)
+    try:
+        checkpoint.load_module("agent", agent, found.tensors)
+    except ValueError as error:
+        refuse(folder, error)
+    return agent.eval(), found.step, int(found.state["state"]["updates"])

@@ -27,11 +27,10 @@ from common.program import program
 from common.record import close, curve, of_run, sample
 from common.seeding import derive_seed
 from dreamerv3 import pictures
-from dreamerv3.agent import STAGE, Agent
+from dreamerv3.agent import STAGE, Agent, load_agent
 from dreamerv3.config import PRESETS, TASKS, Config
 from dreamerv3.env import Worlds, make_world
 from dreamerv3.interface import WorldError
-from dreamerv3.trained import load_agent
 
 Array = np.ndarray[Any, Any]
 Act = Callable[[dict[str, Array], int], Array]

@@ -16,8 +16,9 @@ import functools
 import torch
 from torch import Tensor
 
+from dreamerv3 import distributions
 from dreamerv3.actor_critic import Actor, BoundedNormal, Imagined
-from dreamerv3.distributions import bounded_normal, draw, mixed_probs, wide
+from dreamerv3.distributions import bounded_normal, mixed_probs, wide
 from dreamerv3.layers_fast import for_device, norm_silu
 from dreamerv3.networks import Layer, Linear
 from dreamerv3.rssm import RSSM, State, squash_action
@@ -75,7 +76,7 @@ def push(product: Tensor, bias: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
 def choose(product: Tensor, bias: Tensor, noise: Tensor, unimix: float) -> tuple[Tensor, Tensor]:
     """A discrete action [N] from its logits [N, A], and one-hot."""
     probs = mixed_probs(product + bias, unimix)
-    action = draw(probs, noise.squeeze(-1))
+    action = distributions.draw(probs, noise.squeeze(-1))
     actions = torch.arange(probs.shape[-1], device=probs.device)
     return action, (action[..., None] == actions).to(product.dtype)
 

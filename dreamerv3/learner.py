@@ -1,87 +1,64 @@
-"""Updates and steps of acting for a run: on a GPU each is captured once as a CUDA graph and replayed.
+"""What an update leaves for the host, on its way there, and the memory that updates work in.
 
-The update itself: train.py. The step of acting: agent.py.
-
-A graph works on fixed memory: what goes in is copied into that of its first call. What comes out is a copy.
+The update itself: train.py; on a GPU it is captured (common/graph.py).
 """
 
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, Generic, ParamSpec, TypeVar
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from common import eager
-
-WARM_UPS = 3  # calls before a CUDA graph is captured
+from dreamerv3.replay import Picks, Replay
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
-P = ParamSpec("P")
-T = TypeVar("T")
 
+class Pending:
+    """The latents [B, T, ...] of an update on their way into the replay: h, and z as the numbers of its classes.
 
-class Captured(Generic[P, T]):
-    """A step that is called with the same shapes each time; on a GPU a graph if `captures` and where that succeeds.
-
-    What it is given and returns are tensors, or dataclasses, tuples and mappings of them. `what` names it to the user.
-    Not yet run on a GPU.
+    Their copy to the host is begun at once and waited for when it is needed, so that the device can go on.
     """
 
-    def __init__(self, what: str, step: Callable[P, T], device: torch.device, *, captures: bool) -> None:
-        self.what, self.step, self.device = what, step, device
-        self.captures = captures and device.type == "cuda"
-        self.warm_ups = 0
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.inputs: Any = None
-        self.outputs: T | None = None
+    def __init__(self, picks: Picks, h: Tensor, z: Tensor) -> None:
+        self.picks, self.h, self.z = picks, h, z
+        self._on_host = [_to_host(x) for x in (h.float(), z.to(torch.uint8))]
+        self._copied = torch.cuda.Event() if h.is_cuda else None
+        if self._copied is not None:
+            self._copied.record()
 
-    def __call__(self, *inputs: P.args, **named: P.kwargs) -> T:
-        """What the step returns."""
-        if not self.captures:
-            return self.step(*inputs, **named)
-        if self.warm_ups < WARM_UPS:
-            self.warm_ups += 1
-            return self._warm_up(*inputs, **named)
-        if self.graph is None and not self._capture(*inputs, **named):
-            return self.step(*inputs, **named)
-        assert self.graph is not None
-        assert self.outputs is not None
-        for ours, theirs in zip(tensors_of(self.inputs), tensors_of((inputs, named)), strict=True):
-            ours.copy_(theirs, non_blocking=True)
-        self.graph.replay()
-        found: T = cloned(self.outputs)
-        return found
+    def store(self, replay: Replay) -> None:
+        """Refresh the stored latents."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        h, z = self._on_host
+        replay.refresh(self.picks, h.numpy(), z.numpy())
 
-    def _warm_up(self, *inputs: P.args, **named: P.kwargs) -> T:
-        """A call on a stream beside, so that kernels are chosen and compiled before the capture."""
-        stream = side_stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            found = self.step(*inputs, **named)
-        torch.cuda.current_stream(self.device).wait_stream(stream)
-        return found
 
-    def _capture(self, *inputs: P.args, **named: P.kwargs) -> bool:
-        """Record the step; recording runs nothing. False if it cannot be recorded: then it stays as it is for good."""
+class Numbers:
+    """Numbers for the log on their way to the host: begun at once and waited for when they are read."""
 
-        def record() -> tuple[torch.cuda.CUDAGraph, Any, T]:
-            ours, graph = cloned((inputs, named)), torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                outputs = self.step(*ours[0], **ours[1])
-            return graph, ours, outputs
+    def __init__(self, numbers: Mapping[str, Tensor]) -> None:
+        self.names = list(numbers)
+        stacked = torch.stack(list(numbers.values()))
+        self._on_host = _to_host(stacked)
+        self._copied = torch.cuda.Event() if stacked.is_cuda else None
+        if self._copied is not None:
+            self._copied.record()
 
-        found = eager.captured(self.what, record)
-        if found is None:
-            self.captures = False
-            return False
-        self.graph, self.inputs, self.outputs = found
-        return True
+    def read(self) -> dict[str, float]:
+        """The numbers by name."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return dict(zip(self.names, self._on_host.tolist(), strict=True))
+
+
+def _to_host(x: Tensor) -> Tensor:
+    """A copy that is under way: into pageable memory it would wait for the device."""
+    return torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda).copy_(x, non_blocking=True)
 
 
 @functools.cache
@@ -96,32 +73,3 @@ def keep_memory() -> None:
         return
     set_option(M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
     set_option(M_TRIM_THRESHOLD, 1 << 30)
-
-
-@functools.cache
-def side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all warm-ups: memory freed on a stream is used again on that stream alone."""
-    return torch.cuda.Stream(device)
-
-
-def tensors_of(nest: Any) -> list[Tensor]:
-    """All tensors of nested dataclasses, tuples and mappings, in a fixed order."""
-    if isinstance(nest, Tensor):
-        return [nest]
-    return [x for part in _parts(nest).values() for x in tensors_of(part)]
-
-
-def cloned(nest: Any) -> Any:
-    """The same in memory of its own."""
-    if isinstance(nest, Tensor):
-        return nest.clone()
-    parts = {name: cloned(part) for name, part in _parts(nest).items()}
-    if dataclasses.is_dataclass(nest):
-        return nest.__class__(**parts)
-    return parts if isinstance(nest, Mapping) else tuple(parts.values())
-
-
-def _parts(nest: Any) -> Mapping[Any, Any]:
-    if dataclasses.is_dataclass(nest):
-        return {field.name: getattr(nest, field.name) for field in dataclasses.fields(nest)}
-    return nest if isinstance(nest, Mapping) else dict(enumerate(nest))

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from common import dist
 from common.config import parse, user_error
+from common.graph import Graph
 from common.precision import compute_dtype
 from common.program import program
 from common.run import Run, run_folder, seed_everything, usable_device
@@ -31,9 +32,9 @@ from dreamerv3.agent import STAGE, Agent, Noise, new_agent, refuse
 from dreamerv3.config import PRESETS, SIZES, TASKS, Config
 from dreamerv3.env import Worlds, make_world
 from dreamerv3.interface import WorldError
-from dreamerv3.learner import Captured, keep_memory
+from dreamerv3.learner import Numbers, Pending, keep_memory
 from dreamerv3.optimizer import LaProp
-from dreamerv3.replay import Batch, Picks, Ratio, Replay
+from dreamerv3.replay import Batch, Ratio, Replay
 from dreamerv3.rssm import State
 
 if TYPE_CHECKING:
@@ -101,14 +102,14 @@ def train_step(
     return {"loss": total.detach(), **losses, **outcome.metrics}, outcome.states
 
 
-Learner = Captured[[Batch, Noise], tuple[dict[str, Tensor], State]]
+Learner = Graph[tuple[dict[str, Tensor], State]]
 
 
 def new_learner(agent: Agent, optimizer: LaProp, config: Config, ranks: dist.Ranks) -> Learner:
     """`train_step` for a run. Of several processes each has its graph, in which they average their gradients."""
     step = partial(train_step, agent, optimizer, config=config, ranks=ranks)
     keep_memory()
-    return Captured("the update", step, ranks.device, captures=config.use_fast)
+    return Graph("the update", step, ranks.device, captures=config.use_fast)
 
 
 class Player:
@@ -116,7 +117,7 @@ class Player:
 
     def __init__(self, agent: Agent, worlds: Worlds, config: Config, ranks: dist.Ranks) -> None:
         self.agent, self.worlds, self.config, self.ranks = agent, worlds, config, ranks
-        self.act = Captured("acting", agent.act, ranks.device, captures=config.use_fast)
+        self.act = Graph("acting", agent.act, ranks.device, captures=config.use_fast)
         self.mine = dist.share(config.plan.envs, ranks)
         count = self.mine.stop - self.mine.start
         self.state = agent.world.rssm.initial_state(count)
@@ -141,50 +142,6 @@ class Player:
         self.action[is_last] = 0
         latents = {"h": self.state.h.float().cpu().numpy(), "z": self.state.z.argmax(-1).cpu().numpy()}
         return rows | {"action": self.action.numpy()} | latents
-
-
-class Pending:
-    """The latents [B, T, ...] of an update on their way into the replay: h, and z as the numbers of its classes.
-
-    Their copy to the host is begun at once and waited for when it is needed, so that the device can go on.
-    """
-
-    def __init__(self, picks: Picks, h: Tensor, z: Tensor) -> None:
-        self.picks, self.h, self.z = picks, h, z
-        self._on_host = [_to_host(x) for x in (h.float(), z.to(torch.uint8))]
-        self._copied = torch.cuda.Event() if h.is_cuda else None
-        if self._copied is not None:
-            self._copied.record()
-
-    def store(self, replay: Replay) -> None:
-        """Refresh the stored latents."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        h, z = self._on_host
-        replay.refresh(self.picks, h.numpy(), z.numpy())
-
-
-class Numbers:
-    """Numbers for the log on their way to the host: begun at once and waited for when they are read."""
-
-    def __init__(self, numbers: Mapping[str, Tensor]) -> None:
-        self.names = list(numbers)
-        stacked = torch.stack(list(numbers.values()))
-        self._on_host = _to_host(stacked)
-        self._copied = torch.cuda.Event() if stacked.is_cuda else None
-        if self._copied is not None:
-            self._copied.record()
-
-    def read(self) -> dict[str, float]:
-        """The numbers by name."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        return dict(zip(self.names, self._on_host.tolist(), strict=True))
-
-
-def _to_host(x: Tensor) -> Tensor:
-    """A copy that is under way: into pageable memory it would wait for the device."""
-    return torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda).copy_(x, non_blocking=True)
 
 
 class Trainer:

@@ -29,13 +29,12 @@ from common.program import program
 from common.run import Run, run_config, usable_device
 from common.seeding import derive_seed
 from common.video import label, write_video
-from dreamerv3.agent import Agent
+from dreamerv3.agent import Agent, load_agent
 from dreamerv3.config import Config
 from dreamerv3.env import Worlds, make_world
 from dreamerv3.interface import WorldError
 from dreamerv3.pictures import CONTEXT, FPS, ROWS, colours, curve_frame, decode, signals
 from dreamerv3.rssm import State
-from dreamerv3.trained import load_agent
 
 Array = np.ndarray[Any, Any]
 

@@ -6,7 +6,6 @@ Source: paper, Eq. 3 to 5; reference code: agent.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,10 +53,6 @@ class TwoHotHead(nn.Module):
         """Cross-entropy in nats, [...]."""
         return two_hot_loss(logits, target, self.bins)
 
-    def losses(self, logits: Tensor, targets: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-        """The sum of share times `loss` over several targets, for throughput: [...]."""
-        return two_hot_losses(logits, targets, shares, self.bins)
-
 
 class ScalarHead(nn.Module):
     """A control for `TwoHotHead`: one number, trained by half its squared error; it predicts 0 at first too."""
@@ -77,11 +72,6 @@ class ScalarHead(nn.Module):
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """(x - target)^2 / 2, [...]."""
         return 0.5 * (output.squeeze(-1) - target.detach()).square()
-
-    def losses(self, output: Tensor, targets: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-        """The sum of share times `loss` over several targets: [...]."""
-        parts = [share * self.loss(output, target) for target, share in zip(targets, shares, strict=True)]
-        return torch.stack(parts).sum(0)
 
 
 def scalar_head(sizes: Sizes, layers: int, bins: int, is_even: bool, use_two_hot: bool) -> TwoHotHead | ScalarHead:
@@ -154,8 +144,8 @@ class WorldModel(nn.Module):
         found = {f"rec/{k}": v for k, v in self.decoder.losses(self.decoder(states.h, states.z), batch.obs).items()}
         # Deviation D14: the Nature text has a squared error in symlog space here, its code this.
         reward = self.reward(feature)
-        if self.use_fast:
-            found["reward"] = self.reward.losses(reward, [batch.reward], [1.0])
+        if self.use_fast and isinstance(self.reward, TwoHotHead):
+            found["reward"] = two_hot_losses(reward, [batch.reward], [1.0], self.reward.bins)
         else:
             found["reward"] = self.reward.loss(reward, batch.reward)
         logit = self.cont_logit(feature)

@@ -16,6 +16,7 @@ import torch
 from benchmarks.peers.peer import compared, started
 from benchmarks.speed.timing import figure, in_turns, peak_memory_of, seconds_of, timed
 from common import dist
+from common.graph import WARM_UPS, Graph
 from common.precision import compute_dtype
 from common.run import Run
 from common.stage import Stage
@@ -23,7 +24,6 @@ from dreamerv3.agent import Agent, new_agent
 from dreamerv3.config import Config
 from dreamerv3.env import Worlds
 from dreamerv3.interface import Array, Step
-from dreamerv3.learner import WARM_UPS, Captured
 from dreamerv3.replay import Batch
 from dreamerv3.spaces import ActionSpace, ObsSpace
 from dreamerv3.train import Learner, Player, Trainer, new_learner, new_optimizer
@@ -210,6 +210,6 @@ def _act(device: torch.device) -> dict[str, Any]:
     obs = {name: torch.randn(count, *s.shape, device=device) for name, s in agent.world.encoder.spaces.items()}
     uniform, noise = (part.to(device) for part in agent.draw_act_noise(count, torch.Generator().manual_seed(0)))
     is_first = torch.zeros(count, dtype=torch.bool, device=device)
-    act = Captured("acting", agent.act, device, captures=True)  # as training has it
+    act = Graph("acting", agent.act, device, captures=True)  # as training has it
     timing = timed(lambda: act(state, action, obs, is_first, uniform, noise), device, repeats=15, warmup=WARM_UPS + 2)
     return figure(f"acting, size 1m, vectors, {count} worlds", "steps/s", timing, count)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ def tensor(array: Any, dtype: torch.dtype | None = None) -> Tensor:
 def forced(monkeypatch) -> None:
     """Where random numbers go in, the golden draws go in: a class instead of a uniform number, an action instead of
     a normal one."""
-    for module, name in ((distributions, "draw"), (rssm, "draw"), (rssm_fast, "draw"), (imagination_fast, "draw")):
+    for module, name in ((distributions, "draw"), (rssm, "draw"), (rssm_fast, "draw")):
         monkeypatch.setattr(module, name, lambda probs, index: index.long())
     monkeypatch.setattr(imagination_fast, "draw_by_class", lambda probs, index: index.long())
     monkeypatch.setattr(BoundedNormal, "sample", lambda self, action: action)
@@ -369,9 +368,6 @@ class Readout(torch.nn.Module):
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         return distributions.two_hot_loss(logits, target, self.bins)
-
-    def losses(self, logits: Tensor, targets: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-        return distributions.two_hot_losses(logits, targets, shares, self.bins)
 
 
 def bare_agent(edition: str) -> Agent:

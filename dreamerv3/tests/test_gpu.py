@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common import dist, eager, tape
-from dreamerv3.learner import WARM_UPS, Captured
+from common.graph import WARM_UPS, Graph
 from dreamerv3.replay import Batch
 from dreamerv3.tests.conftest import tiny_agent, tiny_batch
 from dreamerv3.train import Learner, new_learner, new_optimizer
@@ -54,7 +54,6 @@ def weights_after(updates: int, *, captures: bool, is_discrete: bool) -> tuple[t
 def test_a_replayed_update_is_the_update(monkeypatch, is_discrete):
     """Five replays behind the warm-up: what is not copied in, or was frozen by the capture, would show."""
     tape.put_in_place(monkeypatch)
-    monkeypatch.setattr(Captured, "_warm_up", lambda self, *inputs: self.step(*inputs))
     found, learner = weights_after(WARM_UPS + 5, captures=True, is_discrete=is_discrete)
     assert isinstance(learner.graph, tape.Tape)
     assert learner.graph.waits == []
@@ -66,10 +65,9 @@ def test_a_replayed_update_is_the_update(monkeypatch, is_discrete):
 def test_a_replayed_step_of_acting_is_the_step(monkeypatch, is_discrete):
     """With weights that change between the steps, as they do in a run."""
     tape.put_in_place(monkeypatch)
-    monkeypatch.setattr(Captured, "_warm_up", lambda self, *inputs: self.step(*inputs))
     agent = tiny_agent(is_discrete=is_discrete)
     batch = tiny_batch(agent)
-    act = Captured("acting", agent.act, torch.device("cpu"), captures=True)
+    act = Graph("acting", agent.act, torch.device("cpu"), captures=True)
     act.captures = True
     state = plain = agent.world.rssm.initial_state(3)
     for t in range(WARM_UPS + 3):
@@ -90,7 +88,6 @@ def test_a_replayed_step_of_acting_is_the_step(monkeypatch, is_discrete):
 def test_an_update_whose_capture_fails_goes_on_as_it_is(monkeypatch, capsys):
     tape.break_captures(monkeypatch)
     monkeypatch.setattr(eager, "_marks", [])
-    monkeypatch.setattr(Captured, "_warm_up", lambda self, *inputs: self.step(*inputs))
     found, learner = weights_after(WARM_UPS + 3, captures=True, is_discrete=True)
     assert (learner.graph, learner.captures) == (None, False)
     assert len(eager.marks()) == 1
