@@ -46,10 +46,11 @@ def sample(values: Sequence[float] | NDArray[Any], protocol: str) -> dict[str, A
 def curve(
     lines: Iterable[Mapping[str, Any]], y: str, x_unit: str, y_unit: str, *, x: str = "step", points: int = POINTS
 ) -> dict[str, Any]:
-    """The values `y` of some lines of metrics.jsonl over their `x`, thinned to at most `points`."""
+    """The values `y` of some lines of metrics.jsonl over their `x`, thinned to at most `points`, to six digits."""
     there = [line for line in lines if line.get(y) is not None]
     thin = there[:: max(1, -(-len(there) // points))]
-    return {"x": [line[x] for line in thin], "y": [line[y] for line in thin], "x_unit": x_unit, "y_unit": y_unit}
+    values = [float(f"{line[y]:.6g}") for line in thin]
+    return {"x": [line[x] for line in thin], "y": values, "x_unit": x_unit, "y_unit": y_unit}
 
 
 def of_run(info: Mapping[str, Any]) -> dict[str, Any]:
