@@ -188,16 +188,33 @@ def pretend() -> None:
 def main() -> None:
     """Count an update."""
     pretend()
-    from benchmarks.speed.dreamerv3 import PUSH, VECTORS, _batch
     from common import dist, eager
     from dreamerv3 import imagination_fast, layers_fast, rssm_fast
     from dreamerv3.agent import new_agent
     from dreamerv3.config import Config
+    from dreamerv3.replay import Batch
+    from dreamerv3.spaces import ActionSpace, ObsSpace
     from dreamerv3.train import new_optimizer, train_step
+
+    vectors, push = {"position": ObsSpace("float", (3,)), "velocity": ObsSpace("float", (2,))}, ActionSpace(1, False)
+
+    def steps_of(config: Config, deter: int, stoch: int) -> Batch:
+        shape = config.batch_size, config.sequence_length
+        flags = torch.zeros(shape, dtype=torch.bool, device=CUDA)
+        return Batch(
+            obs={name: torch.zeros(*shape, *space.shape, device=CUDA) for name, space in vectors.items()},
+            prev_action=torch.zeros(*shape, 1, device=CUDA),
+            reward=torch.zeros(shape, device=CUDA),
+            is_first=flags,
+            is_last=flags,
+            is_terminal=flags,
+            start_h=torch.zeros(shape[0], deter, device=CUDA),
+            start_z=torch.zeros(shape[0], stoch, dtype=torch.uint8, device=CUDA),
+        )
 
     def count(length: int, steps: int) -> Kernels:
         config = Config(size="1m", device="cuda", sequence_length=length, imagination_length=steps)
-        agent, kernels = new_agent(VECTORS, PUSH, config), Kernels()
+        agent, kernels = new_agent(vectors, push, config), Kernels()
         layers_fast.for_device.cache_clear()
         changed = (
             (eager, "compiled", kernels.compiled),
@@ -211,7 +228,8 @@ def main() -> None:
                 setattr(place, name, value)
             with FakeTensorMode(allow_non_fake_inputs=True):
                 to_fake(agent)
-                optimizer, batch = new_optimizer(agent, config), _batch(agent, False, CUDA)
+                sizes = agent.world.rssm.sizes
+                optimizer, batch = new_optimizer(agent, config), steps_of(config, sizes.deter, sizes.stoch)
                 noise = agent.draw_noise(config.batch_size, length, Generator(CUDA))
                 with kernels:
                     train_step(agent, optimizer, batch, noise, config, dist.Ranks(0, 1, 0, CUDA))
