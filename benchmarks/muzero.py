@@ -192,8 +192,12 @@ def pole() -> tuple[Row, ...]:
 
 def plots(results: Mapping[str, Result], published: Published) -> Sequence[Plot]:
     """Return with few simulations a move."""
-    series = {"Gumbel MuZero (ours)": [(float(count), results[f"cartpole-gumbel-{count}"]) for count in FEW]}
-    caption = "CartPole: return of Gumbel MuZero by the simulations of a move, in training and in the test"
+    both = [(float(count), results[f"cartpole-gumbel-{count}"]) for count in FEW]
+    series = {
+        "Gumbel MuZero (ours)": both,
+        "MuZero's own policy (ours)": [(count, replace(result, ours=result.other)) for count, result in both],
+    }
+    caption = "CartPole: return of both policies by the simulations of a move, in training and in the test (preset cpu)"
     return (over_settings("muzero-simulations", caption, "simulations a move", "return", series),)
 
 
@@ -221,6 +225,7 @@ SUITE = Suite(
         ),
     ),
     speed=SPEED,
+    plots=plots,
     film=("night", "connect4", PLAYS),
     steps=(
         device_tests("muzero", "tests/test_gpu.py", needs=NEEDS),
