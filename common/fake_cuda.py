@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 CUDA = torch.device("cuda", 0)
 
@@ -30,6 +31,18 @@ class Generator(torch.Generator):
     def device(self) -> torch.device:  # type: ignore[override]
         """Where its numbers are drawn."""
         return self.place
+
+
+def to_fake(module: nn.Module) -> None:
+    """Parameters and buffers move to the GPU, in their layout; inside a FakeTensorMode."""
+    for part in module.modules():
+        for name, tensor in [*part._parameters.items(), *part._buffers.items()]:
+            if tensor is not None:
+                moved = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=CUDA)
+                if name in part._parameters:
+                    part._parameters[name] = nn.Parameter(moved, requires_grad=tensor.requires_grad)
+                else:
+                    part._buffers[name] = moved
 
 
 def library(folder: Path) -> Path:

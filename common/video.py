@@ -68,6 +68,11 @@ def side_by_side(clips: Sequence[Frames]) -> Frames:
     return np.concatenate(padded, axis=2)
 
 
+def has_display() -> bool:
+    """Whether a window can be opened."""
+    return sys.platform == "darwin" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+
+
 @contextmanager
 def _quiet_encoder() -> Iterator[list[str]]:
     """Collects what native code writes to stderr; at the end all but the harmless line is passed on."""

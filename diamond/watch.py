@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from common import dist
 from common.config import Parser, user_error
 from common.program import program
 from common.run import Run, run_config, usable_device
-from common.video import label, write_video
+from common.video import has_display, label, write_video
 from diamond.agent import Agent, load_agent
 from diamond.beginnings import Pool
 from diamond.config import Config
@@ -121,11 +120,6 @@ def window(dream: Dream, names: Sequence[str]) -> None:
             clock.tick(FPS)
     finally:
         pygame.quit()
-
-
-def has_display() -> bool:
-    """Whether a window can be opened."""
-    return sys.platform == "darwin" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

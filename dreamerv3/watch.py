@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from common.config import Parser, user_error
 from common.program import program
 from common.run import Run, run_config, usable_device
 from common.seeding import derive_seed
-from common.video import label, write_video
+from common.video import has_display, label, write_video
 from dreamerv3.agent import Agent, load_agent
 from dreamerv3.config import Config
 from dreamerv3.env import Worlds, make_world
@@ -164,11 +163,6 @@ def window(dream: Dream) -> None:
             clock.tick(FPS)
     finally:
         pygame.display.quit()
-
-
-def has_display() -> bool:
-    """Whether a window can be opened."""
-    return sys.platform == "darwin" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from common.fake_cuda import CUDA, Generator
+from common.fake_cuda import CUDA, Generator, to_fake
 from common.tape import WAITS
 
 
@@ -42,18 +42,6 @@ class Watch(TorchDispatchMode):
             here = [frame for frame in traceback.extract_stack() if "/diamond/" in frame.filename][-1]
             self.found.append(f"{name} at {Path(here.filename).name}:{here.lineno}")
         return function(*args, **(kwargs or {}))
-
-
-def to_fake(module: nn.Module) -> None:
-    """Parameters and buffers move to the GPU, in their layout."""
-    for part in module.modules():
-        for name, tensor in [*part._parameters.items(), *part._buffers.items()]:
-            if tensor is not None:
-                moved = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=CUDA)
-                if name in part._parameters:
-                    part._parameters[name] = nn.Parameter(moved)
-                else:
-                    part._buffers[name] = moved
 
 
 def main() -> None:

@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from common.fake_cuda import CUDA, Generator
+from common.fake_cuda import CUDA, Generator, to_fake
 from common.tape import WAITS
 
 LENGTH, STEPS = (64, 3, 4), (15, 2, 3)  # of a sequence and of an imagination: asked for, and counted at
@@ -147,18 +147,6 @@ def planned_kernels(function: Callable[..., Any], outlines: list[Any], options: 
             lowering._update_scheduler()
             nodes = lowering.scheduler.nodes
     return sum(not isinstance(node, scheduler.NopKernelSchedulerNode) for node in nodes)
-
-
-def to_fake(module: nn.Module) -> None:
-    """Parameters and buffers move to the GPU, in their layout."""
-    for part in module.modules():
-        for name, tensor in [*part._parameters.items(), *part._buffers.items()]:
-            if tensor is not None:
-                moved = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=CUDA)
-                if name in part._parameters:
-                    part._parameters[name] = nn.Parameter(moved, requires_grad=tensor.requires_grad)
-                else:
-                    part._buffers[name] = moved
 
 
 def pretend() -> None:
