@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import suites
 from benchmarks.gpu import manifest, parcel
-from benchmarks.gpu.manifest import CACHE, DONE, FAILED, LEFT_OUT, RESULTS, ROOT, STOPPED, Places, job_of, missing
+from benchmarks.gpu.manifest import CACHE, DONE, FAILED, LEFT_OUT, RESULTS, ROOT, STOPPED, Places, jobs_of, missing
 from benchmarks.gpu.parcel import MEBI, ParcelError
 from benchmarks.gpu.travel import fill_shared, progress
 from benchmarks.steps import Step
@@ -120,7 +120,8 @@ class Stretch:
         """Exit code, None if it was killed at its deadline, and the end of what it printed."""
         work = self.places.work
         if step.kind == "training":
-            fill_shared(step, job_of(step, self.is_dry), work / "runs")
+            for job in jobs_of(step, self.is_dry):
+                fill_shared(step, job, work / "runs")
         paths = [str(ROOT), str(work / "site"), os.environ.get("PYTHONPATH", "")]
         variables = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "REVISION": self.facts["revision"]}
         variables |= {"TRITON_CACHE_DIR": str(work / "cache"), "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor")}
@@ -144,8 +145,8 @@ class Stretch:
         """Write the parcels of what has changed: the runs first, since the journal tells of them."""
         noted = self.journal["steps"]
         touched = [step for step in steps if step.kind == "training" and step.label in noted]
-        for step in touched:
-            job, name = job_of(step, self.is_dry), f"run-{step.label.replace(' ', '-')}.zip"
+        for step, number, job in ((s, k, job) for s in touched for k, job in enumerate(jobs_of(s, self.is_dry))):
+            name = f"run-{step.label.replace(' ', '-')}{f'-{number}' if step.also else ''}.zip"
             folder = self.places.work / job.folder
             if name in self.parcels or not folder.is_dir() or noted[step.label]["outcome"] == LEFT_OUT:
                 continue

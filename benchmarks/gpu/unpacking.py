@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import records, runner, suites, throughput
 from benchmarks.gpu import manifest, parcel
-from benchmarks.gpu.manifest import CACHE, RESULTS, Places, job_of
+from benchmarks.gpu.manifest import CACHE, RESULTS, Places, jobs_of
 from benchmarks.gpu.parcel import ParcelError
 from benchmarks.gpu.stretch import journal_of
 from benchmarks.gpu.travel import fill_shared
@@ -53,9 +53,9 @@ def unpack(places: Places, results: Path, runs: Path, is_dry: bool) -> None:
     for label in journal["steps"]:
         step = steps.get(label)
         if step is not None and step.kind == "training":
-            job = job_of(step, is_dry)
-            fill_shared(step, job, runs)
-            _keep_record(job, runs, results)
+            for job in jobs_of(step, is_dry):
+                fill_shared(step, job, runs)
+                _keep_record(job, runs, results)
 
 
 def _keep_figures(name: Path, figures: list[dict[str, Any]], journal: Mapping[str, Any], results: Path) -> None:

@@ -349,7 +349,7 @@ def test_what_has_come_further_or_has_a_record_stays(places: Places, tmp_path: P
 
 def test_a_finished_record_never_gives_way_to_one_that_is_not(places: Places, tmp_path: Path):
     runs, results = tmp_path / "local" / "runs", tmp_path / "local" / "results"
-    job = manifest.job_of(STEPS[2], True)
+    (job,) = manifest.jobs_of(STEPS[2], True)
     data = {**record([1.0]).data, "suite": "smoke", "task": "toy", "claim": "toy"}
     (runs / "ha2018" / NAME).mkdir(parents=True)
     path = runs / "ha2018" / NAME / "record.json"
@@ -406,7 +406,7 @@ def test_a_run_that_has_a_record_is_not_trained_again(places: Places, tmp_path: 
     (runs / "ha2018" / NAME).mkdir()
     (runs / "ha2018" / NAME / "record.json").touch()
     with pytest.raises(RunError, match="its run has a record"):
-        packing._carried(STEPS[2], manifest.job_of(STEPS[2], True), runs)
+        packing._carried(STEPS[2], manifest.jobs_of(STEPS[2], True), runs)
 
 
 @pytest.mark.parametrize(
@@ -508,6 +508,7 @@ def test_each_step_of_a_suite_names_what_exists():
         elif step.kind == "speed":
             assert step.words[0].split("/") in [[step.paper, part] for part in papers[step.paper].speed]
         else:
-            assert manifest.job_of(step, True).name != manifest.job_of(step, False).name
-            job = manifest.job_of(step, False)
-            assert "device=cuda" in job.overrides or job.preset == "gpu"
+            dry, jobs = ({job.name: job for job in manifest.jobs_of(step, is_dry)} for is_dry in (True, False))
+            assert len(dry) == len(jobs) == 1 + len(step.also)
+            assert not dry.keys() & jobs.keys()
+            assert all("device=cuda" in job.overrides or job.preset == "gpu" for job in jobs.values())
