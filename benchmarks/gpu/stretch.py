@@ -145,16 +145,19 @@ class Stretch:
         """Write the parcels of what has changed: the runs first, since the journal tells of them."""
         noted = self.journal["steps"]
         touched = [step for step in steps if step.kind == "training" and step.label in noted]
-        for step, number, job in ((s, k, job) for s in touched for k, job in enumerate(jobs_of(s, self.is_dry))):
-            name = f"run-{step.label.replace(' ', '-')}{f'-{number}' if step.also else ''}.zip"
-            folder = self.places.work / job.folder
-            if name in self.parcels or not folder.is_dir() or noted[step.label]["outcome"] == LEFT_OUT:
+        for step in touched:
+            name = f"run-{step.label.replace(' ', '-')}.zip"
+            if name in self.parcels or noted[step.label]["outcome"] == LEFT_OUT:
                 continue
-            inside = {f"{job.folder.as_posix()}/{key}": data for key, data in progress(folder, step.shares).items()}
-            self._parcel(name, inside, step.label)
+            inside: dict[str, bytes] = {}
+            for folder in (job.folder for job in jobs_of(step, self.is_dry)):
+                files = progress(self.places.work / folder, step.shares)
+                inside |= {f"{folder.as_posix()}/{key}": data for key, data in files.items()}
+            if inside:
+                self._parcel(name, inside, step.label)
         speed = parcel.files_below(self.places.work / "speed")
-        inside = {f"speed/{key}": path.read_bytes() for key, path in speed.items()}
-        self._parcel(RESULTS, {"journal.json": json.dumps(self.journal, indent=1).encode(), **inside}, "")
+        figures = {f"speed/{key}": path.read_bytes() for key, path in speed.items()}
+        self._parcel(RESULTS, {"journal.json": json.dumps(self.journal, indent=1).encode(), **figures}, "")
 
     def _bring_cache(self) -> None:
         """The kernels that were compiled, where there is room behind all else; nothing depends on them.

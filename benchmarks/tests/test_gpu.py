@@ -123,6 +123,35 @@ def test_a_stretch_brings_back_what_its_steps_leave(places: Places, tmp_path: Pa
         assert not any("vision" in name for name in archive.namelist())
 
 
+def test_one_process_may_train_several_runs(places: Places, tmp_path: Path, monkeypatch):
+    """They come back in one parcel, and are no more trained when all of them have records."""
+    other = replace(RUN, claim="other", settings=("x=2",))
+    step = replace(STEPS[2], words=("x=1", "x=2"), also=(other,), together=lambda jobs: [])
+    monkeypatch.setattr(manifest, "plan", lambda papers, is_dry: [step])
+    names = [job.name for job in manifest.jobs_of(step, True)]
+    assert [job.overrides for job in manifest.jobs_of(step, True)] == [("x=1",), ("x=2",)]
+    both = PROGRAM.replace(f"runs/ha2018/{NAME}", "runs/ha2018/HERE").replace(
+        'if kind == "training":', "for here in NAMES:"
+    )
+    both = both.replace("runs/ha2018/HERE", 'runs/ha2018/" + here + "').replace("NAMES", repr(names))
+    monkeypatch.setattr(
+        manifest, "command", lambda *_: [sys.executable, "-c", both, "training", "train", str(places.work), "0"]
+    )
+    local = tmp_path / "local" / "runs"
+    pack(places, local, True)
+    assert Stretch(places, 5, True).run([])
+    assert [path.name for path in places.out.glob("run-*")] == ["run-ha2018-train.zip"]
+    brought(places, tmp_path)
+    for name in names:
+        assert (local / "ha2018" / name / "controller" / "step-000000002.safetensors").is_file()
+        assert (local / "ha2018" / name / "vision").is_dir(), "shared with the run that it takes"
+    (local / "ha2018" / names[0] / "record.json").write_text(json.dumps(record([1.0]).data))
+    assert packing._carried(step, manifest.jobs_of(step, True), local), "the other has none"
+    (local / "ha2018" / names[1] / "record.json").touch()
+    with pytest.raises(RunError, match="its runs have records"):
+        packing._carried(step, manifest.jobs_of(step, True), local)
+
+
 def test_compiled_kernels_come_back_and_go_with_the_next_stretch(places: Places, tmp_path: Path):
     Stretch(places, 5, True).run([])
     brought(places, tmp_path)
