@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from benchmarks.compare import Result
 from benchmarks.content import Table, beside_published
@@ -11,6 +12,9 @@ from benchmarks.plots import Plot, over_settings
 from benchmarks.published import Published
 from benchmarks.rows import CALIBRATION, Beside, Calibration, Claim, Curve, Experiment, Number, Quantity, Row, Suite
 from benchmarks.steps import Step, device_tests, speed
+
+if TYPE_CHECKING:
+    from benchmarks.runner import Job
 
 TRANSFER = "dream-transfer"
 SEEDS = (0, 1, 2)
@@ -221,17 +225,31 @@ NEEDS = ("cma", "PIL")
 SPEED = ("measure_dream", "measure_vision", "measure_memory")
 
 
-def gpu_dreams() -> tuple[Step, ...]:
+def gpu_dreams() -> Step:
     """Table 2's controllers, each in the dream of the paper's world that was learnt before: no game is played."""
-    steps = []
+    runs = []
     for tau in TEMPERATURES:
-        settings = (*PAPER.settings, f"temperature={float(tau)}")
+        settings = (*PAPER.settings, f"temperature={float(tau)}", "device=cuda")
         claim = TRANSFER if tau == PUBLISHED_TAU else f"{TRANSFER}-tau{tau}"
-        run = replace(PAPER, claim=claim, settings=(*settings, "device=cuda"), takes=(MODEL_FROM, PAPER))
-        words, shares = settings[-1:], ("vision", "memory")
-        worth = 5 if tau == PUBLISHED_TAU else 3
-        steps.append(Step("ha2018", f"tau{tau}", "training", words, 90, worth, run, shares=shares, needs=NEEDS))
-    return tuple(steps)
+        runs.append(replace(PAPER, claim=claim, settings=settings, takes=(MODEL_FROM, PAPER)))
+    return Step(
+        "ha2018", "temperatures", "training", tuple(f"temperature={float(tau)}" for tau in TEMPERATURES), 300, 17,
+        runs[0], shares=("vision", "memory"), needs=NEEDS, also=tuple(runs[1:]), together=in_one_batch,
+    )  # fmt: skip
+
+
+def in_one_batch(jobs: Sequence[Job]) -> list[str]:
+    """The program that trains the controllers of all these runs, which differ in temperature alone."""
+    one, settings = jobs[0], [setting for job in jobs for setting in job.overrides]
+    temperatures = [setting.split("=")[1] for setting in settings if setting.startswith("temperature=")]
+    common = [setting for setting in one.overrides if not setting.startswith("temperature=")]
+    assert one.takes is not None
+    return [
+        *("ha2018.temperatures", "--task", one.task, "--seed", str(one.seed), "--preset", one.preset),
+        *(("--set", *common) if common else ()),
+        *(one.takes[0], (one.folder.parent / one.takes[1]).as_posix()),
+        *("--temperatures", *temperatures, "--runs", *(job.folder.as_posix() for job in jobs)),
+    ]
 
 
 SUITE = Suite(
@@ -300,6 +318,6 @@ SUITE = Suite(
     steps=(
         device_tests("ha2018", "tests/test_gpu.py", needs=NEEDS),
         *speed("ha2018", *SPEED, needs=NEEDS, seconds=75),  # its peers run on all cores first
-        *gpu_dreams(),
+        gpu_dreams(),
     ),
 )

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from benchmarks.rows import Experiment
+
+if TYPE_CHECKING:
+    from benchmarks.runner import Job
 
 KINDS = ("tests", "speed", "training")
 COMPILES = 120.0  # seconds of a part whose kernels must be compiled first
@@ -18,12 +21,14 @@ Kind = Literal["tests", "speed", "training"]
 
 @dataclass(frozen=True)
 class Step:
-    """One process with a deadline. It brings back an outcome, figures, or a run folder, by its kind.
+    """One process with a deadline. It brings back an outcome, figures, or run folders, by its kind.
 
     words: test files, parts of `speed/<paper>.py`, or the settings that stand for those of the experiment in a dry run.
     seconds: after them it is killed with its children. worth: the rows that it decides. experiment: of a training, what
     is trained; it goes on where an earlier stretch stopped. shares: stages that its run has from the one it takes, so
-    that they need not travel twice. needs: packages beyond those that every part of the suite imports.
+    that they need not travel twice. needs: packages beyond those that every part of the suite imports. also: further
+    experiments that the same process trains; then `words` has one for each of them, the first included, and `together`
+    gives the words behind `python -m` for their runs.
     """
 
     paper: str
@@ -36,6 +41,8 @@ class Step:
     seed: int = 0
     shares: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    also: tuple[Experiment, ...] = ()
+    together: Callable[[Sequence[Job]], list[str]] | None = None
 
     @property
     def label(self) -> str:

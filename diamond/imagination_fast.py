@@ -20,7 +20,7 @@ from common import eager
 from diamond.actor_critic import ActorCritic, Outcome, Rollout, State, reset_where_dead, value_ahead
 from diamond.agent import Agent
 from diamond.config import Config
-from diamond.denoiser import Denoiser
+from diamond.denoiser import Denoiser, Segments, draw_normals
 from diamond.imagination import Imagination, Numbers, pick, predict
 
 WARM_UPS = 3  # steps before a CUDA graph is captured
@@ -207,18 +207,29 @@ def compile_networks(agent: Agent, config: Config, games: int, device: torch.dev
     Where that fails, both run as they are written, and False comes back.
     """
     inner, encoder = agent.denoiser.inner_model, agent.reward_end.encoder
-    frame = torch.zeros(games, 3, config.image_size, config.image_size, device=device)
-    action = torch.zeros(games, config.history, dtype=torch.int64, device=device)
+    random = torch.Generator(device).manual_seed(0)
+
+    def blank(length: int) -> tuple[Tensor, Tensor]:
+        """Frames and actions of so many steps."""
+        obs = torch.zeros(games, length, 3, config.image_size, config.image_size, device=device)
+        return obs, torch.zeros(games, length, dtype=torch.int64, device=device)
 
     def compile_and_try() -> bool:
         for network in (inner, encoder):
             network.compile()
-        for has_gradient in (True, False):
-            with torch.set_grad_enabled(has_gradient):
-                out = inner(frame, frame[:, 0, 0, 0], frame.repeat(1, config.history, 1, 1), action)
-                seen = encoder(frame.repeat(1, 2, 1, 1), agent.reward_end.act_emb(action[:, 0]))
-            if has_gradient:
-                (out.sum() + seen.sum()).backward()
+        # What training and the imagination call, down to the strides: a form that they do not have is compiled in vain.
+        terms = config.extra_terms + 1 if config.diffusion == "edm" else 1
+        obs, action = blank(config.history + terms)
+        normals = draw_normals(games, obs.shape[2:], terms, random)
+        loss = agent.denoiser.loss(Segments(obs, action, action == 0, obs.new_ones(obs.shape[1])), normals)
+        obs, action = blank(config.history + config.horizon)
+        rewards, ends, _ = agent.reward_end(obs[:, :-1], action[:, :-1], obs[:, 1:])
+        (loss + rewards.sum() + ends.sum()).backward()
+        obs, action = blank(config.history)
+        nought, state = obs.new_zeros(games), obs.new_zeros(games, config.reward_lstm)
+        numbers = Numbers(obs[:, 0].clone(), nought, nought, random)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
+            predict(agent, config, obs, action, (state, state), numbers)
         return True
 
     is_compiled = bool(eager.captured("the networks", compile_and_try))

@@ -12,7 +12,7 @@ Source: paper, sections 3 and 4; reference code: extract.py, vae_train.py, rnn_t
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -43,8 +43,10 @@ from ha2018.memory_fast import FastLosses
 from ha2018.rollout import environment_returns, open_games
 from ha2018.vision import VAE, kl_loss, reconstruction_loss
 
-# params [N, P], seeds [N] -> returns [N, R] and the environment steps they took
-Rollouts = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, int]]
+# What is asked of rollouts: params [N, P], seeds [N]. What they answer: returns [N, R] and the environment steps taken.
+Asked = tuple[np.ndarray, np.ndarray]
+Answer = tuple[np.ndarray, int]
+Rollouts = Callable[[np.ndarray, np.ndarray], Answer]
 STAGES = ("collect", "vision", "memory", "controller")
 
 
@@ -213,13 +215,30 @@ def train_controller(
         with open_games(config, config.games) as games:
             real = partial(environment_returns, vae=vae, memory=memory, games=games, config=config, ranks=ranks)
             params = evolve(run, config, ranks, real)
+    save_controller(run, ranks, params)
+
+
+def save_controller(run: Run, ranks: dist.Ranks, params: np.ndarray) -> None:
+    """The parameters [P] of C into the run folder: training has ended."""
     if dist.is_main(ranks):
         tensors = safetensors.torch.save({"params": torch.from_numpy(params)})
         write_checked(run.folder / CONTROLLER, tensors, f"{run.identity} controller")
 
 
 def evolve(run: Run, config: Config, ranks: dist.Ranks, rollouts: Rollouts) -> np.ndarray:
-    """CMA-ES on the mean return of the `rollouts`, every rank rolling out its part of the population.
+    """`generations` with these rollouts, every rank rolling out its part of the population. Returns parameters [P]."""
+    evolution = generations(run, config, ranks)
+    try:
+        asked = next(evolution)
+        while True:
+            asked = evolution.send(rollouts(*asked))
+    except StopIteration as end:
+        best: np.ndarray = end.value
+        return best
+
+
+def generations(run: Run, config: Config, ranks: dist.Ranks) -> Generator[Asked, Answer, np.ndarray]:
+    """CMA-ES on the mean return of rollouts: yields what is to be rolled out, and is sent what came of it.
 
     Returns the parameters [P] of the CMA mean with the best trial.
     """
@@ -233,13 +252,13 @@ def evolve(run: Run, config: Config, ranks: dist.Ranks, rollouts: Rollouts) -> n
     best, best_trial = stage.extra.get("best"), stage.state.get("best_trial", -np.inf)
     for generation in stage.updates():
         solutions, seeds = evolution.ask(), rollout_seeds(rng, config.population)
-        returns, env_frames = rollouts(as_sent_to_workers(solutions), seeds)
+        returns, env_frames = yield as_sent_to_workers(solutions), seeds
         returns = returns.mean(1)
         evolution.tell(solutions, cost(as_received_from_workers(returns), solutions))
         stage.log(generation, _generation_metrics(returns, env_frames, evolution), every=1)
         if (generation + 1) % config.trial_every == 0 or generation + 1 == config.generations:
             mean = evolution.mean
-            trial, env_frames = rollouts(np.tile(mean, (config.trial_seeds, 1)), np.arange(config.trial_seeds))
+            trial, env_frames = yield np.tile(mean, (config.trial_seeds, 1)), np.arange(config.trial_seeds)
             numbers = {f"{where}_return": trial.mean(), f"{where}_std": trial.std()}
             run.log("controller trial", generation + 1, **numbers, **_spent(env_frames))
             if trial.mean() > best_trial:
@@ -259,10 +278,12 @@ def dream_returns(
     config: Config,
     ranks: dist.Ranks,
     fast: FastDream | None = None,
-) -> tuple[np.ndarray, int]:
+    temperatures: Sequence[float] | None = None,
+) -> Answer:
     """Dream returns [N, R] of the controllers params [N, P], and no environment steps.
 
-    The members are divided over the ranks. `fast` is used again from generation to generation.
+    The members are divided over the ranks. `fast` is used again from generation to generation. temperatures: [N], one
+    of each member in the place of that of the config.
     """
     mine = dist.share(len(params), ranks)
     returns = rollout_returns(
@@ -271,7 +292,7 @@ def dream_returns(
         torch.from_numpy(params[mine]),
         seeds[mine].tolist(),
         config.rollouts,
-        config.temperature,
+        config.temperature if temperatures is None else temperatures[mine],
         config.max_steps,
         compute_dtype(config.precision, ranks.device),
         fast,

@@ -45,7 +45,7 @@ def check(source: Path, config: Config) -> None:
     identity = info["meta"]["identity"]
     _, frames = encoding.load_first_frames(source, identity, torch.device("cpu"))
     checkpoint.load_final(source / "vision", data.vision_updates(theirs, frames), identity=identity)
-    if _takes_memory(info["config"], config):
+    if takes_memory(info["config"], config):
         checkpoint.load_final(source / "memory", encoding.memory_updates(theirs, frames), identity=identity)
     elif config.memory_updates != 0:
         for role, episodes in zip(ROLES, (config.episodes, config.holdout_episodes), strict=True):
@@ -65,11 +65,11 @@ def adopt(run: Run, source: Path, config: Config) -> None:
         return
     if (run.folder / "frames").exists():
         user_error(f"{run.folder} has frames of its own; choose another folder with --run")
-    takes_memory = _takes_memory(info["config"], config)
-    stages = ["vision", "memory"] if takes_memory else ["vision"]
+    is_memory_taken = takes_memory(info["config"], config)
+    stages = ["vision", "memory"] if is_memory_taken else ["vision"]
     for stage in stages:
         checkpoint.copy(source / stage, run.folder / stage, run.identity)
-    if not takes_memory and config.memory_updates != 0:
+    if not is_memory_taken and config.memory_updates != 0:
         _copy_latents(run, source, theirs, config)
     run.replace_log(line for line in read_metrics(source) if line["stage"].split()[0] in stages)
     for name in ("collect", "encode", *stages):
@@ -89,7 +89,8 @@ def _copy_latents(run: Run, source: Path, theirs: str, config: Config) -> None:
             write_checked(path, content, encoding.latents_identity(run.identity, role, number))
 
 
-def _takes_memory(theirs: dict[str, Any], config: Config) -> bool:
+def takes_memory(theirs: dict[str, Any], config: Config) -> bool:
+    """Whether M of a run with the config `theirs` is what these settings would train."""
     return not _differences(MEMORY_SETTINGS, theirs, config)
 
 

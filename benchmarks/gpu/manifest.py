@@ -57,12 +57,15 @@ def plan(papers: Iterable[Suite], is_dry: bool) -> list[Step]:
     return list(merged.values())
 
 
-def job_of(step: Step, is_dry: bool) -> Job:
-    """The run of a training step; dry, of preset smoke with the step's words as settings."""
+def jobs_of(step: Step, is_dry: bool) -> list[Job]:
+    """The runs of a training step; dry, of preset smoke with the step's words as settings."""
     suite = next(suite for suite in suites.load() if suite.paper == step.paper)
     assert step.experiment is not None
-    chosen = _small(step.experiment, step.words) if is_dry else step.experiment
-    return runner.job_of(suite, chosen, step.seed)
+    chosen = [step.experiment, *step.also]
+    if is_dry:
+        settings = [(word,) for word in step.words] if step.also else [step.words]
+        chosen = [_small(*parts) for parts in zip(chosen, settings, strict=True)]
+    return [runner.job_of(suite, one, step.seed) for one in chosen]
 
 
 def _small(one: Experiment, settings: tuple[str, ...]) -> Experiment:
@@ -78,7 +81,8 @@ def command(step: Step, places: Places, is_dry: bool) -> list[str]:
     if step.kind == "speed":
         device = ["--device", "cpu", "--smoke"] if is_dry else ["--device", "cuda"]
         return [*python, "benchmarks.throughput", *device, "--part", *step.words, "--out", str(places.work / "speed")]
-    return job_of(step, is_dry).commands()[0]
+    jobs = jobs_of(step, is_dry)
+    return jobs[0].commands()[0] if step.together is None else [*python, *step.together(jobs)]
 
 
 def missing(step: Step) -> list[str]:

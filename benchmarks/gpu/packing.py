@@ -6,13 +6,13 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
 from benchmarks import suites
 from benchmarks.gpu import manifest, parcel
-from benchmarks.gpu.manifest import EVERYWHERE, LEFT_OUT, ROOT, Places, job_of
+from benchmarks.gpu.manifest import EVERYWHERE, LEFT_OUT, ROOT, Places, jobs_of
 from benchmarks.gpu.parcel import MEBI, ParcelError
 from benchmarks.gpu.travel import progress, world
 from benchmarks.runner import Job
@@ -33,9 +33,8 @@ def pack(places: Places, runs: Path, is_dry: bool) -> None:
     labels, needs = [], dict[str, None]()
     for step in manifest.plan(suites.load(), is_dry):
         if step.kind == "training":
-            job = job_of(step, is_dry)
             try:
-                contents |= _carried(step, job, runs)
+                contents |= _carried(step, jobs_of(step, is_dry), runs)
             except RunError as error:
                 print(f"{step.label}: {LEFT_OUT}: {error}")
                 continue
@@ -59,20 +58,21 @@ def pack(places: Places, runs: Path, is_dry: bool) -> None:
     print(f"packed: {places.pack}, {len(labels)} steps, {words}")
 
 
-def _carried(step: Step, job: Job, runs: Path) -> dict[str, bytes]:
-    """The run of a training step as far as it has come, and what it takes from another.
+def _carried(step: Step, jobs: Sequence[Job], runs: Path) -> dict[str, bytes]:
+    """The runs of a training step as far as they have come, and what they take from others.
 
     Raises RunError if there is nothing to do or nothing to take.
     """
-    own = runs / job.paper / job.name
-    if (own / "record.json").is_file():
-        raise RunError("its run has a record")
+    if all((runs / job.paper / job.name / "record.json").is_file() for job in jobs):
+        raise RunError("its run has a record" if len(jobs) == 1 else "its runs have records")
     contents: dict[str, bytes] = {}
-    if job.takes is not None:
-        source = runs / job.paper / job.takes[1]
-        contents |= {f"runs/{job.paper}/{source.name}/{name}": data for name, data in world(source, step).items()}
-    if own.is_dir():
-        contents |= {f"runs/{job.paper}/{job.name}/{name}": data for name, data in progress(own, step.shares).items()}
+    for source in {runs / job.paper / job.takes[1] for job in jobs if job.takes is not None}:
+        contents |= {f"runs/{step.paper}/{source.name}/{name}": data for name, data in world(source, step).items()}
+    for own in (runs / job.paper / job.name for job in jobs):
+        if own.is_dir():
+            contents |= {
+                f"runs/{step.paper}/{own.name}/{name}": data for name, data in progress(own, step.shares).items()
+            }
     return contents
 
 

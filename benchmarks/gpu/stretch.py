@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import suites
 from benchmarks.gpu import manifest, parcel
-from benchmarks.gpu.manifest import CACHE, DONE, FAILED, LEFT_OUT, RESULTS, ROOT, STOPPED, Places, job_of, missing
+from benchmarks.gpu.manifest import CACHE, DONE, FAILED, LEFT_OUT, RESULTS, ROOT, STOPPED, Places, jobs_of, missing
 from benchmarks.gpu.parcel import MEBI, ParcelError
 from benchmarks.gpu.travel import fill_shared, progress
 from benchmarks.steps import Step
@@ -120,7 +120,8 @@ class Stretch:
         """Exit code, None if it was killed at its deadline, and the end of what it printed."""
         work = self.places.work
         if step.kind == "training":
-            fill_shared(step, job_of(step, self.is_dry), work / "runs")
+            for job in jobs_of(step, self.is_dry):
+                fill_shared(step, job, work / "runs")
         paths = [str(ROOT), str(work / "site"), os.environ.get("PYTHONPATH", "")]
         variables = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "REVISION": self.facts["revision"]}
         variables |= {"TRITON_CACHE_DIR": str(work / "cache"), "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor")}
@@ -145,15 +146,18 @@ class Stretch:
         noted = self.journal["steps"]
         touched = [step for step in steps if step.kind == "training" and step.label in noted]
         for step in touched:
-            job, name = job_of(step, self.is_dry), f"run-{step.label.replace(' ', '-')}.zip"
-            folder = self.places.work / job.folder
-            if name in self.parcels or not folder.is_dir() or noted[step.label]["outcome"] == LEFT_OUT:
+            name = f"run-{step.label.replace(' ', '-')}.zip"
+            if name in self.parcels or noted[step.label]["outcome"] == LEFT_OUT:
                 continue
-            inside = {f"{job.folder.as_posix()}/{key}": data for key, data in progress(folder, step.shares).items()}
-            self._parcel(name, inside, step.label)
+            inside: dict[str, bytes] = {}
+            for folder in (job.folder for job in jobs_of(step, self.is_dry)):
+                files = progress(self.places.work / folder, step.shares)
+                inside |= {f"{folder.as_posix()}/{key}": data for key, data in files.items()}
+            if inside:
+                self._parcel(name, inside, step.label)
         speed = parcel.files_below(self.places.work / "speed")
-        inside = {f"speed/{key}": path.read_bytes() for key, path in speed.items()}
-        self._parcel(RESULTS, {"journal.json": json.dumps(self.journal, indent=1).encode(), **inside}, "")
+        figures = {f"speed/{key}": path.read_bytes() for key, path in speed.items()}
+        self._parcel(RESULTS, {"journal.json": json.dumps(self.journal, indent=1).encode(), **figures}, "")
 
     def _bring_cache(self) -> None:
         """The kernels that were compiled, where there is room behind all else; nothing depends on them.

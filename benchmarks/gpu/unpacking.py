@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import records, runner, suites, throughput
 from benchmarks.gpu import manifest, parcel
-from benchmarks.gpu.manifest import CACHE, RESULTS, Places, job_of
+from benchmarks.gpu.manifest import CACHE, RESULTS, Places, jobs_of
 from benchmarks.gpu.parcel import ParcelError
 from benchmarks.gpu.stretch import journal_of
 from benchmarks.gpu.travel import fill_shared
@@ -46,16 +46,17 @@ def unpack(places: Places, results: Path, runs: Path, is_dry: bool) -> None:
             if (name := f"speed/{suite.paper}/{part}.json") in found:
                 _keep_figures(Path(name), json.loads(found[name]), journal, results)
     for parts in contents.values():
-        _keep_run(parts, runs)
+        for place, inside in _runs_in(parts).items():
+            _keep_run(inside, runs / place)
     if kernels:
         shutil.rmtree(places.cache, ignore_errors=True)
         parcel.place(kernels, places.folder)
     for label in journal["steps"]:
         step = steps.get(label)
         if step is not None and step.kind == "training":
-            job = job_of(step, is_dry)
-            fill_shared(step, job, runs)
-            _keep_record(job, runs, results)
+            for job in jobs_of(step, is_dry):
+                fill_shared(step, job, runs)
+                _keep_record(job, runs, results)
 
 
 def _keep_figures(name: Path, figures: list[dict[str, Any]], journal: Mapping[str, Any], results: Path) -> None:
@@ -77,14 +78,19 @@ def _keep_figures(name: Path, figures: list[dict[str, Any]], journal: Mapping[st
     print(f"recorded: {path}, {name.stem}")
 
 
-def _keep_run(parts: Mapping[str, bytes], runs: Path) -> None:
+def _runs_in(parts: Mapping[str, bytes]) -> dict[Path, dict[str, bytes]]:
+    """What a parcel holds of each run, by paper and name of its folder."""
+    found: dict[Path, dict[str, bytes]] = {}
+    for name, data in parts.items():
+        _, *place, rest = name.split("/", 3)
+        if len(place) != 2:
+            raise ParcelError(f"{name} is part of no run")
+        found.setdefault(Path(*place), {})[rest] = data
+    return found
+
+
+def _keep_run(inside: Mapping[str, bytes], folder: Path) -> None:
     """One run folder in the place of what is there of it, unless that is finished or has come further."""
-    names = {tuple(name.split("/")[:3]) for name in parts}
-    if len(names) != 1 or len(next(iter(names))) != 3:
-        raise ParcelError("a parcel of a run holds more than one run folder")
-    _, paper, name = names.pop()
-    folder = runs / paper / name
-    inside = {"/".join(key.split("/")[3:]): data for key, data in parts.items()}
     ours, theirs = _steps_done(parcel.files_below(folder) if folder.is_dir() else ()), _steps_done(inside)
     if (folder / "record.json").is_file():
         print(f"kept as it is: {folder}, which has a record")

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.speed.pretraining import beside, beside_cases, pretraining
 from benchmarks.speed.timing import figure, timed
-from common import dist, eager
+from common import dist
 from common.precision import compute_dtype
 from vjepa.ac import build as plan_build
 from vjepa.ac import play
@@ -216,11 +216,7 @@ def _plan_update(config: PlanConfig, device: torch.device, note: str) -> dict[st
     config, world = replace(config, batch_size=WINDOWS[device.type]), new_world(config.task)
     model = plan_build.new_model(config, world).to(device)
     optimizer, schedule = plan_train.optimizer_of(model), plan_build.new_schedule(config)
-    losses = (
-        eager.compiled("the losses", plan_train.model_losses, dynamic=False)
-        if device.type == "cuda"
-        else plan_train.model_losses
-    )
+    losses = plan_train.compiled_losses() if device.type == "cuda" else plan_train.model_losses
     options: dict[str, Any] = {"dtype": compute_dtype(config.precision, device), "losses": losses}
     ranks, numbers = dist.setup(str(device)), iter(range(config.updates))
 

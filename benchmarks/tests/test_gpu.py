@@ -123,6 +123,35 @@ def test_a_stretch_brings_back_what_its_steps_leave(places: Places, tmp_path: Pa
         assert not any("vision" in name for name in archive.namelist())
 
 
+def test_one_process_may_train_several_runs(places: Places, tmp_path: Path, monkeypatch):
+    """They come back in one parcel, and are no more trained when all of them have records."""
+    other = replace(RUN, claim="other", settings=("x=2",))
+    step = replace(STEPS[2], words=("x=1", "x=2"), also=(other,), together=lambda jobs: [])
+    monkeypatch.setattr(manifest, "plan", lambda papers, is_dry: [step])
+    names = [job.name for job in manifest.jobs_of(step, True)]
+    assert [job.overrides for job in manifest.jobs_of(step, True)] == [("x=1",), ("x=2",)]
+    both = PROGRAM.replace(f"runs/ha2018/{NAME}", "runs/ha2018/HERE").replace(
+        'if kind == "training":', "for here in NAMES:"
+    )
+    both = both.replace("runs/ha2018/HERE", 'runs/ha2018/" + here + "').replace("NAMES", repr(names))
+    monkeypatch.setattr(
+        manifest, "command", lambda *_: [sys.executable, "-c", both, "training", "train", str(places.work), "0"]
+    )
+    local = tmp_path / "local" / "runs"
+    pack(places, local, True)
+    assert Stretch(places, 5, True).run([])
+    assert [path.name for path in places.out.glob("run-*")] == ["run-ha2018-train.zip"]
+    brought(places, tmp_path)
+    for name in names:
+        assert (local / "ha2018" / name / "controller" / "step-000000002.safetensors").is_file()
+        assert (local / "ha2018" / name / "vision").is_dir(), "shared with the run that it takes"
+    (local / "ha2018" / names[0] / "record.json").write_text(json.dumps(record([1.0]).data))
+    assert packing._carried(step, manifest.jobs_of(step, True), local), "the other has none"
+    (local / "ha2018" / names[1] / "record.json").touch()
+    with pytest.raises(RunError, match="its runs have records"):
+        packing._carried(step, manifest.jobs_of(step, True), local)
+
+
 def test_compiled_kernels_come_back_and_go_with_the_next_stretch(places: Places, tmp_path: Path):
     Stretch(places, 5, True).run([])
     brought(places, tmp_path)
@@ -349,7 +378,7 @@ def test_what_has_come_further_or_has_a_record_stays(places: Places, tmp_path: P
 
 def test_a_finished_record_never_gives_way_to_one_that_is_not(places: Places, tmp_path: Path):
     runs, results = tmp_path / "local" / "runs", tmp_path / "local" / "results"
-    job = manifest.job_of(STEPS[2], True)
+    (job,) = manifest.jobs_of(STEPS[2], True)
     data = {**record([1.0]).data, "suite": "smoke", "task": "toy", "claim": "toy"}
     (runs / "ha2018" / NAME).mkdir(parents=True)
     path = runs / "ha2018" / NAME / "record.json"
@@ -406,7 +435,7 @@ def test_a_run_that_has_a_record_is_not_trained_again(places: Places, tmp_path: 
     (runs / "ha2018" / NAME).mkdir()
     (runs / "ha2018" / NAME / "record.json").touch()
     with pytest.raises(RunError, match="its run has a record"):
-        packing._carried(STEPS[2], manifest.job_of(STEPS[2], True), runs)
+        packing._carried(STEPS[2], manifest.jobs_of(STEPS[2], True), runs)
 
 
 @pytest.mark.parametrize(
@@ -508,6 +537,7 @@ def test_each_step_of_a_suite_names_what_exists():
         elif step.kind == "speed":
             assert step.words[0].split("/") in [[step.paper, part] for part in papers[step.paper].speed]
         else:
-            assert manifest.job_of(step, True).name != manifest.job_of(step, False).name
-            job = manifest.job_of(step, False)
-            assert "device=cuda" in job.overrides or job.preset == "gpu"
+            dry, jobs = ({job.name: job for job in manifest.jobs_of(step, is_dry)} for is_dry in (True, False))
+            assert len(dry) == len(jobs) == 1 + len(step.also)
+            assert not dry.keys() & jobs.keys()
+            assert all("device=cuda" in job.overrides or job.preset == "gpu" for job in jobs.values())

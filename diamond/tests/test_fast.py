@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from common import dist, eager, fake_cuda, tape
 from common.testing import ROOT
 from diamond import imagination_fast
 from diamond.actor_critic import losses, rollout
+from diamond.agent import PARTS, new_agent
 from diamond.imagination import pick
 from diamond.tests.test_imagination import CONFIG, draws, dream
 from diamond.tests.test_replay import CPU, filled
@@ -125,10 +127,37 @@ def test_networks_that_cannot_be_compiled_run_as_they_are_written(tmp_path, monk
     assert imagination_fast.compile_networks(world.agent, CONFIG, 3, CPU) != is_broken
     assert ("no compiler here" in capsys.readouterr().err) == is_broken
     world.step(torch.tensor([0, 1, 2]))
-    assert len(calls) == (1 if is_broken else 4 + CONFIG.sampler_steps + 1)
+    assert len(calls) == (1 if is_broken else 3 + 2 * (CONFIG.sampler_steps + 1))
     for parameter, old in zip(world.agent.parameters(), before, strict=True):
         assert torch.equal(parameter, old)
         assert parameter.grad is None
+
+
+@pytest.mark.parametrize(("diffusion", "precision"), [("edm", "float32"), ("edm", "bfloat16"), ("ddpm", "float32")])
+def test_all_that_training_calls_was_compiled_when_it_was_tried(tmp_path, monkeypatch, diffusion, precision):
+    """Without a code generator: two networks, each with gradient and without, and hardly a form that comes later.
+
+    torch.compile gives up on a function after eight. R sees the beginnings of games in float32 whatever the precision.
+    """
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
+    monkeypatch.setattr(eager, "_marks", [])
+    config = replace(
+        CONFIG, diffusion=diffusion, precision=precision, denoiser_channels=(8,), denoiser_depths=(1,),
+        reward_channels=(8,), reward_depths=(1,),
+    )  # fmt: skip
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    agent, graphs = new_agent(config, 6), torch._dynamo.utils.counters["stats"]
+    trainer = Trainer(agent, filled(tmp_path), config, dist.Ranks(0, 1, 0, CPU))
+    assert imagination_fast.compile_networks(agent, config, trainer.games, CPU)
+    assert graphs["unique_graphs"] == 4
+    if imagination_fast.can_run(agent, config):
+        trainer.program = imagination_fast.Program(agent, config, CPU)
+    for update in range(2):
+        for part in PARTS:
+            trainer.update(part, update)
+    assert graphs["unique_graphs"] == 4 + (precision == "bfloat16")
+    assert eager.marks() == ()
 
 
 def test_without_a_gpu_training_imagines_as_it_is_written(tmp_path):

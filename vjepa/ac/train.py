@@ -111,6 +111,11 @@ def train_step(
     return {name: value.detach() for name, value in found.items()}
 
 
+def compiled_losses() -> Losses:
+    """`model_losses` as one graph, for one model and one size of its batches."""
+    return eager.compiled("the losses", eager.own_copy(model_losses), dynamic=False)
+
+
 def optimizer_of(model: Model) -> torch.optim.AdamW:
     """AdamW; in V-JEPA 2-AC biases and norms do not decay, in the recipe all weights do."""
     if isinstance(model, ACModel):
@@ -125,8 +130,7 @@ def train_model(run: Run, config: Config, ranks: dist.Ranks, model: Model, world
     optimizer = optimizer_of(model)
     stage = Stage(run, name, total, config.checkpoint_seconds, ranks, trained_parts(model), optimizer)
     dtype = compute_dtype(config.precision, ranks.device)
-    is_compiled = ranks.device.type == "cuda"
-    losses = eager.compiled("the losses", model_losses, dynamic=False) if is_compiled else model_losses
+    losses = compiled_losses() if ranks.device.type == "cuda" else model_losses
     for update in stage.updates():
         batch = batch_of(world, config, walks, name, update, ranks)
         found = train_step(model, optimizer, batch, world, config, schedule, update, dtype=dtype, losses=losses)

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from common import checkpoint, dist, testing
+from common import checkpoint, dist, eager, testing
 from common.config import from_dict, parse
 from vjepa.ac import build, data, evaluate, train
 from vjepa.ac.config import PRESETS, TASKS, Config
 from vjepa.ac.tests.conftest import SMOKE, WALL
+from vjepa.ac.worlds import rooms
 from vjepa.ac.worlds.catalogue import new_world
 from vjepa.ac.worlds.rooms import WALL as WALL_WORLD
 
@@ -230,3 +231,44 @@ def test_the_recipe_learns_the_place_of_the_dot():
     last = {name: float(torch.stack([line[name] for line in log[-10:]]).mean()) for name in log[0]}
     assert last["loss"] < 0.8 * float(log[0]["loss"])
     assert last["probe"] < 0.6
+
+
+@pytest.mark.parametrize("task", ["two-rooms", "wall"])
+def test_a_model_has_one_graph_however_many_were_trained_before_it(monkeypatch, task):
+    """Without a code generator: what counts is that the losses are traced whole, and never in a second form.
+
+    torch.compile gives up on a function after eight, and takes functions of one code for one function.
+    """
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
+    monkeypatch.setattr(eager, "_marks", [])
+    config, world = config_of("--preset", "smoke", "--task", task, "--set", "trajectories=0"), new_world(task)
+    found = []
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        for dtype in (torch.float32, torch.bfloat16):
+            for losses in (train.model_losses, train.compiled_losses()):
+                model = build.new_model(config, world)
+                optimizer, schedule = train.optimizer_of(model), build.new_schedule(config)
+                for update in range(2):
+                    batch = data.batch_of(world, config, None, "test", update, dist.Ranks(0, 1, 0, torch.device("cpu")))
+                    numbers = train.train_step(
+                        model, optimizer, batch, world, config, schedule, update, dtype=dtype, losses=losses
+                    )
+                found.append(numbers["loss"])
+    torch.testing.assert_close(found[1::2], found[::2])
+    assert eager.marks() == ()
+
+
+def test_walks_of_both_kinds_of_rooms_and_two_sizes_are_compiled(monkeypatch):
+    """Walks of another number are another form, but the other rooms do not count them."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
+    monkeypatch.setattr(eager, "_marks", [])
+    rooms._compiled.cache_clear()
+    with torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):
+        for world in (rooms.TWO_ROOMS, rooms.TWO_ROOMS_RANDOM):
+            for count in (2, 3):
+                generator = torch.Generator().manual_seed(count)
+                states, actions, layouts = world.trajectories(count, 2, generator)
+                step = rooms._compiled(world)
+                torch.testing.assert_close(step(states[:, 0], actions[:, 0], layouts), states[:, 1])
+    rooms._compiled.cache_clear()
+    assert eager.marks() == ()
