@@ -136,10 +136,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             for tau, run in runs.items():
                 world_model.adopt(run, options.model_from, configs[tau])
         dist.barrier()
-        for run in runs.values():
-            run.identity = Run.load("ha2018", run.folder)["meta"][
-                "identity"
-            ]  # the other ranks have not made the folder
+        for run in runs.values():  # the other ranks have not made the folder
+            run.identity = Run.load("ha2018", run.folder)["meta"]["identity"]
         seed_everything(config.seed, config.device)
         train(runs, configs, ranks)
         if dist.is_main(ranks):
