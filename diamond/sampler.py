@@ -57,7 +57,7 @@ def trajectory(
     levels = sigmas.tolist()
     for sigma, following in zip(levels[:-1], levels[1:], strict=True):
         is_churned = settings.s_churn > 0 and settings.s_tmin <= sigma <= settings.s_tmax
-        gamma = min(settings.s_churn / settings.steps, math.sqrt(2) - 1) if is_churned else 0.0
+        gamma = min(settings.s_churn / (len(levels) - 1), math.sqrt(2) - 1) if is_churned else 0.0
         raised = sigma * (1 + gamma)
         if gamma > 0:
             noise = torch.randn(x.shape, generator=generator, device=x.device)

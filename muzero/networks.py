@@ -44,13 +44,14 @@ class Sizes:
 
 
 def action_planes(action: Tensor, encoding: str, actions: int, rows: int, columns: int) -> Tensor:
-    """[B] -> [B, P, rows, columns]: how the dynamics see an action.
+    """[B] integers of any size -> [B, P, rows, columns]: how the dynamics see an action.
 
     point: one plane, one-hot at the cell; an action beyond the cells (a pass) is all zeros. column: one plane, ones in
     that column. tiled: one constant plane for each action. scalar: one constant plane a / actions. move: cell and kind
     of a chess move numbered 73 * from + kind, one plane one-hot and 73 constant ones.
     Source: paper, Appendix E. Deviation D6: chess has 8 planes of its own there (from, to, legal, promotion).
     """
+    action = action.long()
     count, cells = action.shape[0], rows * columns
     if encoding == "scalar":
         return (action.double() / actions)[:, None, None, None].expand(count, 1, rows, columns)
@@ -224,7 +225,7 @@ class VectorNetwork(nn.Module):
         first = self.transition[0]
         assert isinstance(first, nn.Linear)
         width = state.shape[1]
-        x = F.linear(state, first.weight[:, :width], first.bias) + F.embedding(action, first.weight[:, width:].T)
+        x = F.linear(state, first.weight[:, :width], first.bias) + F.embedding(action.long(), first.weight[:, width:].T)
         raw = self.transition[1:](x)
         reward = state.new_zeros(len(state), 0) if self.reward is None else self.reward(raw)
         return scale_hidden(raw), reward

@@ -176,7 +176,7 @@ def prepare(root: Root, settings: Settings, noise: Tensor | None) -> Tensor:
     else:
         prior = masked_softmax(root.logits, root.invalid)
         if noise is not None:
-            prior = add_noise(prior, noise, settings.noise_fraction)
+            prior = add_noise(prior, noise.to(prior.dtype), settings.noise_fraction)
         logits = prior.clamp(min=torch.finfo(prior.dtype).tiny).log()
     # Not -inf, which would turn a difference of logits into NaN.
     return logits if root.invalid is None else logits.masked_fill(root.invalid, torch.finfo(logits.dtype).min)

@@ -40,10 +40,11 @@ def two_hot(y: Tensor, half: int) -> Tensor:
 
     An integer puts all of it on one bin. Source: paper, Appendix F (x = 3.7: 0.3 on 3 and 0.7 on 4).
     """
-    place = y.clamp(-half, half) + half
-    lower = place.floor().clamp(max=2 * half - 1)
+    place = y.clamp(-half, half)
+    lower = place.floor().clamp(max=half - 1)
+    # Before `half` is added: after that float32 has lost two or three digits of a small y.
     upper_share = (place - lower)[..., None]
-    index = lower.long()[..., None]
+    index = lower.long()[..., None] + half
     found = torch.zeros(*y.shape, 2 * half + 1, dtype=y.dtype, device=y.device)
     return found.scatter(-1, index, 1 - upper_share).scatter(-1, index + 1, upper_share)
 

@@ -63,20 +63,22 @@ class Predictor(nn.Module):
     def forward(self, context: Tensor, context_mask: Tensor, target_mask: Tensor, mask_token: int = 0) -> Tensor:
         """context [B, Kc, D] at context_mask [B, Kc] -> predictions [B, Kt, D] at target_mask [B, Kt].
 
-        mask_token: which learned token stands for the hidden ones. V-JEPA: the number of the mask's kind, short-range
-        or long-range. V-JEPA 2: the number of the clip length, always 0 when clips have one length; its other tokens
-        never learn. The order of the tokens has no effect, so V-JEPA 2's sorting is left out.
+        mask_token: which learned token stands for the hidden ones, counted round if there are fewer. V-JEPA: the number
+        of the mask's kind, short-range or long-range. V-JEPA 2: the number of the clip length, always 0 when clips have
+        one length; its other tokens never learn. The order of the tokens has no effect, so V-JEPA 2's sorting is left
+        out.
         """
         if context.shape[:2] != context_mask.shape or len(context_mask) != len(target_mask):
             masks = f"{list(context_mask.shape)} and {list(target_mask.shape)}"
             raise ValueError(f"context {list(context.shape)} does not fit masks {masks}")
-        known, asked = self.predictor_embed(context), self.mask_tokens[mask_token]
+        known, asked = self.predictor_embed(context), self.mask_tokens[mask_token % len(self.mask_tokens)]
         by = None
         if self.positions == "sincos":
             known = known + gather_tokens(self.predictor_pos_embed, context_mask)
             asked = asked + gather_tokens(self.predictor_pos_embed, target_mask)
         else:
-            by = video_rotation(places_of(torch.cat([context_mask, target_mask], 1), self.grid), self.head)
+            places = places_of(torch.cat([context_mask, target_mask], 1), self.grid)
+            by = video_rotation(places, self.head, known.dtype)
             asked = asked.expand(*target_mask.shape, -1)
         x = torch.cat([known, asked.to(known.dtype)], dim=1)  # [B, Kc + Kt, Q]
         *blocks, final = self.predictor_blocks

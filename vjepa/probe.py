@@ -53,26 +53,33 @@ class CrossBlock(nn.Module):
 
 
 class AttentivePooler(nn.Module):
-    """Self-attention blocks on the tokens (none at depth 1, three at V-JEPA 2's depth 4), then the query."""
+    """Self-attention blocks on the tokens (none at depth 1, three at V-JEPA 2's depth 4), then the query.
+
+    With V-JEPA's probes (`has_unused`) it is the query first, and further blocks on its answer alone.
+    """
 
     def __init__(self, width: int, heads: int, depth: int, has_unused: bool) -> None:
         super().__init__()
+        self.asks_first = has_unused
         self.query_tokens = nn.Parameter(torch.zeros(1, 1, width))
         self.cross_attention_block = CrossBlock(width, heads, has_unused)
         self.blocks = nn.ModuleList(Block(width, heads, 4 * width, PROBE_EPS) for _ in range(depth - 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, N, D] -> [B, 1, D]."""
+        query = self.query_tokens.expand(len(x), -1, -1)
+        if self.asks_first:
+            x = self.cross_attention_block(query, x)
         for block in self.blocks:
             x = block(x)
-        return self.cross_attention_block(self.query_tokens.expand(len(x), -1, -1), x)
+        return x if self.asks_first else self.cross_attention_block(query, x)
 
 
 class AttentiveProbe(nn.Module):
     """`pooler`, then `linear`."""
 
     def __init__(self, width: int, heads: int, outputs: int, depth: int = 1, has_unused: bool = True) -> None:
-        """heads: the encoder's in V-JEPA, 16 in V-JEPA 2. depth and has_unused: 1 and True, or 4 and False."""
+        """heads: the encoder's in V-JEPA, 16 in V-JEPA 2. depth and has_unused: 1 (or 2) and True, or 4 and False."""
         super().__init__()
         self.pooler = AttentivePooler(width, heads, depth, has_unused)
         self.linear = nn.Linear(width, outputs)
@@ -87,6 +94,7 @@ def new_probe(
 ) -> AttentiveProbe:
     """An untrained probe: weights and query with std 0.02, last layers of block l divided by sqrt(2 l), biases 0.
 
+    V-JEPA counts the query's block as the first, V-JEPA 2 gives it the number of the block before it.
     Consumes `generator`. Source: reference code; the linear layer begins as torch's, uniform in +-1 / sqrt(D).
     """
     probe = AttentiveProbe(width, heads, outputs, depth, has_unused)
@@ -94,8 +102,9 @@ def new_probe(
     initialise(pooler, generator)
     with torch.no_grad():
         nn.init.trunc_normal_(pooler.query_tokens, std=INIT_STD, generator=generator)
-        pooler.cross_attention_block.mlp.fc2.weight.div_(math.sqrt(2))
-        for number, block in enumerate(pooler.blocks, start=2):
+        first, own = (2, 1) if has_unused else (1, max(1, depth - 1))
+        pooler.cross_attention_block.mlp.fc2.weight.div_(math.sqrt(2 * own))
+        for number, block in enumerate(pooler.blocks, start=first):
             assert isinstance(block, Block)
             for layer in (block.attn.proj, block.mlp.fc2):
                 layer.weight.div_(math.sqrt(2 * number))

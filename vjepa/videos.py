@@ -38,11 +38,11 @@ def frame_indices(
     The video is cut into `clips` parts of P = length // clips frames. A clip spans frames * step of them: from the
     beginning of its part, or at a random place with `rng`. It is evenly spaced over its whole span, so two frames are a
     little more than `step` apart. Shorter parts give what they have, then their last frame again; or with
-    `allow_overlap`, clips reach into one another. Raises ValueError if a part has no frame.
+    `allow_overlap`, clips reach into one another. Raises ValueError if a part has no frame and clips must not overlap.
     Source: reference code; the paper has a fixed step.
     """
     span, part = frames * step, length // clips
-    if part < 1:
+    if length < 1 or (part < 1 and not allow_overlap):
         raise ValueError(f"{length} frames are too few for {clips} clips")
     rows = []
     for k in range(clips):

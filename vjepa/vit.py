@@ -92,12 +92,14 @@ class Rotation(NamedTuple):
     sin: Tensor
 
 
-def rotation(positions: Tensor, width: int) -> Rotation:
+def rotation(positions: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Rotation:
     """The rotation of one axis: positions [..., N] of tokens along it, `width` n of the axis' channels -> [..., N, n].
 
-    Channel i and channel i + n/2 have the angle position * 10000^(-i / (n/2)).
+    Channel i and channel i + n/2 have the angle position * 10000^(-i / (n/2)). dtype: of what is to be rotated; the
+    angles of halves are float32 all the same.
     """
-    frequencies = BASE ** (-torch.arange(width // 2, device=positions.device) / (width / 2))
+    dtype = torch.promote_types(dtype, torch.float32)
+    frequencies = BASE ** (-torch.arange(width // 2, dtype=dtype, device=positions.device) / (width / 2))
     angles = (positions[..., None] * frequencies).repeat(*[1] * positions.ndim, 2)
     return Rotation(angles.cos(), angles.sin())
 
@@ -125,12 +127,13 @@ def axis_width(head: int) -> int:
     return 2 * (head // 3 // 2)
 
 
-def video_rotation(places: Tensor, head: int) -> Rotation:
+def video_rotation(places: Tensor, head: int, dtype: torch.dtype = torch.float32) -> Rotation:
     """places [..., N, 3] (time, row, column) -> the rotation of a head of width h, [..., 1, N, 3n]: all heads share it.
 
-    A token with row and column 0 is rotated by its time alone. Raises ValueError if the head is too narrow.
+    A token with row and column 0 is rotated by its time alone. dtype: as in `rotation`.
+    Raises ValueError if the head is too narrow.
     """
-    axes = [rotation(places[..., k], axis_width(head)) for k in range(3)]
+    axes = [rotation(places[..., k], axis_width(head), dtype) for k in range(3)]
     cos, sin = (torch.cat(parts, -1).unsqueeze(-3) for parts in zip(*axes, strict=True))
     return Rotation(cos, sin)
 
@@ -154,8 +157,8 @@ def tubelet_grid(frames: int, height: int, width: int, tubelet: int, patch: int)
 
 
 def gather_tokens(tokens: Tensor, mask: Tensor) -> Tensor:
-    """tokens [B or 1, N, D] at a mask [B, K] of token numbers -> [B, K, D]."""
-    return tokens.expand(len(mask), -1, -1).gather(1, mask[..., None].expand(-1, -1, tokens.shape[-1]))
+    """tokens [B or 1, N, D] at a mask [B, K] of token numbers, integers of any size -> [B, K, D]."""
+    return tokens.expand(len(mask), -1, -1).gather(1, mask.long()[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 class Attention(nn.Module):
@@ -312,7 +315,7 @@ class VideoTransformer(nn.Module):
             table = self.pos_embed if grid == self.grid else resized_table(self.pos_embed, self.grid, grid)
             return x + (table if mask is None else gather_tokens(table, mask)), None
         tokens = torch.arange(math.prod(grid), device=clips.device)[None] if mask is None else mask
-        return x, video_rotation(places_of(tokens, grid), self.size.width // self.size.heads)
+        return x, video_rotation(places_of(tokens, grid), self.size.width // self.size.heads, x.dtype)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -120,6 +121,19 @@ def test_churn_raises_the_level_but_the_network_is_told_the_old_one():
     list(trajectory(denoise, start, torch.tensor([5.0, 1.0, 0.0]), settings, torch.Generator().manual_seed(0)))
     assert [sigma for sigma, _ in seen] == [5.0, 1.0]
     assert seen[0][1].std() > 1
+
+
+def test_churn_is_shared_by_the_levels_that_are_given():
+    """0.2 for each of two: noise of sqrt(1.2^2 - 1) sigma, however many steps the settings name."""
+    seen = []
+
+    def denoise(x, sigma):
+        seen.append(x)
+        return x
+
+    settings, start = SamplerSettings(steps=5, s_churn=0.4), torch.zeros(1, 3, 64, 64)
+    list(trajectory(denoise, start, torch.tensor([5.0, 1.0, 0.0]), settings, torch.Generator().manual_seed(0)))
+    assert float(seen[0].std()) == pytest.approx(5 * math.sqrt(1.2**2 - 1), rel=0.03)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 10])

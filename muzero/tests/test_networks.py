@@ -12,13 +12,14 @@ from muzero.networks import (
     Downsampling,
     PlaneHead,
     PlaneNetwork,
+    Sizes,
     action_planes,
     for_inference,
     new_network,
     refresh,
     tower,
 )
-from muzero.transform import decode
+from muzero.transform import decode, two_hot
 
 
 def count(module: nn.Module) -> int:
@@ -84,6 +85,23 @@ def test_actions_as_planes() -> None:
     assert move[0, 1:, 0, 0].argmax() == 4
     with pytest.raises(ValueError, match="allowed: point"):
         action_planes(action, "cell", 9, 3, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+def test_actions_may_be_integers_of_any_size(dtype: torch.dtype) -> None:
+    action = torch.tensor([1, 5])
+    for encoding in ("point", "column", "tiled", "scalar"):
+        planes = action_planes(action.to(dtype), encoding, 9, 3, 6)
+        assert torch.equal(planes, action_planes(action, encoding, 9, 3, 6))
+    network = new_network((4,), 6, "vector", Sizes("vector", 8, 1, 8), 5, seed=0)
+    state = network.represent(torch.rand(2, 4))
+    torch.testing.assert_close(network.dynamics(state, action.to(dtype)), network.dynamics(state, action))
+
+
+def test_shares_of_two_bins_keep_the_digits_of_small_values() -> None:
+    y = torch.tensor([0.1, -0.1, 1e-4])
+    bins = two_hot(y, 300)
+    assert bins[[0, 1, 2], [301, 299, 301]].tolist() == pytest.approx([0.1, 0.1, 1e-4], abs=1e-7)
 
 
 @torch.no_grad()

@@ -106,6 +106,16 @@ def test_the_sign_changes_with_the_turn(form, policy: str) -> None:
     assert abs(found.q[0, 1]) < 1e-6
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_noise_may_come_in_double_precision(form) -> None:
+    model = random_table(20, ACTIONS, 0.95, seed=7)
+    root = roots(model, 3)
+    noise = noise_for(KINDS["node"], root)
+    one, two = (form(root, model, KINDS["node"], each) for each in (noise, noise.double()))
+    assert torch.equal(one.visits, two.visits)
+    assert two.value.dtype == root.value.dtype
+
+
 def test_threads_change_nothing() -> None:
     model = random_table(200, ACTIONS, 0.95, seed=6)
     root, found = roots(model, 64), []

@@ -142,8 +142,8 @@ class RobotSettings:
     from the released notebook.
 
     most: metres a step on each axis. Deviation D2: the paper calls it an L1 ball of radius 0.075, but its "about 13 cm"
-    is the diagonal of this box, the code's. fixed: (axis, value) pairs. close_gripper: the step from which on the
-    gripper is told to close (-1: never).
+    is the diagonal of this box, the code's. fixed: (axis, value) pairs, where axis 3 is the gripper, which never leave
+    their value. close_gripper: the step from which on the gripper is told to close (-1: never).
     """
 
     samples: int = 800
@@ -179,16 +179,21 @@ def plan_robot(cost: Cost, noise: Noise, episodes: int, settings: RobotSettings,
     def bound(actions: Tensor) -> Tensor:
         arm = actions[..., :3].clamp(-settings.most, settings.most)
         gripper = actions[..., 3:].clamp(-GRIPPER_MOST, GRIPPER_MOST)
+        bounded = torch.cat([arm, gripper], -1)
         for axis, value in settings.fixed:
-            arm[..., axis] = value
+            bounded[..., axis] = value
         if settings.close_gripper >= 0:
-            gripper[:, :, settings.close_gripper :] = 1.0
-        return torch.cat([arm, gripper], -1)
+            bounded[:, :, settings.close_gripper :, 3] = 1.0
+        return bounded
+
+    mean = wide(0.0, 0.0).clone()
+    for axis, value in settings.fixed:
+        mean[..., axis] = value
 
     plan = cem(
         lambda actions: cost(_with_rotations(actions)),
         noise,
-        wide(0.0, 0.0),
+        mean,
         wide(settings.most, 1.0),
         iterations=settings.iterations,
         elites=settings.elites,

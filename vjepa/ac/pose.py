@@ -1,6 +1,7 @@
 """Poses of an arm and the differences between them.
 
-pose [..., 7]: x, y, z in metres, extrinsic xyz Euler angles in radians, gripper in [0, 1] (1: closed).
+pose [..., 7]: x, y, z in metres, extrinsic xyz Euler angles in radians, gripper in [0, 1] (1: closed). Rotations are
+worked out in float64, whatever the poses are, since near a steep pitch angles lose half of their digits.
 Source: V-JEPA 2, section 3.1; reference code: app/vjepa_droid/droid.py, notebooks/utils/mpc_utils.py.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-STEEP = 1e-6  # cosine of a pitch at which roll and yaw turn about the same axis
+STEEP = 1e-7  # cosine of a pitch at which roll and yaw turn about the same axis
 
 
 def to_matrix(angles: Tensor) -> Tensor:
@@ -39,18 +40,23 @@ def to_angles(rotation: Tensor) -> Tensor:
 
 def difference(before: Tensor, after: Tensor) -> Tensor:
     """The action [..., 7] that leads from one pose to another: the rotation is that from the left, R' R^T."""
-    turn = to_matrix(after[..., 3:6]) @ to_matrix(before[..., 3:6]).mT
-    return torch.cat([after[..., :3] - before[..., :3], to_angles(turn), after[..., 6:] - before[..., 6:]], -1)
+    turn = to_angles(_matrix_of(after) @ _matrix_of(before).mT).to(after.dtype)
+    return torch.cat([after[..., :3] - before[..., :3], turn, after[..., 6:] - before[..., 6:]], -1)
 
 
 def advance(pose: Tensor, action: Tensor) -> Tensor:
     """The pose [..., 7] after an action [..., 7]; the gripper stays in [0, 1]."""
-    turned = to_angles(to_matrix(action[..., 3:6]) @ to_matrix(pose[..., 3:6]))
+    turned = to_angles(_matrix_of(action) @ _matrix_of(pose)).to(pose.dtype)
     return torch.cat([pose[..., :3] + action[..., :3], turned, (pose[..., 6:] + action[..., 6:]).clamp(0, 1)], -1)
 
 
 def in_camera(pose: Tensor, camera: Tensor) -> Tensor:
     """Poses [..., 7] seen from cameras [..., 6] (place and angles in the robot's frame); the gripper stays as it is."""
-    turn = to_matrix(camera[..., 3:6]).mT
-    place = (turn @ (pose[..., :3] - camera[..., :3])[..., None])[..., 0]
-    return torch.cat([place, to_angles(turn @ to_matrix(pose[..., 3:6])), pose[..., 6:]], -1)
+    turn = _matrix_of(camera).mT
+    place = (turn @ (pose[..., :3] - camera[..., :3]).double()[..., None])[..., 0].to(pose.dtype)
+    return torch.cat([place, to_angles(turn @ _matrix_of(pose)).to(pose.dtype), pose[..., 6:]], -1)
+
+
+def _matrix_of(pose: Tensor) -> Tensor:
+    """The rotation [..., 3, 3] of a pose, an action or a camera, float64."""
+    return to_matrix(pose[..., 3:6].double())

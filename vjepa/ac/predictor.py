@@ -81,7 +81,7 @@ class ACPredictor(nn.Module):
         """`forward` on frames that follow those in `memory`, which takes them in; shapes as there, T new frames."""
         frames, first = actions.shape[1], 0 if memory is None else memory.frames
         x, tokens = self._tokens(z, actions, states, cameras)
-        by = self._rotation(first, frames, x.device)
+        by = self._rotation(first, frames, x.device, x.dtype)
         for k, block in enumerate(self.predictor_blocks):
             assert isinstance(block, Block)
             x = x + attend(block, x, by, tokens, k, memory)
@@ -108,15 +108,19 @@ class ACPredictor(nn.Module):
         x = torch.cat([torch.stack(single, 2), patches], 2)  # [B, T, K, Q]
         return x.flatten(1, 2), x.shape[2]
 
-    def _rotation(self, first: int, frames: int, device: torch.device) -> Rotation:
-        """Patches turn by time, row and column; the other tokens by time alone, which is row 0 and column 0."""
+    def _rotation(self, first: int, frames: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Rotation:
+        """Patches turn by time, row and column; the other tokens by time alone, which is row 0 and column 0.
+
+        Where a frame is no square, its columns are as far apart as makes it one of R x R; reference code.
+        """
         rows, columns = self.grid
+        dtype = torch.promote_types(dtype, torch.float32)
         patch = torch.arange(rows * columns, device=device)
-        place = torch.stack([patch // columns, patch % columns], -1)
+        place = torch.stack([patch // columns, (patch % columns).to(dtype) * (rows / columns)], -1)
         place = torch.cat([place.new_zeros(2 + self.has_camera, 2), place])
         time = torch.arange(first, first + frames, device=device)[:, None].expand(-1, len(place))
         places = torch.cat([time[..., None], place.expand(frames, -1, -1)], -1)  # [T, K, 3]
-        return video_rotation(places.flatten(0, 1)[None], self.head)
+        return video_rotation(places.flatten(0, 1)[None], self.head, dtype)
 
 
 def attend(block: Block, x: Tensor, by: Rotation, tokens: int, number: int, memory: Memory | None) -> Tensor:

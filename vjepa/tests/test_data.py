@@ -209,3 +209,9 @@ def test_short_parts_give_what_they_have():
     assert videos.frame_indices(10, 4, 4).tolist() == [[0, 9, 9, 9]]
     with pytest.raises(ValueError, match="1 frames are too few for 2 clips"):
         videos.frame_indices(1, 4, 4, 2)
+
+
+def test_more_clips_than_frames_all_begin_at_the_first_if_they_may_overlap():
+    assert videos.frame_indices(3, 4, 2, 5, allow_overlap=True).tolist() == [[0, 1, 1, 1]] * 5
+    with pytest.raises(ValueError, match="0 frames are too few"):
+        videos.frame_indices(0, 4, 2, 5, allow_overlap=True)

@@ -127,6 +127,28 @@ def test_the_unused_projection_of_a_probe_has_no_gradient():
     assert unused == ["pooler.cross_attention_block.xattn.proj.weight", "pooler.cross_attention_block.xattn.proj.bias"]
 
 
+@torch.no_grad()
+def test_further_blocks_of_a_probe_read_the_answer_in_the_first_generation_and_the_tokens_in_the_second():
+    tokens = torch.rand(2, 5, 16)
+    for has_unused in (True, False):
+        pooler = new_probe(16, 2, 3, 2, has_unused, torch.Generator().manual_seed(0)).pooler
+        query, ask, block = pooler.query_tokens.expand(2, -1, -1), pooler.cross_attention_block, pooler.blocks[0]
+        wanted = block(ask(query, tokens)) if has_unused else ask(query, block(tokens))
+        torch.testing.assert_close(pooler(tokens), wanted)
+
+
+@pytest.mark.parametrize(
+    ("depth", "has_unused", "query", "blocks"),
+    [(1, True, 1, []), (3, True, 1, [2, 3]), (1, False, 1, []), (4, False, 3, [1, 2, 3])],
+)
+def test_last_layers_of_a_probe_are_scaled_by_the_number_of_their_block(depth, has_unused, query, blocks):
+    pooler = new_probe(96, 2, 3, depth, has_unused, torch.Generator().manual_seed(0)).pooler
+    found = [pooler.cross_attention_block.mlp.fc2.weight.std()]
+    found += [pooler.get_parameter(f"blocks.{k}.mlp.fc2.weight").std() for k in range(depth - 1)]
+    wanted = 0.02 / torch.tensor([query, *blocks]).mul(2).sqrt()
+    torch.testing.assert_close(torch.stack(found), wanted, rtol=0.03, atol=0)
+
+
 def test_compiled_blocks_are_traced_whole_and_agree(monkeypatch):
     """Without a code generator: what counts is that no length of a mask breaks the graph, or makes one of its own.
 

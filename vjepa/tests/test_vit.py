@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -109,6 +111,21 @@ def test_rotations_leave_what_has_no_axis_and_what_stands_at_the_origin():
     torch.testing.assert_close(turned[..., :6], one)
 
 
+def test_angles_are_as_precise_as_what_they_turn():
+    wanted = [math.cos(50 * 10000 ** (-i / 3)) for i in (0, 1, 2, 0, 1, 2)]
+    for dtype, kept, accuracy in (
+        (torch.float64, torch.float64, 1e-14),
+        (torch.float32, torch.float32, 1e-5),
+        (torch.bfloat16, torch.float32, 1e-5),
+    ):
+        found = rotation(torch.tensor([50]), 6, dtype).cos
+        assert found.dtype == kept
+        torch.testing.assert_close(found[0].double(), torch.tensor(wanted, dtype=torch.float64), atol=accuracy, rtol=0)
+    by = new_encoder("rotary").embed(clips(1, 3, *CLIP))[1]
+    assert by is not None
+    assert by.cos.dtype == torch.float64
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("positions", ["sincos", "rotary"])
 def test_clips_of_a_batch_are_independent(positions):
@@ -148,6 +165,18 @@ def test_predictions_depend_on_the_place_asked_for(positions):
     predictor, context = new_predictor(positions), clips(1, 2, 24)
     found = predictor(context, torch.tensor([[0, 1]]), torch.tensor([list(range(12))]))
     assert len({row.numpy().tobytes() for row in found[0]}) == 12
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positions", ["sincos", "rotary"])
+def test_mask_tokens_are_counted_round(positions):
+    predictor, context = new_predictor(positions), clips(1, 2, 24)
+    for number, token in enumerate(predictor.mask_tokens):
+        token[..., number] = 1.0
+    masks = torch.tensor([[0, 1]]), torch.tensor([[2, 3]])
+    one, other, third = (predictor(context, *masks, number) for number in range(3))
+    assert torch.equal(one, third)
+    assert not torch.allclose(one, other)
 
 
 @torch.no_grad()
@@ -216,4 +245,6 @@ def test_narrow_heads_have_no_room_for_rotary_positions():
 
 def test_gathering_keeps_the_order_of_the_mask():
     tokens = torch.arange(12.0).reshape(1, 4, 3)
-    assert gather_tokens(tokens, torch.tensor([[2, 0], [3, 3]]))[:, :, 0].tolist() == [[6, 0], [9, 9]]
+    for dtype in (torch.int64, torch.int32, torch.int16):
+        mask = torch.tensor([[2, 0], [3, 3]], dtype=dtype)
+        assert gather_tokens(tokens, mask)[:, :, 0].tolist() == [[6, 0], [9, 9]]

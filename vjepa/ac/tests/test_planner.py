@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vjepa.ac import play
+from vjepa.ac import play, pose
 from vjepa.ac.config import PRESETS, TASKS, Config
 from vjepa.ac.imagination import RecipeImagination, cost_of
 from vjepa.ac.planner import (
@@ -120,6 +120,40 @@ def test_the_robot_stays_in_its_box_and_never_turns():
     assert bool((everything[..., 2] == 0.01).all())
     assert float(everything[..., 6].abs().max()) <= 0.75
     assert found[0, :, 0].tolist() == pytest.approx([0.075, 0.075], abs=0.01)
+
+
+@pytest.mark.parametrize("axis", [0, 3])
+def test_a_fixed_axis_keeps_its_value_whatever_the_momenta(axis):
+    settings = RobotSettings(20, 3, momentum_mean=0.5, momentum_mean_gripper=0.5, fixed=((axis, 0.6),))
+    noise = EpisodeNoise((1,), 0, (20, 1, 4), CPU)
+    found = plan_robot(lambda actions: actions.square().sum((2, 3)), noise, 1, settings, CPU).actions
+    assert float(found[0, 0, 6 if axis == 3 else axis]) == pytest.approx(0.6, abs=1e-6)
+
+
+def test_angles_near_a_steep_pitch_are_those_of_double_precision():
+    """Worked out in float32, roll and yaw would lose half of their digits."""
+    steep, place = torch.rand(2, 50, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64).unbind(0)
+    steep[:, 4] = torch.pi / 2 - 1e-3
+    cases = (
+        (pose.difference, place, pose.advance(place, steep)),
+        (pose.advance, place, pose.difference(place, steep)),
+        (pose.in_camera, place, pose.difference(steep, place)[:, :6]),
+    )
+    for calculation, one, other in cases:
+        one, other = one.float(), other.float()
+        found, wanted = calculation(one, other), calculation(one.double(), other.double())
+        assert found.dtype == torch.float32
+        assert bool((wanted[:, 4] > 1.56).all())
+        torch.testing.assert_close(found, wanted.float(), atol=3e-7, rtol=0)
+
+
+def test_a_pitch_that_is_nearly_steep_keeps_its_yaw():
+    angles = torch.tensor([0.4, torch.pi / 2 - 5e-7, -0.9], dtype=torch.float64)
+    torch.testing.assert_close(pose.to_angles(pose.to_matrix(angles)), angles, atol=1e-8, rtol=0)
+    steep = torch.tensor([0.4, torch.pi / 2, -0.9], dtype=torch.float64)
+    found = pose.to_angles(pose.to_matrix(steep))
+    assert float(found[2]) == 0
+    assert float(found[0]) == pytest.approx(1.3), "roll minus yaw is all that there is"
 
 
 def test_the_published_settings_of_the_robot():

@@ -13,7 +13,7 @@ from vjepa.ac.imagination import encode_pictures, in_colour
 from vjepa.ac.losses import ac_losses, roll_out
 from vjepa.ac.predictor import ACPredictor, Memory, attend, block_causal_mask, new_ac_predictor
 from vjepa.jepa import normalise
-from vjepa.vit import Block, Size, VideoTransformer, initialise, rotate
+from vjepa.vit import Block, Size, VideoTransformer, initialise, rotate, video_rotation
 
 
 def small(generator: torch.Generator | None = None) -> ACPredictor:
@@ -39,6 +39,15 @@ def test_blocks_of_a_frame_equal_the_full_mask():
     full = F.scaled_dot_product_attention(rotate(q, by), rotate(k, by), v, attn_mask=mask)
     expected = block.attn.proj(full.transpose(1, 2).flatten(2))
     torch.testing.assert_close(attend(block, x, by, 8, 0, None), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_columns_are_as_far_apart_as_in_a_square_frame():
+    """2 x 3 patches: column 2 stands at 2 * 2/3, from the rule of the reference code."""
+    by = small()._rotation(1, 1, torch.device("cpu"), torch.float64)
+    patches = [[1, row, column * 2 / 3] for row in range(2) for column in range(3)]
+    wanted = video_rotation(torch.tensor([[1, 0, 0], [1, 0, 0], *patches], dtype=torch.float64), 16, torch.float64)
+    torch.testing.assert_close(by.cos[0], wanted.cos, atol=1e-14, rtol=0)
+    torch.testing.assert_close(by.sin[0], wanted.sin, atol=1e-14, rtol=0)
 
 
 def test_the_future_is_not_seen():
