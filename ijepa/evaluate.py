@@ -27,12 +27,12 @@ from common import run as runs
 from common.config import parse, user_error
 from common.program import program
 from common.record import close, curve, of_run, sample
-from ijepa import data, games, label_probe, official, pictures, play, readout
+from ijepa import data, games, known, label_probe, official, pictures, play, readout
 from ijepa.build import STAGE, load_model, new_model
 from ijepa.config import PRESETS, TASKS, Config
-from ijepa.data import Splits
+from ijepa.data import Images, Splits
 from ijepa.features import encode, pooled_layers
-from ijepa.game_probe import STANDARDISED, game_record, record_of_controls
+from ijepa.game_probe import STANDARDISED, GameTest, game_record, record_of_controls
 from ijepa.games import GAMES
 from ijepa.jepa import JEPA
 from ijepa.label_probe import Recipe
@@ -41,7 +41,6 @@ TEST_SETTINGS = ("device", "workers", "data")
 # What the score of labelled images averages. Of drawn shapes, colour is no test, and the distance to the border is that
 # of one shape that looks like the others.
 SCORED = ("class", "number")
-GROUPS = 100
 
 
 def claim(config: Config) -> str:
@@ -76,13 +75,15 @@ def label_record(
     probed = {name: _label_probes(part, splits, config, device, name) for name, part in encoders.items()}
     ours, words = probed.pop("I-JEPA")
     return {
-        **sample(_grouped(ours["best"]), name_of_test),
+        **sample(readout.grouped(ours["best"]), name_of_test),
         "metric": "top-1 accuracy",
         "unit": "%",
         "policy": words,
-        "controls": {name: sample(_grouped(hits["best"]), name_of_test) for name, (hits, _) in probed.items()},
+        "controls": {name: sample(readout.grouped(hits["best"]), name_of_test) for name, (hits, _) in probed.items()},
         "measurements": {
-            name: sample(_grouped(right), f"{config.task}-probe-part") for name, right in ours.items() if name != "best"
+            name: sample(readout.grouped(right), f"{config.task}-probe-part")
+            for name, right in ours.items()
+            if name != "best"
         },
     }
 
@@ -124,11 +125,6 @@ def _thumbnails(images: Tensor) -> Tensor:
     return torch.nn.functional.adaptive_avg_pool2d(images, 16).flatten(1)[:, None]
 
 
-def _grouped(values: np.ndarray) -> np.ndarray:
-    """One value an image, or where it divides, the means of 100 groups, whose mean is the same: records stay small."""
-    return values.reshape(GROUPS, -1).mean(1) if len(values) > GROUPS and len(values) % GROUPS == 0 else values
-
-
 # --- records ----------------------------------------------------------------------------------------------------------
 
 
@@ -144,12 +140,18 @@ def record_of_run(
 ) -> dict[str, Any]:
     """The test of a finished run, with its controls or without, as record.json."""
     start = time.monotonic()
+    images: tuple[Images, Images]
     if splits is None:
-        tested = game_record(config, info["folder"], model, device, has_controls, has_matrix)
+        game = GameTest(info["folder"] / "play", config)
+        images = game.images()
+        tested = game_record(game, model, device, has_controls, has_matrix)
     elif config.task in readout.TASKS:
         tested = readout.record(config, splits, model, updates, device, protocol(config), has_controls)
     else:
         tested = label_record(config, splits, model, device, has_controls)
+    if splits is not None:
+        images = data.labelled(splits)
+    tested["measurements"] |= known.measure(config, model, *images, device, has_controls)
     info["stage_seconds"]["test"] = time.monotonic() - start
     info["wall_seconds"] += info["stage_seconds"]["test"]
     metrics = [line for line in runs.read_metrics(info["folder"]) if line["stage"] == STAGE]

@@ -72,6 +72,8 @@ def test_a_run_on_shapes_is_probed_pictured_and_recorded(trained, start, tmp_pat
     assert len(calls) == 1
     alone = check_record(folder, "shapes")
     assert alone["controls"] == {}
+    control = record["measurements"].pop("known from the context, untrained encoder")
+    assert control["value"] != record["measurements"]["known from the context"]["value"]
     assert (alone["values"], alone["measurements"]) == (record["values"], record["measurements"])
 
 
@@ -100,6 +102,7 @@ def test_a_game_is_probed_with_its_controls(start, tmp_path):
     assert {record["episodes"]} == {part["episodes"] for part in record["controls"].values()}
     measured = record["measurements"]
     assert {"ball_x", "agent_localization", "interval low"} <= set(measured)
+    assert {"known from the context", "known from the context, untrained encoder"} <= set(measured)
     components = "256 components of all tokens"
     for name in ("I-JEPA", "untrained encoder"):
         assert measured[f"{name}, raw"]["protocol"] == "atariari-f1"
