@@ -28,7 +28,7 @@ from ijepa.crops import centred, to_input
 from ijepa.data import Images, Labelled, Splits, labelled
 from ijepa.features import encode, pooled_and_tokens
 from ijepa.jepa import JEPA, distance, predict, select, targets
-from ijepa.label_probe import Recipe
+from ijepa.label_probe import EVERY, Recipe, Sweep
 from ijepa.masks import sample_masks
 from ijepa.nature_cnn import SmallCNN
 from ijepa.supervised import supervised_encoder
@@ -208,9 +208,10 @@ def record(
     device: torch.device,
     protocol: str,
     has_controls: bool = True,
+    sweep: Sweep = EVERY,
 ) -> dict[str, Any]:
     """All read-outs of a finished run and of its controls; the score is the linear probe on the mean of tokens."""
-    recipe = Recipe(config.linear_optimizer, config.linear_epochs, config.linear_batch_size, device)
+    recipe = Recipe(config.linear_optimizer, config.linear_epochs, config.linear_batch_size, device, sweep)
     train, test = labelled(splits)
     hits: dict[str, dict[str, np.ndarray]] = {}
     words = {}
