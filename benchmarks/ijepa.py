@@ -28,6 +28,7 @@ NIGHT_GAMES = tuple(GAMES)[:3]
 METHODS = (
     ("pixel-pred", "pixel prediction"), ("cpc", "CPC"), ("st-dim", "ST-DIM"), ("supervised", "supervised training"),
 )  # fmt: skip
+KNOWN = "known from the context"
 UNTRAINED, STANDARDISED = "untrained encoder", "random-cnn, standardised"
 # Ways to read small real images, and what is read beside I-JEPA, as the records name them.
 MEAN, TOKENS = "mean of tokens", "256 components of all tokens"
@@ -178,6 +179,9 @@ def shapes_rows() -> tuple[Claim, ...]:
 
 CPU_PONG = replace(game_run("cpu", "pong", SEEDS, 8), only_bench=True)
 NIGHT = {game: replace(game_run("night", game, (0,), 120), evaluate=("--matrix",)) for game in NIGHT_GAMES}
+KNOWN_OF = {DIGITS: "Digits", FASHION: "Clothes", SHAPES: "Drawn shapes"} | {
+    run: GAMES[game] for game, run in NIGHT.items()
+}
 
 
 def components_check(run: Experiment, name: str) -> Claim:
@@ -190,6 +194,20 @@ def components_check(run: Experiment, name: str) -> Claim:
         ours=(Quantity(run, place.format("I-JEPA")),),
         control=(Quantity(run, place.format(UNTRAINED)),),
         against="the same encoder before its training",
+        asserted_by="us",
+        is_paired=True,
+    )
+
+
+def known_check(run: Experiment, name: str) -> Claim:
+    """Whether training has made hidden tokens ones that the context tells: for the better only if probes gain too."""
+    return Claim(
+        id=f"{run.suite}-{run.task}-known",
+        title=f"{name}: share of hidden tokens that a ridge regression knows from the context, beyond the mean of each "
+        "place, in percent, beside the same networks before their training",
+        ours=(Quantity(run, f"measurements/{KNOWN}"),),
+        control=(Quantity(run, f"measurements/{KNOWN}, {UNTRAINED}"),),
+        against="the same networks before their training",
         asserted_by="us",
         is_paired=True,
     )
@@ -215,10 +233,21 @@ def imagenet_row(run: Experiment, id: str, words: str, is_official: bool) -> Num
 
 
 def tables(results: Mapping[str, Result], published: Published) -> Sequence[Table]:
-    """Digits and clothes by encoder and read-out, AtariARI's F1 by game and method, its controls by variable."""
+    """Digits and clothes by encoder and read-out, AtariARI's F1 by game and method, and what may explain both."""
     readings = (readouts(results, run, name) for run, name in ((DIGITS, "Digits"), (FASHION, "Clothes")))
     games = games_by_method(GAMES, results, published, METHODS)
-    return (*readings, games, matrix(results), variables(results, published))
+    return (*readings, games, matrix(results), from_context(results), variables(results, published))
+
+
+def from_context(results: Mapping[str, Result]) -> Table:
+    """What of the hidden tokens a ridge regression knows from the context, after and before training, task by task."""
+    rows = []
+    for run, name in KNOWN_OF.items():
+        result = results[f"{run.suite}-{run.task}-known"]
+        if result.ours is not None and result.other is not None:
+            rows.append((Cell(name), Cell(f"{result.ours.mean:.1f}"), Cell(f"{result.other.mean:.1f}")))
+    columns = ("R² in %, beyond the mean of each place", "I-JEPA", "before its training")
+    return Table("How much of the hidden follows from the context", columns, tuple(rows), "No run is recorded yet.")
 
 
 def matrix(results: Mapping[str, Result]) -> Table:
@@ -324,6 +353,7 @@ SUITE = Suite(
         *game_checks(CPU_PONG, name="Pong"),
         *(row for game, run in NIGHT.items() for row in game_checks(run, name=GAMES[game])),
         *(components_check(run, GAMES[game]) for game, run in NIGHT.items()),
+        *(known_check(run, name) for run, name in KNOWN_OF.items()),
         *(
             Beside(
                 id=f"night-{game}-{method}",

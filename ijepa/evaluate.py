@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,21 +27,23 @@ from common import run as runs
 from common.config import parse, user_error
 from common.program import program
 from common.record import close, curve, of_run, sample
-from ijepa import data, games, label_probe, official, pictures, play, readout
+from ijepa import data, games, known, label_probe, official, pictures, play, readout
 from ijepa.build import STAGE, load_model, new_model
 from ijepa.config import PRESETS, TASKS, Config
-from ijepa.data import Splits
-from ijepa.features import encode, pooled_layers
-from ijepa.game_probe import STANDARDISED, game_record, record_of_controls
+from ijepa.data import Images, Labelled, Splits
+from ijepa.features import LAYERS, encode, pooled_layers
+from ijepa.game_probe import STANDARDISED, GameTest, game_record, record_of_controls
 from ijepa.games import GAMES
 from ijepa.jepa import JEPA
-from ijepa.label_probe import Recipe
+from ijepa.label_probe import EVERY, Recipe, Sweep
 
 TEST_SETTINGS = ("device", "workers", "data")
 # What the score of labelled images averages. Of drawn shapes, colour is no test, and the distance to the border is that
 # of one shape that looks like the others.
 SCORED = ("class", "number")
-GROUPS = 100
+HEADS = {"linear": (False,), "norm": (True,), "both": EVERY.heads}
+THUMBNAIL = 16  # pixels a side of the control without an encoder
+WORTH_A_LINE = 60.0  # seconds that probes will take
 
 
 def claim(config: Config) -> str:
@@ -64,8 +66,49 @@ def protocol(config: Config) -> str:
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
+class Cost:
+    """What probes on labels will cost, said before they begin, and their time once a first epoch has been made."""
+
+    def __init__(
+        self, recipe: Recipe, shape_of: Mapping[str, tuple[int, int]], train: Labelled, test: Labelled
+    ) -> None:
+        """shape_of: layers and width of the features of each encoder."""
+        factors = {name: sum(_is_probed(factor, name) for factor in train.factors) for name in shape_of}
+        layers = [k for name, (depth, _) in shape_of.items() for k in recipe.fits(depth) * factors[name]]
+        self.epochs, self.weight = 0, recipe.epochs * sum(layers)
+        self.first_weight, self.started = layers[0], 0.0
+        memory = 4 * (len(train) + len(test)) * max(map(math.prod, shape_of.values())) / 1e9
+        encoders = "encoder" if len(shape_of) == 1 else "encoders"
+        print(
+            f"probes on labels: {len(layers)} fits of {recipe.epochs} epochs on {len(train):,} images for "
+            f"{len(shape_of)} {encoders}, whose features take up to {memory:.2g} GB of memory, one after the other",
+            flush=True,
+        )
+
+    def begin(self) -> None:
+        """The features of an encoder are there."""
+        self.started = time.monotonic()
+
+    def after_epoch(self) -> None:
+        """Of the first probe: wider ones take no more than as many times as long as they have layers."""
+        self.epochs += 1
+        if self.epochs == 1:
+            seconds = (time.monotonic() - self.started) / self.first_weight * self.weight
+            if seconds > WORTH_A_LINE:
+                print(
+                    f"probes on labels: about {seconds / 3600:.1f} h at the pace of a first epoch; "
+                    "--probe-lr and others choose fewer",
+                    flush=True,
+                )
+
+
+def _is_probed(factor: str, name: str) -> bool:
+    """Whether there is a probe on a factor: all are told of I-JEPA, of its controls those of the score."""
+    return factor in SCORED or name == "I-JEPA"
+
+
 def label_record(
-    config: Config, splits: Splits, model: JEPA, device: torch.device, has_controls: bool = True
+    config: Config, splits: Splits, model: JEPA, device: torch.device, has_controls: bool = True, sweep: Sweep = EVERY
 ) -> dict[str, Any]:
     """Probes of a finished run on labels and their controls; the mean over the factors SCORED, others beside it."""
     name_of_test = protocol(config)
@@ -73,45 +116,52 @@ def label_record(
     if has_controls:
         untrained = new_model(config, data.channels(splits)).target_encoder.to(device).eval()
         encoders |= {"untrained encoder": partial(pooled_layers, untrained), "pixels": _thumbnails}
-    probed = {name: _label_probes(part, splits, config, device, name) for name, part in encoders.items()}
+    recipe = Recipe(config.linear_optimizer, config.linear_epochs, config.linear_batch_size, device, sweep)
+    depth = min(LAYERS, len(model.encoder.blocks))
+    train, test = data.labelled(splits)
+    shapes = {"pixels": (1, train.channels * THUMBNAIL**2)}
+    cost = Cost(recipe, {name: shapes.get(name, (depth, model.encoder.size.width)) for name in encoders}, train, test)
+    probed = {name: _label_probes(part, splits, config, recipe, name, cost) for name, part in encoders.items()}
     ours, words = probed.pop("I-JEPA")
     return {
-        **sample(_grouped(ours["best"]), name_of_test),
+        **sample(readout.grouped(ours["best"]), name_of_test),
         "metric": "top-1 accuracy",
         "unit": "%",
         "policy": words,
-        "controls": {name: sample(_grouped(hits["best"]), name_of_test) for name, (hits, _) in probed.items()},
+        "controls": {name: sample(readout.grouped(hits["best"]), name_of_test) for name, (hits, _) in probed.items()},
         "measurements": {
-            name: sample(_grouped(right), f"{config.task}-probe-part") for name, right in ours.items() if name != "best"
+            name: sample(readout.grouped(right), f"{config.task}-probe-part")
+            for name, right in ours.items()
+            if name != "best"
         },
     }
 
 
 def _label_probes(
-    encode_batch: Callable[[Tensor], Tensor], splits: Splits, config: Config, device: torch.device, name: str
+    encode_batch: Callable[[Tensor], Tensor], splits: Splits, config: Config, recipe: Recipe, name: str, cost: Cost
 ) -> tuple[dict[str, np.ndarray], str]:
     """Hits on the test images in percent by the name of the probe, and which one was best for each factor.
 
     The features of one encoder are gone when those of the next are made.
     """
     train_images, test_images = data.labelled(splits)
-    train, train_rows = encode(encode_batch, train_images, config, device, f"{name}, train")
-    test, test_rows = encode(encode_batch, test_images, config, device, f"{name}, test")
+    train, train_rows = encode(encode_batch, train_images, config, recipe.device, f"{name}, train")
+    test, test_rows = encode(encode_batch, test_images, config, recipe.device, f"{name}, test")
     train_labels, test_labels = (
         torch.from_numpy(part.labels[rows]) for part, rows in ((train_images, train_rows), (test_images, test_rows))
     )
-    recipe = Recipe(config.linear_optimizer, config.linear_epochs, config.linear_batch_size, device)
+    cost.begin()
     hits: dict[str, list[np.ndarray]] = {}
     words = []
     for k, factor in enumerate(train_images.factors):
-        if factor not in SCORED and name != "I-JEPA":
+        if not _is_probed(factor, name):
             continue
         x = train, train_labels[:, k], test, test_labels[:, k]
-        probes = label_probe.linear_probe(*x, recipe, config.seed)
+        probes = label_probe.linear_probe(*x, recipe, config.seed, cost.after_epoch)
         parts = {kind: right for kind, (right, _) in probes.items()}
         words.append(f"{factor}: {probes['best'][1]}")
         if name == "I-JEPA":
-            parts["nearest neighbours"] = label_probe.nearest_neighbours(*x, device)
+            parts["nearest neighbours"] = label_probe.nearest_neighbours(*x, recipe.device)
             parts["1 % of the labels"] = label_probe.low_shot(*x, config.seed)
             hits[f"factor {factor}"] = [parts["best"]]
         for kind, right in parts.items() if factor in SCORED else ():
@@ -121,12 +171,7 @@ def _label_probes(
 
 def _thumbnails(images: Tensor) -> Tensor:
     """The control without an encoder: images [B, C, H, W] averaged to 16 x 16 pixels, [B, 1, C*256]."""
-    return torch.nn.functional.adaptive_avg_pool2d(images, 16).flatten(1)[:, None]
-
-
-def _grouped(values: np.ndarray) -> np.ndarray:
-    """One value an image, or where it divides, the means of 100 groups, whose mean is the same: records stay small."""
-    return values.reshape(GROUPS, -1).mean(1) if len(values) > GROUPS and len(values) % GROUPS == 0 else values
+    return torch.nn.functional.adaptive_avg_pool2d(images, THUMBNAIL).flatten(1)[:, None]
 
 
 # --- records ----------------------------------------------------------------------------------------------------------
@@ -141,15 +186,24 @@ def record_of_run(
     device: torch.device,
     has_controls: bool = True,
     has_matrix: bool = False,
+    sweep: Sweep = EVERY,
 ) -> dict[str, Any]:
     """The test of a finished run, with its controls or without, as record.json."""
     start = time.monotonic()
+    images: tuple[Images, Images]
     if splits is None:
-        tested = game_record(config, info["folder"], model, device, has_controls, has_matrix)
+        game = GameTest(info["folder"] / "play", config)
+        images = game.images()
+        tested = game_record(game, model, device, has_controls, has_matrix)
     elif config.task in readout.TASKS:
-        tested = readout.record(config, splits, model, updates, device, protocol(config), has_controls)
+        tested = readout.record(config, splits, model, updates, device, protocol(config), has_controls, sweep)
     else:
-        tested = label_record(config, splits, model, device, has_controls)
+        tested = label_record(config, splits, model, device, has_controls, sweep)
+    if sweep != EVERY:
+        tested["policy"] += "; of a sweep that was chosen"
+    if splits is not None:
+        images = data.labelled(splits)
+    tested["measurements"] |= known.measure(config, model, *images, device, has_controls)
     info["stage_seconds"]["test"] = time.monotonic() - start
     info["wall_seconds"] += info["stage_seconds"]["test"]
     metrics = [line for line in runs.read_metrics(info["folder"]) if line["stage"] == STAGE]
@@ -193,15 +247,37 @@ def _options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--without-controls", action="store_true", help=words)
     words = "games: also probes on raw features and on components of all tokens; twice the time"
     parser.add_argument("--matrix", action="store_true", help=words)
+    words = "which probes on labels are tried, in place of all"
+    probes = parser.add_argument_group("probes on labels", words)
+    words = "of the last layer, of several together, or both"
+    probes.add_argument("--probe-layers", choices=("last", "several", "both"), default=EVERY.layers, help=words)
+    words = "with a batch norm before the linear layer, without one, or both"
+    probes.add_argument("--probe-head", choices=tuple(HEADS), default="both", help=words)
+    words = "learning rates for a batch of 256"
+    probes.add_argument("--probe-lr", type=float, nargs="+", metavar="LR", help=words)
+    probes.add_argument("--probe-weight-decay", type=float, nargs="+", metavar="DECAY", default=EVERY.weight_decay)
     words = "write the weights of a run in the format of the official checkpoints, and test nothing"
     group.add_argument("--export", type=Path, metavar="FILE", help=words)
+
+
+def _sweep(options: argparse.Namespace) -> Sweep:
+    """The probes that were asked for; one line and exit code 2 for those that cannot be."""
+    rates, decays = options.probe_lr, options.probe_weight_decay
+    if any(not 0 < rate < math.inf for rate in rates or ()):
+        user_error("--probe-lr: learning rates are above 0")
+    if any(not 0 <= decay < math.inf for decay in decays):
+        user_error("--probe-weight-decay: it is at least 0")
+    return Sweep(options.probe_layers, HEADS[options.probe_head], None if rates is None else (*rates,), (*decays,))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, options = parse(
         Config, TASKS, PRESETS, argv, prog="python -m ijepa.evaluate", description=__doc__ or "", extra=_options
     )
+    sweep = _sweep(options)
     try:
+        if sweep != EVERY and (options.controls or options.export is not None):
+            user_error("--probe-...: nothing is tried on labels here")
         if options.controls and options.matrix:
             user_error("--matrix is of a run, with its controls")
         if options.controls:
@@ -226,8 +302,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             runs.seed_everything(config.seed, config.device)
             if options.matrix and (splits is not None or options.without_controls):
                 user_error("--matrix is of the run of a game, with its controls")
+            if sweep != EVERY and splits is None:
+                user_error("--probe-...: a game has no labels, its probes are AtariARI's")
             is_compared = not options.without_controls
-            record = record_of_run(info, config, splits, model, updates, device, is_compared, options.matrix)
+            record = record_of_run(info, config, splits, model, updates, device, is_compared, options.matrix, sweep)
             pictures.draw_pictures(record, config, folder, splits, model, device)
     except ValueError as error:
         user_error(str(error))

@@ -83,6 +83,12 @@ class GameTest:
         statistics = data.frame_statistics(data.pretraining_play(self.folder, self.config), self.config)
         return data.Frames(self.plays, statistics)
 
+    def images(self) -> tuple[Thinned, Thinned]:
+        """The frames that probes learn from and are tested on."""
+        frames = self.frames()
+        train, test = (Thinned(frames, len(part.rows), part.rows) for part in (self.data.train, self.data.test))
+        return train, test
+
     def encoder(self, encoder: VisionTransformer, device: torch.device, name: str) -> Tensor:
         """Features [T, 4*D] of all frames: the last four blocks, averaged over patches, concatenated."""
         features, _ = encode(partial(pooled_layers, encoder), self.frames(), self.config, device, name)
@@ -142,15 +148,14 @@ class GameTest:
 
 
 def game_record(
-    config: Config,
-    folder: Path,
+    test: GameTest,
     model: JEPA,
     device: torch.device,
     has_controls: bool = True,
     has_matrix: bool = False,
 ) -> dict[str, Any]:
     """The probes of a finished run and their controls; with the matrix, also those of other forms of the features."""
-    test = GameTest(folder / "play", config)
+    config = test.config
     encoders = {OURS: model.target_encoder}
     features, controls = {OURS: test.encoder(model.target_encoder, device, OURS)}, {}
     if has_controls:

@@ -7,7 +7,7 @@ Source: paper, appendix A.1 (ImageNet-1K linear) and A.2 (transfer).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -53,19 +53,6 @@ class LARS(torch.optim.Optimizer):
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a probe is trained: "lars" or "sgd", passes over the images, images per update, and where.
-
-    Features stay where they are, once; batches of them go to the device.
-    """
-
-    optimizer: str
-    epochs: int
-    batch: int
-    device: torch.device = torch.device("cpu")
-
-
-@dataclass(frozen=True)
 class Choice:
     """One probe of the sweep."""
 
@@ -80,12 +67,71 @@ class Choice:
         return f"{head} on the last {layers}, lr {self.lr}, weight decay {self.weight_decay}"
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """The probes that are tried on an encoder: the product of these; all of the paper's unless fewer are asked for.
+
+    layers: "last", "several" or "both"; heads: whether there is a batch norm before the linear layer; lr: reference
+    learning rates for a batch of 256, none: those of the optimiser.
+    """
+
+    layers: str = "both"
+    heads: tuple[bool, ...] = (False, True)
+    lr: tuple[float, ...] | None = None
+    weight_decay: tuple[float, ...] = WEIGHT_DECAY
+
+    def of(self, optimizer: str, depth: int) -> dict[str, list[Choice]]:
+        """By name the probes on the last layer, and on all of `depth` layers: "last four", of one layer "last"."""
+        places = {1: "last", depth: SEVERAL.get(depth, "last")}
+        if self.layers != "both":
+            layers = 1 if self.layers == "last" else depth
+            places = {layers: places[layers]}
+        rates = REFERENCE_LR[optimizer] if self.lr is None else self.lr
+        return {
+            name: [Choice(layers, *rest) for rest in product(self.heads, rates, self.weight_decay)]
+            for layers, name in places.items()
+        }
+
+
+EVERY = Sweep()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How probes are trained: "lars" or "sgd", passes over the images, images per update, where, and which ones.
+
+    Features stay where they are, once; batches of them go to the device.
+    """
+
+    optimizer: str
+    epochs: int
+    batch: int
+    device: torch.device = torch.device("cpu")
+    sweep: Sweep = EVERY
+
+    def fits(self, depth: int) -> list[int]:
+        """The layers of each probe that is trained on an encoder of `depth` layers; the best of a sweep comes twice."""
+        return [
+            choice.layers
+            for choices in self.sweep.of(self.optimizer, depth).values()
+            for choice in (*choices, choices[0])
+        ]
+
+
 def inputs(features: Tensor, layers: int) -> Tensor:
     """The last `layers` of features [T, L, D], concatenated: [T, layers*D]. No copy of the last one, or of all."""
     return features[:, -layers:].flatten(1)
 
 
-def train_probe(features: Tensor, labels: Tensor, rows: Tensor, choice: Choice, recipe: Recipe, seed: int) -> nn.Module:
+def train_probe(
+    features: Tensor,
+    labels: Tensor,
+    rows: Tensor,
+    choice: Choice,
+    recipe: Recipe,
+    seed: int,
+    after_epoch: Callable[[], object] = int,
+) -> nn.Module:
     """One linear probe on the `rows` [n] of features [T, D'] and labels [T]."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "label probe"))
     linear = nn.Linear(features.shape[1], int(labels[rows].max()) + 1)
@@ -108,6 +154,7 @@ def train_probe(features: Tensor, labels: Tensor, rows: Tensor, choice: Choice, 
             F.cross_entropy(probe(features[part].to(recipe.device)), labels[part].to(recipe.device)).backward()
             optimizer.step()
         scheduler.step()
+        after_epoch()
     return probe.eval()
 
 
@@ -120,11 +167,18 @@ def correct(probe: nn.Module, features: Tensor, labels: Tensor, rows: Tensor) ->
 
 
 def linear_probe(
-    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, recipe: Recipe, seed: int
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    recipe: Recipe,
+    seed: int,
+    after_epoch: Callable[[], object] = int,
 ) -> dict[str, tuple[np.ndarray, str]]:
     """Hits [T] on the test images of the best probe, and in words which: "last" layer, "last four", and "best".
 
-    Of an encoder with fewer blocks, as many as there are: "last three".
+    Of an encoder with fewer blocks, as many as there are: "last three". after_epoch() is called when a probe has seen
+    all images once.
 
     Deviation D5: every tenth training image chooses between the probes; the paper does not say what did. Features are
     those of unchanged images; the paper trains its probe on random crops and flips.
@@ -133,14 +187,14 @@ def linear_probe(
     chooses = every % HELD_OUT == 0
     scores: dict[Choice, float] = {}
     hits: dict[str, tuple[np.ndarray, str]] = {}
-    for layers, name in {1: "last", train.shape[1]: SEVERAL.get(train.shape[1], "last")}.items():
+    for name, sweep in recipe.sweep.of(recipe.optimizer, train.shape[1]).items():
+        layers = sweep[0].layers
         x = inputs(train, layers)
-        sweep = [Choice(layers, *rest) for rest in product((False, True), REFERENCE_LR[recipe.optimizer], WEIGHT_DECAY)]
         for choice in sweep:
-            probe = train_probe(x, train_labels, every[~chooses], choice, recipe, seed)
+            probe = train_probe(x, train_labels, every[~chooses], choice, recipe, seed, after_epoch)
             scores[choice] = float(correct(probe, x, train_labels, every[chooses]).mean())
         best = max(sweep, key=lambda choice: scores[choice])
-        probe = train_probe(x, train_labels, every, best, recipe, seed)
+        probe = train_probe(x, train_labels, every, best, recipe, seed, after_epoch)
         hits[name] = correct(probe, inputs(test, layers), test_labels, tested), str(best)
     layers = max(scores, key=lambda choice: scores[choice]).layers
     hits["best"] = hits[SEVERAL.get(layers, "last")]

@@ -28,7 +28,7 @@ from ijepa.crops import centred, to_input
 from ijepa.data import Images, Labelled, Splits, labelled
 from ijepa.features import encode, pooled_and_tokens
 from ijepa.jepa import JEPA, distance, predict, select, targets
-from ijepa.label_probe import Recipe
+from ijepa.label_probe import EVERY, Recipe, Sweep
 from ijepa.masks import sample_masks
 from ijepa.nature_cnn import SmallCNN
 from ijepa.supervised import supervised_encoder
@@ -134,11 +134,12 @@ def _scaled(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Thinned:
-    """At most `count` of some images, evenly spaced."""
+    """At most `count` of some images, or of those that `rows` [K] names, evenly spaced."""
 
-    def __init__(self, images: Images, count: int) -> None:
+    def __init__(self, images: Images, count: int, rows: np.ndarray | None = None) -> None:
         self.images, self.channels, self.statistics = images, images.channels, images.statistics
-        self.rows = np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)
+        rows = np.arange(len(images)) if rows is None else rows
+        self.rows = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -207,9 +208,10 @@ def record(
     device: torch.device,
     protocol: str,
     has_controls: bool = True,
+    sweep: Sweep = EVERY,
 ) -> dict[str, Any]:
     """All read-outs of a finished run and of its controls; the score is the linear probe on the mean of tokens."""
-    recipe = Recipe(config.linear_optimizer, config.linear_epochs, config.linear_batch_size, device)
+    recipe = Recipe(config.linear_optimizer, config.linear_epochs, config.linear_batch_size, device, sweep)
     train, test = labelled(splits)
     hits: dict[str, dict[str, np.ndarray]] = {}
     words = {}
@@ -219,7 +221,7 @@ def record(
     saved = saved_error(model, test, config, device)
     watched = f"{config.task}-watch"
     measurements = {
-        f"{readout}, {name}" if name != OURS else readout: sample(_grouped(values), protocols[readout])
+        f"{readout}, {name}" if name != OURS else readout: sample(grouped(values), protocols[readout])
         for name, parts in hits.items()
         for readout, values in parts.items()
         if readout != SCORE
@@ -231,17 +233,17 @@ def record(
         "target renewed, asked for": sample([RENEWED], watched),
     }
     return {
-        **sample(_grouped(hits[OURS][SCORE]), protocols[SCORE]),
+        **sample(grouped(hits[OURS][SCORE]), protocols[SCORE]),
         "metric": "top-1 accuracy",
         "unit": "%",
         "policy": words[OURS],
         "controls": {
-            name: sample(_grouped(parts[SCORE]), protocols[SCORE]) for name, parts in hits.items() if name != OURS
+            name: sample(grouped(parts[SCORE]), protocols[SCORE]) for name, parts in hits.items() if name != OURS
         },
         "measurements": measurements,
     }
 
 
-def _grouped(values: np.ndarray) -> np.ndarray:
+def grouped(values: np.ndarray) -> np.ndarray:
     """One value an image, or where it divides, the means of 100 groups, whose mean is the same: records stay small."""
     return values.reshape(GROUPS, -1).mean(1) if len(values) > GROUPS and len(values) % GROUPS == 0 else values

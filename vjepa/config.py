@@ -222,5 +222,6 @@ PRESETS = {
          "size": (32, 32), "patch": 8, "updates": 24, "batch_size": 8, "micro_batch_size": 4, "workers": 1,
          "clips": 64, "probe_clips": 64, "probe_epochs": 2, "probe_batch_size": 16, "pairs": 6, "precision": "float32",
          "checkpoint_seconds": 0.0},
+        {"digits": {"patch": 4}},  # so that a token is a cell of the map of places
     ),
 }  # fmt: skip

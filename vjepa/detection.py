@@ -44,12 +44,12 @@ def measure(
     for place, (name, model) in enumerate(models.items()):
         end = f", {name}" if place else ""
         read = encode(partial(targets, model.target_encoder), train, config, device, f"{name}, digits, train")
-        head = train_head(read, _cells(train, config.tubelet), config.seed)
+        head = train_head(read, cells(train, config.tubelet), config.seed)
         real = encode(partial(targets, model.target_encoder), test, config, device, f"{name}, digits, test")
         expected = encode(partial(_expected, model), test, config, device, f"{name}, digits, expected")
         border = SEEN * MAP * MAP
         copied = real[:, :border][:, -MAP * MAP :].repeat(1, model.encoder.grid[0] - SEEN, 1)
-        truth = _cells(test, config.tubelet)[:, border:]
+        truth = cells(test, config.tubelet)[:, border:]
         parts = {"seen": real[:, border:], "expected": expected, "copied": copied}
         tables = {word: by_depth(apply(head, tokens), truth) for word, tokens in parts.items()}
         found |= {f"digits {word}{end}": table.mean(1) for word, table in tables.items()}
@@ -100,7 +100,7 @@ def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
     return float((np.cumsum(right)[right] / (np.flatnonzero(right) + 1)).mean())
 
 
-def _cells(clips: Digits, tubelet: int) -> Tensor:
+def cells(clips: Digits, tubelet: int) -> Tensor:
     """The maps of clips as tokens have them: [n, T*64, U]."""
     maps = torch.from_numpy(clips.maps).float()  # [n, F, 64]
     return maps.unflatten(1, (-1, tubelet)).transpose(2, 3).flatten(1, 2)

@@ -26,7 +26,7 @@ from common.config import parse, user_error
 from common.program import program
 from common.record import close, curve, of_run, sample
 from common.seeding import derive_seed
-from vjepa import data, detection, label_probe, official, physics, pictures, scenes
+from vjepa import data, detection, label_probe, official, physics, pictures, rollout, scenes
 from vjepa.ac import evaluate as plan
 from vjepa.ac.handover import is_ac
 from vjepa.build import STAGE, load_model, new_model
@@ -126,6 +126,8 @@ def state_record(
     if isinstance(splits.train, Digits) and isinstance(splits.test, Digits) and detection.fits(model.encoder.grid):
         precisions = detection.measure(models, splits.train, splits.test, config, device)
         measurements |= {key: sample(_grouped(values), "digits-detection") for key, values in precisions.items()}
+        precisions = rollout.measure(models, splits.train, splits.test, config, device)
+        measurements |= {key: sample(_grouped(values), "digits-rollout") for key, values in precisions.items()}
     return {
         **sample(_grouped(ours[headline]), protocol(config)),
         "metric": "R²",

@@ -19,9 +19,10 @@ from ijepa import data, evaluate, label_probe, official, play, train
 from ijepa.ablations import TARGETS
 from ijepa.build import new_model
 from ijepa.config import Config
-from ijepa.label_probe import LARS, Recipe, linear_probe, low_shot, nearest_neighbours
+from ijepa.label_probe import EVERY, LARS, Recipe, Sweep, linear_probe, low_shot, nearest_neighbours
 from ijepa.masks import STRATEGIES
 from ijepa.shapes import Shapes
+from ijepa.statistics import IMAGENET
 
 
 def check_record(folder, task):
@@ -51,6 +52,9 @@ def test_a_run_on_shapes_is_probed_pictured_and_recorded(trained, start, tmp_pat
     assert record["value"] == pytest.approx((factors["class"] + factors["number"]) / 2)
     assert set(record["curves"]) == {"loss", "loss beside a constant", "feature spread", "effective rank"}
     assert f"{record['value']:.1f}" in output
+    # On the last layer and on all four: 13 fits each, with the best once more, of all four factors. Of the untrained
+    # encoder for two factors; so too of pixels, which have one layer.
+    assert "probes on labels: 182 fits of 2 epochs on 100 images for 3 encoders, whose features take up to" in output
     for name in ("curves.png", "masks.png", "neighbours.png", "features.png"):
         picture = cv2.imread(str(folder / name))
         assert picture is not None, name
@@ -72,7 +76,46 @@ def test_a_run_on_shapes_is_probed_pictured_and_recorded(trained, start, tmp_pat
     assert len(calls) == 1
     alone = check_record(folder, "shapes")
     assert alone["controls"] == {}
+    control = record["measurements"].pop("known from the context, untrained encoder")
+    assert control["value"] != record["measurements"]["known from the context"]["value"]
     assert (alone["values"], alone["measurements"]) == (record["values"], record["measurements"])
+
+
+def test_a_sweep_is_chosen_and_its_cost_is_said_before_it_begins(trained, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    words = ["--probe-layers", "last", "--probe-head", "norm", "--probe-lr", "0.1", "--probe-weight-decay", "0"]
+    evaluate.main(["--run", str(folder), "--without-controls", *words])
+    output = capsys.readouterr().out
+    # One probe and the same once more on all images, of each of four factors.
+    assert output.startswith("probes on labels: 8 fits of 2 epochs on 100 images for 1 encoder, whose features take")
+    record = check_record(folder, "shapes")
+    assert "batch norm + linear on the last layer, lr 0.1, weight decay 0.0;" in record["policy"]
+    assert record["policy"].endswith("; of a sweep that was chosen")
+    assert {"last", "last four"} & set(record["measurements"]) == {"last"}
+
+
+def test_the_time_of_all_probes_is_told_from_a_first_epoch(monkeypatch, capsys):
+    clock = iter((100.0, 103.0))
+    monkeypatch.setattr("ijepa.evaluate.time.monotonic", lambda: next(clock))
+    images = Shapes(32, 50, 0, IMAGENET[3])
+    cost = evaluate.Cost(Recipe("lars", 50, 64), {"I-JEPA": (4, 1000), "pixels": (1, 10)}, images, images)
+    cost.begin()
+    for _ in range(3):
+        cost.after_epoch()
+    first, second = capsys.readouterr().out.splitlines()
+    # 13 fits on one layer and 13 on four, of four factors; 13 on pixels, of two; 4 bytes of 100 times 4,000 numbers.
+    assert first.startswith("probes on labels: 130 fits of 50 epochs on 50 images for 2 encoders")
+    assert "up to 0.0016 GB" in first
+    hours = 3 * 50 * (4 * 13 * 5 + 2 * 13) / 3600
+    assert f"about {hours:.1f} h" in second
+
+
+def test_a_sweep_of_several_layers_is_of_all_there_are():
+    sweep = Sweep("several", (False,), (0.1, 1.0), (0.0,))
+    assert {name: [one.layers for one in part] for name, part in sweep.of("sgd", 3).items()} == {"last three": [3, 3]}
+    assert list(sweep.of("sgd", 1)) == ["last"]
+    assert {name: len(part) for name, part in EVERY.of("lars", 4).items()} == {"last": 12, "last four": 12}
 
 
 def test_each_ablation_has_a_claim_of_its_own():
@@ -100,6 +143,7 @@ def test_a_game_is_probed_with_its_controls(start, tmp_path):
     assert {record["episodes"]} == {part["episodes"] for part in record["controls"].values()}
     measured = record["measurements"]
     assert {"ball_x", "agent_localization", "interval low"} <= set(measured)
+    assert {"known from the context", "known from the context, untrained encoder"} <= set(measured)
     components = "256 components of all tokens"
     for name in ("I-JEPA", "untrained encoder"):
         assert measured[f"{name}, raw"]["protocol"] == "atariari-f1"
@@ -133,6 +177,9 @@ def test_controls_are_recorded_without_a_run(tmp_path, capsys, monkeypatch):
         (["--controls", "--task", "pong", "--preset", "smoke", "--probe-env-steps", "512"], "too few to split"),
         (["--run", "nowhere"], "is no run folder"),
         (["--controls", "--without-controls"], "not allowed with argument"),
+        (["--probe-lr", "0", "--run", "nowhere"], "--probe-lr: learning rates are above 0"),
+        (["--probe-weight-decay", "nan", "--run", "nowhere"], "--probe-weight-decay: it is at least 0"),
+        (["--probe-lr", "0.1", "--controls", "--task", "pong", "--preset", "smoke"], "nothing is tried on labels"),
         (["--controls", "--matrix", "--task", "pong", "--preset", "smoke"], "--matrix is of a run"),
     ],
 )

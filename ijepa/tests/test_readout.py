@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ijepa import evaluate, readout, train
+from ijepa import evaluate, known, readout, train
 from ijepa.build import new_model
 from ijepa.config import Config
 from ijepa.data import Arrays, Splits
@@ -134,7 +134,16 @@ def test_an_untrained_run_on_digits_is_its_own_control(tmp_path, capsys):
     for name in READOUTS[1:]:
         assert measured[name] == measured[f"{name}, {readout.UNTRAINED}"]
         assert measured[name]["protocol"] == ("digits-linear" if name.startswith(LINEAR) else "digits-neighbours")
-    others = {"error saved", "error saved, constant", "target renewed", "target renewed, asked for"}
+    assert measured[known.KNOWN] == measured[f"{known.KNOWN}, {readout.UNTRAINED}"]
+    assert measured[known.KNOWN]["protocol"] == known.PROTOCOL
+    others = {
+        known.KNOWN,
+        f"{known.KNOWN}, {readout.UNTRAINED}",
+        "error saved",
+        "error saved, constant",
+        "target renewed",
+        "target renewed, asked for",
+    }
     parts = {f"{name}{end}" for name in READOUTS[1:] for end in ("", *(f", {one}" for one in controls))}
     assert set(measured) == parts | others
     assert measured["target renewed"]["value"] == 0

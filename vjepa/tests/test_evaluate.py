@@ -216,7 +216,7 @@ def test_average_precision_of_hand_made_scores():
 
 def test_cells_stand_where_tokens_stand():
     clips = Digits(64, 4, 3, 0, False)
-    cells = detection._cells(clips, 2)
+    cells = detection.cells(clips, 2)
     assert cells.shape == (3, 2 * 64, 2)
     frame = np.flatnonzero(clips.maps[1, 3])
     assert cells[1, 64:, 1].nonzero()[:, 0].tolist() == frame.tolist()
