@@ -26,7 +26,7 @@ from ha2018 import world_model
 from ha2018.agent import load_world_model
 from ha2018.config import PRESETS, TASKS, Config
 from ha2018.dream_fast import FastDream
-from ha2018.train import Answer, Asked, dream_returns, generations, save_controller
+from ha2018.evolution import Answer, Asked, dream_returns, generations, save_controller
 
 # params [N, P], seeds [N], temperatures [N] -> returns [N, R] and the environment steps they took
 Dreams = Callable[[np.ndarray, np.ndarray, Sequence[float]], Answer]
@@ -37,7 +37,7 @@ def evolve_together(
     dreams: Dreams,
     end: Callable[[float, np.ndarray], None],
 ) -> None:
-    """Several `train.generations` by temperature; what they ask for at a time is dreamt as one batch.
+    """Several `generations` by temperature; what they ask for at a time is dreamt as one batch.
 
     Each is told what it would be told alone, up to rounding; they need not stand at the same generation. `end` is given
     the temperature and the parameters [P] of each as it ends.

@@ -9,7 +9,7 @@ import torch
 
 from common import checkpoint, dist
 from common.run import Run
-from ha2018 import train
+from ha2018 import evolution, train
 from ha2018.config import Config
 from ha2018.dream import FirstFrames
 from ha2018.encoding import Batch, Latents, MemoryEpoch
@@ -47,8 +47,8 @@ def calculate(folder: Path) -> None:
         memory.output_b[0] = -0.1
     run = Run.open("ha2018", CONFIG, "smoke", folder / "run")
     dist.barrier()
-    dream = partial(train.dream_returns, memory=memory, bank=bank, config=CONFIG, ranks=ranks)
-    params = train.evolve(run, CONFIG, ranks, dream)
+    dream = partial(evolution.dream_returns, memory=memory, bank=bank, config=CONFIG, ranks=ranks)
+    params = evolution.evolve(run, CONFIG, ranks, dream)
 
     mine = dist.share(6, ranks)
     train.vision_step(vae, torch.optim.SGD(vae.parameters(), 0.0), images[mine], noise[mine], CONFIG)

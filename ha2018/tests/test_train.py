@@ -19,7 +19,7 @@ from common.files import write_checked
 from common.run import NonFiniteError, Run
 from common.testing import log_lines as lines
 from common.testing import same_checkpoints
-from ha2018 import encoding, evaluate, train
+from ha2018 import encoding, evaluate, evolution, train
 from ha2018.config import Config
 from ha2018.tests.calculation import calculate
 from ha2018.tests.conftest import SMOKE, params_of
@@ -268,10 +268,10 @@ def test_the_controller_kept_is_the_mean_with_the_best_trial(tmp_path):
     arguments = config, dist.setup(), returns
     run = Run.open("ha2018", config, "smoke", tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
-        train.evolve(run, *arguments)
+        evolution.evolve(run, *arguments)
     scores = iter([5.0])
     run = Run.open("ha2018", config, "smoke", tmp_path / "run")
-    best = train.evolve(run, *arguments)
+    best = evolution.evolve(run, *arguments)
     assert torch.equal(torch.from_numpy(best), means[1])
     assert not torch.equal(means[1], means[3])
 
