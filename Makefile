@@ -49,8 +49,9 @@ $(ABSENT):
 	@echo "$@ is not part of this checkout yet" >&2; exit 2
 
 ## make test, make test-ha2018 | all tests, or those of one package; on a CPU, without network
+# The tests of a file stay together, for they share what one of them has trained.
 test: $(READY)
-	@$(PY) -m pytest -n auto --dist loadgroup
+	@$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 $(PACKAGES:%=test-%): test-%: $(READY)
 	@$(PY) -m pytest $*

@@ -21,12 +21,6 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With several workers (`-n`), the tests of a package stay together: they share one trained run."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(item.path.relative_to(config.rootpath).parts[0]))
-
-
 @pytest.fixture(scope="module")
 def parity(request: pytest.FixtureRequest) -> Parity:
     """The session's table of the paper (top folder) whose test asks for it."""
