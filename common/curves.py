@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
+COLOURS = 128
 LOG_RANGE = 20  # a curve of positive values that spans more is drawn on a logarithmic axis
 
 
@@ -30,5 +33,8 @@ def draw_curves(record: Mapping[str, Any], path: Path, *, from_zero: bool = Fals
             axis.set_ylim(bottom=0)
         elif min(curve["y"]) > 0 and max(curve["y"]) > LOG_RANGE * min(curve["y"]):
             axis.set_yscale("log")
-    figure.savefig(path, dpi=100)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=100)
     plt.close(figure)
+    # Few colours take a third of the room, and some of these pictures are committed.
+    Image.open(drawn).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
