@@ -235,21 +235,19 @@ def tables(results: Mapping[str, Result], published: Published) -> Sequence[Tabl
 
 def _ahead(results: Mapping[str, Result]) -> Table:
     found = results["night-digits-rollout-steps"].ours
+    records = () if found is None else found.records
     lines = {
-        "a step learnt four at a time": ROLLED[4],
-        "a step learnt one at a time": ROLLED[1],
-        "four at a time, encoder before its training": f"{ROLLED[4]}{{}}, {UNTRAINED}",
-        "states copied": "states copied",
+        "a step learnt four at a time": (ROLLED[4], ""),
+        "a step learnt one at a time": (ROLLED[1], ""),
+        "four at a time, encoder before its training": (ROLLED[4], f", {UNTRAINED}"),
+        "states copied": ("states copied", ""),
     }
     rows = []
-    for name, words in lines.items() if found is not None else ():
-        assert found is not None
-        place = words if "{}" in words else words + "{}"
+    for name, (words, end) in lines.items() if records else ():
         cells = []
         for frames in AHEAD:
-            values = [
-                one.data["measurements"][place.format(f", {frames} frames ahead")]["value"] for one in found.records
-            ]
+            measured = f"{words}, {frames} frames ahead{end}"
+            values = [one.data["measurements"][measured]["value"] for one in records]
             cells.append(Cell(f"{sum(values) / len(values):.1f}"))
         rows.append((Cell(name), *cells))
     columns = ("average precision in %, mean over seeds", *(f"{frames} frames ahead" for frames in AHEAD))

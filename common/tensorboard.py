@@ -42,8 +42,7 @@ class Copy:
         """Adds what the log has gained; its number of lines. A resumed run writes some lines again: so do we."""
         # A line without its end is still being written.
         lines = self.log.read_bytes().split(b"\n")[:-1]
-        equal = next((k for k, (old, new) in enumerate(zip(self.lines, lines, strict=False)) if old != new), None)
-        if equal is not None or len(lines) < len(self.lines):
+        if lines[: len(self.lines)] != self.lines:
             self.writer.close()
             shutil.rmtree(self.folder)
             self.writer = _writer(self.folder)
