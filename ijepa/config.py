@@ -281,7 +281,7 @@ PRESETS = {
         },
         {
             **dict.fromkeys(("digits", "fashion"), _GREY_SMOKE),
-            **dict.fromkeys(games.GAMES, {"patch": 32, "min_keep": 2}),
+            **dict.fromkeys(games.GAMES, {"encoder": "pico", "patch": 32, "min_keep": 2}),
         },
     ),
 }
