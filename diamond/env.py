@@ -110,35 +110,39 @@ class Atari:
 
 
 class Catch:
-    """A ball falls from the top in any column; a paddle of three pixels catches it or not: 1 or -1, and the end."""
+    """A ball falls from the top in any column; a paddle of two cells catches it or not: 1 or -1, and the end.
+
+    A cell is two pixels wide and high, and the paddle can reach every ball.
+    """
 
     names: tuple[str, ...] = ("LEFT", "NOOP", "RIGHT")
     actions = 3
+    CELL = 2
 
     def __init__(self, size: int) -> None:
-        self._size = size
+        self._cells = size // self.CELL
 
     def reset(self, seed: int) -> Frame:
         rng = np.random.default_rng(seed)
-        self.ball, self.row = int(rng.integers(self._size)), 0
-        self.paddle = int(rng.integers(1, self._size - 1))
+        self.ball, self.row = int(rng.integers(self._cells)), 0
+        self.paddle = int(rng.integers(self._cells - 1))
         return self._draw()
 
     def step(self, action: int) -> Answer:
-        self.paddle = int(np.clip(self.paddle + action - 1, 1, self._size - 2))
+        self.paddle = int(np.clip(self.paddle + action - 1, 0, self._cells - 2))
         self.row += 1
-        is_over = self.row == self._size - 1
-        is_caught = abs(self.ball - self.paddle) <= 1
+        is_over = self.row == self._cells - 1
+        is_caught = self.ball - self.paddle in (0, 1)
         return Answer(self._draw(), (1.0 if is_caught else -1.0) if is_over else 0.0, is_over)
 
     def close(self) -> None:
         pass
 
     def _draw(self) -> Frame:
-        frame = np.full((3, self._size, self._size), 32, np.uint8)
-        frame[:, -1, self.paddle - 1 : self.paddle + 2] = np.array([[64], [160], [224]], np.uint8)
-        frame[:, self.row, self.ball] = (240, 208, 64)
-        return frame
+        cells = np.full((3, self._cells, self._cells), 32, np.uint8)
+        cells[:, -1, self.paddle : self.paddle + 2] = np.array([[64], [160], [224]], np.uint8)
+        cells[:, self.row, self.ball] = (240, 208, 64)
+        return cells.repeat(self.CELL, 1).repeat(self.CELL, 2)
 
 
 class Coin:

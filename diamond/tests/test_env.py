@@ -1,0 +1,58 @@
+"""Catch: what is caught is what the last picture shows, every ball can be reached, and chance catches a quarter."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from diamond.env import Catch
+
+BALL, PADDLE = (240, 208, 64), (64, 160, 224)
+
+
+def play(game, seed, choose):
+    """The pictures of a game, and its rewards."""
+    frames, rewards, is_over = [game.reset(seed)], [], False
+    while not is_over:
+        answer = game.step(choose(frames[-1]))
+        frames.append(answer.frame)
+        rewards.append(answer.reward)
+        is_over = answer.is_over
+    return np.stack(frames), rewards
+
+
+def columns(frame, colour):
+    """The columns in which a colour stands, in pixels."""
+    return np.unique((frame == np.array(colour)[:, None, None]).all(0).nonzero()[1])
+
+
+def towards(frame):
+    """The action that brings the middle of the paddle nearer to the ball."""
+    way = columns(frame, BALL).mean() - columns(frame, PADDLE).mean()
+    return 1 + int(np.sign(way)) * (abs(way) > 1)
+
+
+@pytest.mark.parametrize("size", [8, 16, 32])
+def test_every_ball_can_be_caught(size):
+    game, seen = Catch(size), set()
+    for seed in range(100):
+        frames, rewards = play(game, seed, towards)
+        assert frames.shape == (size // 2, 3, size, size)
+        assert rewards == [0.0] * (len(rewards) - 1) + [1.0]
+        seen |= {*columns(frames[0], BALL)}
+    assert seen == {*range(size)}
+
+
+def test_a_ball_is_caught_where_it_covers_a_part_of_the_paddle():
+    game, rng = Catch(16), np.random.default_rng(0)
+    for seed in range(200):
+        frames, rewards = play(game, seed, lambda frame: int(rng.integers(3)))
+        # The paddle has four columns, and two are behind a ball that is caught.
+        assert len(columns(frames[-1], PADDLE)) == (2 if rewards[-1] > 0 else 4)
+        assert len(columns(frames[-2], PADDLE)) == 4
+
+
+def test_chance_catches_a_quarter():
+    game, rng = Catch(16), np.random.default_rng(0)
+    caught = [play(game, seed, lambda frame: int(rng.integers(3)))[1][-1] > 0 for seed in range(2000)]
+    assert np.mean(caught) == pytest.approx(0.25, abs=0.03)
