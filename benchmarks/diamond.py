@@ -17,7 +17,7 @@ NIGHT_EDM = Experiment("night", "video_pong", "video", (0,), minutes=100)
 GPU_EDM = Experiment("gpu", "video_pong", "video", (0,), minutes=30, needs_gpu=True)
 
 # A small pixel game: the agent that learnt in its imagination, and what it must be better than.
-CATCH = Experiment("night", "catch", "agent", SEEDS, minutes=120)
+CATCH = Experiment("night", "catch", "agent", SEEDS, minutes=60)
 BLIND = replace(CATCH, claim="agent-world-untrained", settings=("denoiser_updates=0",), only_bench=True)
 REAL = replace(
     CATCH,
