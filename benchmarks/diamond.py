@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from benchmarks.rows import Claim, Experiment, Number, Quantity, Suite
 from benchmarks.steps import COMPILES, Step, speed
+
+if TYPE_CHECKING:
+    from benchmarks.runner import Job
 
 SEEDS = (0, 1, 2)
 
@@ -13,8 +17,7 @@ SEEDS = (0, 1, 2)
 EDM = Experiment("cpu", "video_pong", "video", SEEDS, minutes=8)
 COIN = Experiment("cpu", "video_coin", "video", SEEDS, minutes=4, only_bench=True)
 NIGHT_EDM = Experiment("night", "video_pong", "video", (0,), minutes=100)
-# No step: it begins with play, and a checkpoint of these sizes, 90 MB, is more than travels back.
-GPU_EDM = Experiment("gpu", "video_pong", "video", (0,), minutes=30, needs_gpu=True)
+GPU_EDM = Experiment("gpu", "video_pong", "video", (0,), minutes=8, needs_gpu=True)
 
 # A small pixel game: the agent that learnt in its imagination, and what it must be better than.
 CATCH = Experiment("night", "catch", "agent", SEEDS, minutes=60)
@@ -35,6 +38,8 @@ PONG = {
     "gpu": "Pong, 64 x 64 pixels, videos of 1,000 frames",
 }
 
+PLAY = "runs/diamond/play-pong"  # recorded play of the size that a GPU trains on
+
 # Of each network, for a step that is tried out.
 ONE_UPDATE = (
     "last_epochs=0", "env_steps=40", "collect_most=40", "horizon=1",
@@ -42,13 +47,19 @@ ONE_UPDATE = (
 )  # fmt: skip
 
 
-def drift_rows(edm: Experiment) -> list[Claim]:
-    """EDM against DDPM of equal size and updates, for each number of denoising steps, and EDM against two floors."""
+def rivals(edm: Experiment) -> tuple[Experiment, Experiment, Experiment]:
+    """DDPM of equal size, data and updates, and both without any training."""
     ddpm = replace(edm, claim="video-ddpm", settings=("diffusion=ddpm",), only_bench=True)
     untrained, untrained_ddpm = (
         replace(one, claim=f"{one.claim}-untrained", settings=(*one.settings, "denoiser_updates=0"), only_bench=True)
         for one in (edm, ddpm)
     )
+    return ddpm, untrained, untrained_ddpm
+
+
+def drift_rows(edm: Experiment) -> list[Claim]:
+    """EDM against DDPM, for each number of denoising steps, and EDM against floors."""
+    ddpm, untrained, untrained_ddpm = rivals(edm)
     rows = [_drifts(edm, ddpm, ours, theirs) for theirs, ours in ((3, 3), (1, 1), (10, 10), (10, 1))]
     for id, ours, control, words, against in (
         ("untrained", Quantity(edm), Quantity(untrained), "EDM drifts less from reality trained than untrained",
@@ -90,6 +101,33 @@ def _drifts(edm: Experiment, ddpm: Experiment, edm_steps: int, ddpm_steps: int) 
         is_less=True,
         equal="updates",
     )
+
+
+def drift_steps(edm: Experiment) -> list[Step]:
+    """The drift at full size: all runs read one recorded play, and each is trained and tested in one stretch."""
+    found = []
+    for one, seconds, worth in zip((edm, *rivals(edm)), (420, 420, 180, 180), (4, 4, 1, 1), strict=True):
+        own = [word for word in one.settings if word.startswith("diffusion")]
+        words = (*own, f"data={PLAY}-smoke", "denoiser_updates=1", "denoiser_first=1", "test_length=2")
+        found.append(
+            Step(
+                "diamond",
+                one.claim,
+                "training",
+                words,
+                seconds,
+                worth,
+                replace(one, settings=(*one.settings, f"data={PLAY}")),
+                recorded_by=recorder,
+                is_tested=True,
+            )  # fmt: skip
+        )
+    return found
+
+
+def recorder(job: Job) -> list[str]:
+    """The program that records the play of a run."""
+    return ["diamond.recorder", "--preset", job.preset, "--task", job.task, "--seed", str(job.seed)]
 
 
 SUITE = Suite(
@@ -164,5 +202,6 @@ SUITE = Suite(
     steps=(
         *speed("diamond", "measure", seconds=COMPILES),
         Step("diamond", "catch", "training", ONE_UPDATE, 200, 4, replace(CATCH, settings=("device=cuda",))),
+        *drift_steps(GPU_EDM),
     ),
 )

@@ -28,7 +28,9 @@ class Step:
     is trained; it goes on where an earlier stretch stopped. shares: stages that its run has from the one it takes, so
     that they need not travel twice. needs: packages beyond those that every part of the suite imports. also: further
     experiments that the same process trains; then `words` has one for each of them, the first included, and `together`
-    gives the words behind `python -m` for their runs.
+    gives the words behind `python -m` for their runs. recorded_by: the words behind `python -m` that write the folder
+    which the run's setting `data` names; they run when the stretch is packed, and the folder travels. is_tested: the
+    run is tested there too and only its record comes back, for a checkpoint that is too large to travel.
     """
 
     paper: str
@@ -43,6 +45,8 @@ class Step:
     needs: tuple[str, ...] = ()
     also: tuple[Experiment, ...] = ()
     together: Callable[[Sequence[Job]], list[str]] | None = None
+    recorded_by: Callable[[Job], list[str]] | None = None
+    is_tested: bool = False
 
     @property
     def label(self) -> str:

@@ -88,7 +88,7 @@ class Player:
 
 
 class Reader(Player):
-    """In place of a player: the training videos of task own, one after the other, each an episode that is cut."""
+    """In place of a player: the recorded videos to train on, one after the other, each an episode that is cut."""
 
     def __init__(self, policy: ActorCritic, config: Config, device: torch.device) -> None:
         super().__init__(policy, config, device)

@@ -29,7 +29,7 @@ class Config:
     task: str = setting("atari100k_breakout", "game, or video to model")
     seed: int = setting(0, "of every random number", low=0)
     device: str = setting("cpu", "cpu, cuda or cuda:<number>")
-    data: str = setting("", "task own: the folder that python -m diamond.convert wrote")
+    data: str = setting("", "videos: a folder of recorded play, in place of the game; task own needs one")
 
     # Frames
     image_size: int = setting(64, "rows and columns of a frame", low=8)
@@ -127,6 +127,8 @@ class Config:
             raise ValueError("sigma_max must be above sigma_min")
         if not self.collect_first <= self.collect_most <= self.env_steps:
             raise ValueError("collect_first, collect_most and env_steps must not fall")
+        if self.data and not self.is_video:
+            raise ValueError(f"data is for task own and the tasks video_*, not for {self.task}")
         if abs(sum(self.age_weights) - 1) > 1e-6:
             raise ValueError(f"age_weights must add up to 1, not {sum(self.age_weights):g}")
 
@@ -141,6 +143,11 @@ class Config:
     def is_video(self) -> bool:
         """Whether the task is a world model of recorded play alone."""
         return is_video(self.task)
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the play is read from `data`, so that no game is needed."""
+        return self.task == "own" or bool(self.data)
 
     @property
     def later_updates(self) -> tuple[int, int, int]:
@@ -219,7 +226,7 @@ PRESETS = {
     "paper": Preset("the paper's sizes, budget and protocol"),
     "gpu": Preset(
         "returns above random play after a tenth of the budget, one game, as far as half an hour goes; "
-        "the drift of `cpu` at the paper's size",
+        "the drift of `cpu` at the paper's size, in eight minutes",
         {
             "device": "cuda",
             "env_steps": 11_000,
@@ -234,7 +241,7 @@ PRESETS = {
             "initial_batches": 64,
             "test_games": 20,
         },
-        videos(env_steps=20_000, denoiser_first=15_000, test_length=1000),
+        videos(env_steps=20_000, denoiser_first=8000, test_length=1000),
     ),
     "night": Preset(
         "an agent trained only in imagination solves a small pixel game; the drift of `cpu` at a larger size",

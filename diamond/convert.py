@@ -13,12 +13,9 @@ The format of what comes out is documented in data.py.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong with a video is said in one line of ours
 import cv2
@@ -26,10 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config import Parser, user_error
-from common.files import atomic_write, check_is_file, write_checked
+from common.files import check_is_file
 from common.program import program
 from common.run import progress_bar
-from diamond.data import FORMAT, INDEX, frames_name
+from diamond import data
+from diamond.data import Video
 
 ACTION_FILE = ".txt"
 MULTIPLE = 16  # of rows and columns, which the networks halve
@@ -95,32 +93,24 @@ def convert(source: Path, target: Path, size: int) -> int:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         user_error(f"{source}: two videos are named {twice}, so their actions cannot be told apart")
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        videos: list[dict[str, Any]] = []
-        common: tuple[int, int] | None = None
-        bar = progress_bar(len(paths), "convert", unit="video")
-        for number, path in enumerate(paths):
-            action = read_actions(path.with_suffix(ACTION_FILE))
-            frames, shape = read_video(path, size)
-            common = common or shape
-            if shape != common:
-                user_error(f"{path}: frames of {_by(shape)}, those of {paths[0].name} have {_by(common)}")
-            if len(action) not in (len(frames) - 1, len(frames)):
-                user_error(f"{path}: {len(frames)} frames and {len(action)} actions; one for each frame is needed")
-            write_checked(part / frames_name(number), frames.tobytes(), frames_name(number))
-            bar.update()
-            videos.append({"name": path.name, "frames": len(frames), "action": action[: len(frames) - 1]})
-        bar.close()
-        actions = 1 + max(max(video["action"]) for video in videos)
-        index: dict[str, Any] = {"format": FORMAT, "image_size": size, "actions": actions, "videos": videos}
-        atomic_write(part / INDEX, (json.dumps(index) + "\n").encode())
-        part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return sum(video["frames"] for video in videos)
+    return data.write(target, _videos(paths, size))
+
+
+def _videos(paths: Sequence[Path], size: int) -> Iterator[Video]:
+    """Each video with its actions; one line and exit code 2 at the first that does not fit."""
+    common: tuple[int, int] | None = None
+    bar = progress_bar(len(paths), "convert", unit="video")
+    for path in paths:
+        action = read_actions(path.with_suffix(ACTION_FILE))
+        frames, shape = read_video(path, size)
+        common = common or shape
+        if shape != common:
+            user_error(f"{path}: frames of {_by(shape)}, those of {paths[0].name} have {_by(common)}")
+        if len(action) not in (len(frames) - 1, len(frames)):
+            user_error(f"{path}: {len(frames)} frames and {len(action)} actions; one for each frame is needed")
+        bar.update()
+        yield Video(path.name, frames, np.array(action[: len(frames) - 1], np.int64))
+    bar.close()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

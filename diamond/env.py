@@ -182,7 +182,7 @@ class Coin:
 
 def new_game(config: Config) -> Game:
     """The game of a task; one line and exit code 2 if this machine cannot make it."""
-    if config.task == "own":
+    if config.is_recorded:
         return data.load(config.data, config.history)
     if config.game == "catch":
         return Catch(config.image_size)

@@ -61,7 +61,7 @@ def held_out(game: Game, policy: ActorCritic, config: Config, device: torch.devi
 
 
 def recorded(recordings: Recordings, config: Config) -> Videos:
-    """The same of task own: pieces of the videos that no training has seen, spread evenly over them."""
+    """The same of recorded play: pieces of the videos that no training has seen, spread evenly over them."""
     length = config.history + config.test_length
     numbers = range(len(recordings.counts) - recordings.tested, len(recordings.counts))
     starts = [(k, t) for k in numbers for t in range(max(1, recordings.counts[k] - length + 1))]

@@ -292,7 +292,7 @@ def train(run: Run, config: Config, ranks: dist.Ranks) -> None:
     for tensor in agent.state_dict().values():
         dist.broadcast(tensor)
     replay = Replay(run.folder / f"replay-{ranks.rank}", config.env_steps, config.image_size)
-    new_player = Reader if config.task == "own" else Player
+    new_player = Reader if config.is_recorded else Player
     player = new_player(agent.actor_critic, config, ranks.device) if dist.is_main(ranks) else None
     collector = Collector(run, replay, player, config, ranks)
     trainer = Trainer(agent, replay, config, ranks)
@@ -344,7 +344,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             user_error(f"batch_size {config.batch_size} does not divide over {ranks.world_size} processes")
         if ranks.world_size > 1 and not config.is_imagined:
             user_error("without imagination (is_imagined false) training runs in one process")
-        if config.task == "own":
+        if config.is_recorded:
             config = data.fitted(config, frozenset(options.changed))
         check(config)
         seed_everything(config.seed, str(device))

@@ -43,14 +43,14 @@ class Places:
 
 
 def plan(papers: Iterable[Suite], is_dry: bool) -> list[Step]:
-    """All steps in order. Dry, for the sake of time, one process tests all, one measures all, and one of each paper
-    trains; each has as long as a busy machine may need."""
+    """All steps in order. Dry, for the sake of time, one process tests all, one measures all, and of each paper one run
+    is trained and one is trained and tested; each has as long as a busy machine may need."""
     steps = in_order(step for suite in papers for step in suite.steps)
     if not is_dry:
         return steps
-    merged: dict[tuple[str, str], Step] = {}
+    merged: dict[tuple[str, str, bool], Step] = {}
     for step in steps:
-        key = step.kind, step.paper if step.kind == "training" else ""
+        key = step.kind, step.paper if step.kind == "training" else "", step.is_tested
         first = merged.setdefault(key, replace(step, words=()))
         words = first.words or step.words if step.kind == "training" else (*first.words, *step.words)
         merged[key] = replace(first, words=words, seconds=DRY_SECONDS, needs=(*first.needs, *step.needs))
@@ -73,16 +73,19 @@ def _small(one: Experiment, settings: tuple[str, ...]) -> Experiment:
     return replace(one, suite="smoke", settings=settings, takes=takes)
 
 
-def command(step: Step, places: Places, is_dry: bool) -> list[str]:
-    """The program of a step."""
+def commands(step: Step, places: Places, is_dry: bool) -> list[list[str]]:
+    """The programs of a step, one after the other."""
     python = [sys.executable, "-m"]
     if step.kind == "tests":
-        return [*python, "pytest", "-q", "-p", "no:cacheprovider", *step.words]
+        return [[*python, "pytest", "-q", "-p", "no:cacheprovider", *step.words]]
     if step.kind == "speed":
         device = ["--device", "cpu", "--smoke"] if is_dry else ["--device", "cuda"]
-        return [*python, "benchmarks.throughput", *device, "--part", *step.words, "--out", str(places.work / "speed")]
+        return [[*python, "benchmarks.throughput", *device, "--part", *step.words, "--out", str(places.work / "speed")]]
     jobs = jobs_of(step, is_dry)
-    return jobs[0].commands()[0] if step.together is None else [*python, *step.together(jobs)]
+    if step.together is not None:
+        return [[*python, *step.together(jobs)]]
+    training, testing = jobs[0].commands()
+    return [training, testing] if step.is_tested else [training]
 
 
 def missing(step: Step) -> list[str]:

@@ -14,7 +14,7 @@ from benchmarks import suites
 from benchmarks.gpu import manifest, parcel
 from benchmarks.gpu.manifest import EVERYWHERE, LEFT_OUT, ROOT, Places, jobs_of
 from benchmarks.gpu.parcel import MEBI, ParcelError
-from benchmarks.gpu.travel import progress, world
+from benchmarks.gpu.travel import progress, recorded, world
 from benchmarks.runner import Job
 from benchmarks.steps import Step
 from common.program import RunError
@@ -68,8 +68,10 @@ def _carried(step: Step, jobs: Sequence[Job], runs: Path) -> dict[str, bytes]:
     contents: dict[str, bytes] = {}
     for source in {runs / job.paper / job.takes[1] for job in jobs if job.takes is not None}:
         contents |= {f"runs/{step.paper}/{source.name}/{name}": data for name, data in world(source, step).items()}
+    if step.recorded_by is not None:
+        contents |= recorded(step, jobs[0], runs)
     for own in (runs / job.paper / job.name for job in jobs):
-        if own.is_dir():
+        if own.is_dir() and not step.is_tested:
             contents |= {
                 f"runs/{step.paper}/{own.name}/{name}": data for name, data in progress(own, step.shares).items()
             }

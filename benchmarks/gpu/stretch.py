@@ -20,7 +20,7 @@ from benchmarks import suites
 from benchmarks.gpu import manifest, parcel
 from benchmarks.gpu.manifest import CACHE, DONE, FAILED, LEFT_OUT, RESULTS, ROOT, STOPPED, Places, jobs_of, missing
 from benchmarks.gpu.parcel import MEBI, ParcelError
-from benchmarks.gpu.travel import fill_shared, progress
+from benchmarks.gpu.travel import fill_shared, progress, tested
 from benchmarks.steps import Step
 from common import eager
 from common.config import user_error
@@ -130,8 +130,12 @@ class Stretch:
         log = work / "logs" / f"{step.label.replace(' ', '-')}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         where = work if step.kind == "training" else ROOT
+        end = time.monotonic() + seconds
         with open(log, "wb") as file:
-            code = run_group(manifest.command(step, self.places, self.is_dry), seconds, where, variables, file.fileno())
+            for words in manifest.commands(step, self.places, self.is_dry):
+                code = run_group(words, max(0.0, end - time.monotonic()), where, variables, file.fileno())
+                if code != 0:
+                    break
         return code, log.read_text(encoding="utf-8", errors="replace")[-TAIL:]
 
     def _note(self, step: Step, outcome: str, seconds: float, text: str) -> None:
@@ -151,7 +155,8 @@ class Stretch:
                 continue
             inside: dict[str, bytes] = {}
             for folder in (job.folder for job in jobs_of(step, self.is_dry)):
-                files = progress(self.places.work / folder, step.shares)
+                run = self.places.work / folder
+                files = tested(run) if step.is_tested else progress(run, step.shares)
                 inside |= {f"{folder.as_posix()}/{key}": data for key, data in files.items()}
             if inside:
                 self._parcel(name, inside, step.label)

@@ -1,15 +1,17 @@
-"""What of a run travels: the finished parts that others take from it, or as far as it has come."""
+"""What of a run travels: its data, the parts that others take from it, as far as it has come, or its record alone."""
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from benchmarks.gpu import parcel
-from benchmarks.runner import Job
+from benchmarks.runner import ROOT, Job
 from benchmarks.steps import Step
 from common import checkpoint
 from common.program import RunError
@@ -41,6 +43,31 @@ def progress(folder: Path, shares: Sequence[str] = ()) -> dict[str, bytes]:
     series = [path for path in files.values() if path.match(checkpoint.PATTERN)]
     last = {path.parent: path for path in sorted(series)}
     return {name: path.read_bytes() for name, path in files.items() if path not in series or path == last[path.parent]}
+
+
+def tested(folder: Path) -> dict[str, bytes]:
+    """The record of a run and what it tells of itself; nothing of one that has no record."""
+    if not (folder / "record.json").is_file():
+        return {}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file() and _is_kept(path)}
+
+
+def recorded(step: Step, job: Job, runs: Path) -> dict[str, bytes]:
+    """The recorded play that a run reads, by names below `runs`; it is recorded now if it is not there yet.
+
+    Raises RunError if it cannot be recorded here.
+    """
+    assert step.recorded_by is not None
+    data = PurePosixPath(next(word for word in job.overrides if word.startswith("data=")).removeprefix("data="))
+    folder = runs.joinpath(*data.parts[1:])
+    if not folder.is_dir():
+        print(f"{step.label}: recording {folder}", flush=True)
+        done = subprocess.run(
+            [sys.executable, "-m", *step.recorded_by(job), "--data", str(folder)], cwd=ROOT, check=False
+        )
+        if done.returncode:
+            raise RunError(f"{folder} could not be recorded")
+    return {(data / name).as_posix(): path.read_bytes() for name, path in parcel.files_below(folder).items()}
 
 
 def _is_kept(path: Path) -> bool:

@@ -93,11 +93,11 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
 def patient(monkeypatch: pytest.MonkeyPatch, waits: str = "") -> None:
     """All steps end at once but the one called `waits`."""
 
-    def command(step: Step, places: Places, is_dry: bool) -> list[str]:
+    def commands(step: Step, places: Places, is_dry: bool) -> list[list[str]]:
         seconds = "60" if step.name == waits else "0"
-        return [sys.executable, "-c", PROGRAM, step.kind, step.name, str(places.work), seconds]
+        return [[sys.executable, "-c", PROGRAM, step.kind, step.name, str(places.work), seconds]]
 
-    monkeypatch.setattr(manifest, "command", command)
+    monkeypatch.setattr(manifest, "commands", commands)
 
 
 def brought(places: Places, tmp_path: Path) -> dict[str, str]:
@@ -135,7 +135,7 @@ def test_one_process_may_train_several_runs(places: Places, tmp_path: Path, monk
     )
     both = both.replace("runs/ha2018/HERE", 'runs/ha2018/" + here + "').replace("NAMES", repr(names))
     monkeypatch.setattr(
-        manifest, "command", lambda *_: [sys.executable, "-c", both, "training", "train", str(places.work), "0"]
+        manifest, "commands", lambda *_: [[sys.executable, "-c", both, "training", "train", str(places.work), "0"]]
     )
     local = tmp_path / "local" / "runs"
     pack(places, local, True)
@@ -150,6 +150,52 @@ def test_one_process_may_train_several_runs(places: Places, tmp_path: Path, monk
     (local / "ha2018" / names[1] / "record.json").touch()
     with pytest.raises(RunError, match="its runs have records"):
         packing._carried(step, manifest.jobs_of(step, True), local)
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_a_run_that_is_tested_there_brings_its_record_alone(places, tmp_path, monkeypatch, is_finished):
+    """Its checkpoint is too large to travel; without a record nothing of it is worth the way."""
+    step = replace(STEPS[2], shares=(), is_tested=True)
+    monkeypatch.setattr(manifest, "plan", lambda papers, is_dry: [step])
+    kept = json.dumps({**record([1.0]).data, "suite": "smoke", "task": "toy", "claim": "toy"})
+    test = f"import pathlib, sys; pathlib.Path('runs/ha2018/{NAME}/record.json').write_text({kept!r})"
+    train = [sys.executable, "-c", PROGRAM, "training", "train", str(places.work), "0"]
+    programs = [train, [sys.executable, "-c", test if is_finished else "import sys; sys.exit(1)"]]
+    monkeypatch.setattr(manifest, "commands", lambda *_: programs)
+    assert Stretch(places, 5, True).run([]) == is_finished
+    assert list((places.work / "runs" / "ha2018" / NAME / "controller").iterdir()), "it was trained there"
+    assert brought(places, tmp_path) == {"ha2018 train": manifest.DONE if is_finished else manifest.FAILED}
+    run = tmp_path / "local" / "runs" / "ha2018" / NAME
+    names = sorted(path.name for path in run.iterdir()) if run.is_dir() else []
+    assert names == (["meta.json", "record.json"] if is_finished else [])
+    assert len(list((tmp_path / "local" / "results").rglob("toy-*.json"))) == is_finished
+
+
+def test_a_test_has_the_time_that_training_leaves(places, monkeypatch):
+    """Both programs of a step share its deadline."""
+    slow = [sys.executable, "-c", "import time; time.sleep(30)"]
+    monkeypatch.setattr(manifest, "commands", lambda *_: [[sys.executable, "-c", ""], slow])
+    started = time.monotonic()
+    code, _ = Stretch(places, 5, True)._process(STEPS[1], 2.0, "")
+    assert code is None
+    assert time.monotonic() - started < 20
+
+
+def test_recorded_play_is_made_when_a_stretch_is_packed(places: Places, tmp_path: Path, monkeypatch, capsys):
+    """Once: the next stretch takes what is there."""
+    words = ["diamond.recorder", "--preset", "smoke", "--task", "video_coin"]
+    one = replace(RUN, settings=("data=runs/ha2018/play",), takes=None)
+    step = Step("ha2018", "video", "training", one.settings, 20, 1, one, recorded_by=lambda job: words)
+    monkeypatch.setattr(manifest, "plan", lambda papers, is_dry: [step])
+    runs = tmp_path / "local" / "runs"
+    for number in range(2):
+        pack(places, runs, True)
+        assert ("recording" in capsys.readouterr().out) == (number == 0)
+        inside = parcel.read(places.pack, ("facts.json", "runs", "site"))
+        assert inside["runs/ha2018/play/data.json"] == (runs / "ha2018" / "play" / "data.json").read_bytes()
+    cannot = replace(step, recorded_by=lambda job: [*words, "--no-such-option"])
+    with pytest.raises(RunError, match="could not be recorded"):
+        packing._carried(cannot, manifest.jobs_of(step, True), tmp_path / "elsewhere")
 
 
 def test_compiled_kernels_come_back_and_go_with_the_next_stretch(places: Places, tmp_path: Path):
@@ -500,9 +546,9 @@ except ImportError:
 
 def test_every_step_of_the_suites_runs_to_its_end_on_a_cpu_without_a_world(tmp_path: Path, monkeypatch, refusing):
     """All but those that take a finished world, which is not there: they are left out of the pack."""
-    monkeypatch.setenv("PYTHONPATH", refusing["PYTHONPATH"])
     places = Places(tmp_path / "gpu", tmp_path / "out")
     pack(places, tmp_path / "runs", True)
+    monkeypatch.setenv("PYTHONPATH", refusing["PYTHONPATH"])
     assert Stretch(places, 60, True).run([])
     unpack(places, tmp_path / "results", tmp_path / "runs", True)
     journal = journal_of(parcel.read(places.out / manifest.RESULTS, ("journal.json", "speed")), places.out)

@@ -1,4 +1,5 @@
-"""Own videos: what is converted comes back, is trained on and tested; each fault is one line that leaves nothing."""
+"""Recorded play and own videos: what is written comes back, is trained on and tested; each fault is one line that
+leaves nothing."""
 
 from __future__ import annotations
 
@@ -7,11 +8,17 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from common import checkpoint, testing
+from common.config import parse
+from common.seeding import derive_seed
 from common.video import write_video
-from diamond import convert, data, evaluate, rollouts, train
-from diamond.config import Config
+from diamond import convert, data, evaluate, recorder, rollouts, train
+from diamond.agent import new_agent
+from diamond.collect import Player
+from diamond.config import PRESETS, TASKS, Config
+from diamond.env import new_game
 from diamond.replay import Replay
 
 LENGTHS = {"a": 30, "b": 22, "c": 12}
@@ -155,3 +162,84 @@ def test_own_data_must_be_named(capsys):
     with pytest.raises(SystemExit):
         train.main(["--preset", "smoke", "--task", "own"])
     assert "needs --data FOLDER" in capsys.readouterr().err
+
+
+PONG = ["--preset", "smoke", "--task", "video_pong", "--env-steps", "60", "--denoiser-first", "3"]
+
+
+@pytest.fixture(scope="module")
+def play(tmp_path_factory):
+    """Recorded play of Pong. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("play") / "play"
+    recorder.main([*PONG, "--data", str(folder)])
+    return folder
+
+
+def test_recorded_play_is_what_the_run_would_play_itself(play, tmp_path):
+    """Frames, actions, weights and the measured drift are equal; and no game is made."""
+    train.main([*PONG, "--run", str(tmp_path / "played")])
+    evaluate.main(["--run", str(tmp_path / "played")])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diamond.env.Atari", None)
+        train.main([*PONG, "--data", str(play), "--run", str(tmp_path / "read")])
+        evaluate.main(["--run", str(tmp_path / "read")])
+    ours, theirs = (checkpoint.load_latest(tmp_path / name / "train") for name in ("read", "played"))
+    assert ours is not None
+    assert theirs is not None
+    assert all(torch.equal(ours.tensors[name], theirs.tensors[name]) for name in ours.tensors if "denoiser" in name)
+    replays = [Replay(tmp_path / name / "replay-0", 60, 16) for name in ("read", "played")]
+    for replay in replays:
+        replay.restore(60)
+    assert np.array_equal(replays[0].frames, replays[1].frames)
+    assert np.array_equal(replays[0].facts["action"], replays[1].facts["action"])
+    records = [json.loads((tmp_path / name / "record.json").read_text()) for name in ("read", "played")]
+    assert records[0]["measurements"] == records[1]["measurements"]
+
+
+def test_each_episode_is_a_video_that_ends_with_its_last_frame():
+    """Of the coin's video an episode has 100 frames."""
+    words = ["--preset", "smoke", "--task", "video_coin", "--env-steps", "250"]
+    config, _ = parse(Config, TASKS, PRESETS, words, prog="", description="")
+    policy = new_agent(config, 1).actor_critic
+    found = list(recorder.played(Player(policy, config, torch.device("cpu")), 250))
+    assert [len(video.frames) for video in found] == [101, 101, 51]
+    assert [len(video.action) for video in found] == [100, 100, 50]
+    game = new_game(config)
+    frames = [game.reset(derive_seed(config.seed, "game", 1) % 2**31), *(game.step(0).frame for _ in range(100))]
+    assert np.array_equal(found[1].frames, np.stack(frames))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--task", "video_boxing"), "holds pong, not play of boxing"),
+        (("--image-size", "32"), "its frames have 16 rows, not 32"),
+        (("--env-steps", "61"), "has 60 steps to train on, not 61"),
+        (("--task", "catch"), "data is for task own and the tasks video_*, not for catch"),
+    ],
+)
+def test_play_of_another_game_size_or_length_is_one_line(play, tmp_path, capsys, words, message):
+    with pytest.raises(SystemExit) as error:
+        train.main([*PONG, "--data", str(play), "--run", str(tmp_path / "run"), *words])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert (error.value.code, len(lines)) == (2, 1), lines
+    assert message in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "name the folder to write with --data"),
+        (("--data", "."), ". exists; give a folder that does not"),
+        (("--data", "new", "--task", "own"), "only the play of a task video_* is recorded, not that of own"),
+    ],
+)
+def test_what_cannot_be_recorded_is_one_line(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as error:
+        recorder.main([*PONG, *words])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert (error.value.code, len(lines)) == (2, 1), lines
+    assert message in lines[0]
+    assert list(tmp_path.iterdir()) == []
