@@ -29,8 +29,8 @@ ROLLED = {steps: f"states rolled out, learnt with {steps} step{'s' if steps > 1 
 AHEAD = (2, 4, 6, 8)  # frames
 
 CPU = Experiment("cpu", "shapes", "velocity-r2", SEEDS, minutes=8)
-NIGHT_SHAPES = Experiment("night", "shapes", "velocity-r2", SEEDS, minutes=30)
-NIGHT_DIGITS = Experiment("night", "digits", "velocity-r2", SEEDS, minutes=30)
+NIGHT_SHAPES = Experiment("night", "shapes", "velocity-r2", SEEDS, minutes=45)
+NIGHT_DIGITS = Experiment("night", "digits", "velocity-r2", SEEDS, minutes=45)
 NIGHT_PONG = Experiment("night", "atari-pong", "velocity-r2", SEEDS, minutes=30)
 PHYSICS = Experiment("night", "physics", "physics-accuracy", (0,), minutes=150)
 GPU_PHYSICS = Experiment("gpu", "physics", "physics-accuracy", (0,), minutes=60, needs_gpu=True)
