@@ -19,7 +19,7 @@ LOG_RANGE = 20  # a curve of positive values that spans more is drawn on a logar
 
 
 def draw_curves(record: Mapping[str, Any], path: Path, *, from_zero: bool = False) -> None:
-    """Writes one panel a curve to `path`; no picture without curves. from_zero: the y axes begin at 0."""
+    """Writes one panel a curve to `path`; no picture without curves. from_zero: the y axes begin at 0, or below it."""
     curves = record["curves"]
     if not curves:
         return
@@ -30,7 +30,7 @@ def draw_curves(record: Mapping[str, Any], path: Path, *, from_zero: bool = Fals
         axis.spines[["top", "right"]].set_visible(False)
         axis.xaxis.set_major_locator(MaxNLocator(4))
         if from_zero:
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(bottom=None if min(curve["y"]) < 0 else 0)
         elif min(curve["y"]) > 0 and max(curve["y"]) > LOG_RANGE * min(curve["y"]):
             axis.set_yscale("log")
     drawn = io.BytesIO()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from common.curves import draw_curves
@@ -21,3 +23,17 @@ def test_one_panel_a_curve_and_no_picture_without_curves(tmp_path):
     assert not np.array_equal(linear, pictures[1])  # what spans so much is drawn on a logarithmic axis, unless from 0
     draw_curves({"curves": {}}, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize(("lowest", "bottom"), [(-1.0, -1.1), (0.5, 0.0)])
+def test_axes_begin_at_zero_or_below_it(tmp_path, monkeypatch, lowest, bottom):
+    curve = {"x": [0, 1], "y": [lowest, 1.0], "x_unit": "game", "y_unit": "score"}
+    limits, save = [], Figure.savefig
+
+    def spy(figure, *words, **options):
+        limits.append(figure.axes[0].get_ylim()[0])
+        save(figure, *words, **options)
+
+    monkeypatch.setattr(Figure, "savefig", spy)
+    draw_curves({"curves": {"score": curve}}, tmp_path / "a.png", from_zero=True)
+    assert limits == [pytest.approx(bottom)]
