@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from common import stats
 from common.stats import bootstrap_interval, draws_of_mean, interval, summary
 
 
@@ -48,6 +49,20 @@ def test_another_seed_gives_other_draws_of_the_same_law():
     assert first.mean() == pytest.approx(second.mean(), abs=0.05)
     with pytest.raises(ValueError, match="inside"):
         interval(first, 1.0)
+
+
+@pytest.mark.parametrize("values", [[0.0] * 150 + [1.0] * 50, [-1.0] * 20 + [0.0] * 30 + [4.0] * 10, [3.0] * 40])
+def test_draws_of_few_distinct_values_have_the_law_of_many(monkeypatch, values):
+    """And that of the mean of so many draws with replacement."""
+    few = draws_of_mean([values])
+    monkeypatch.setattr(stats, "_FEW", 0)
+    many = draws_of_mean([values])
+    assert few.shape == many.shape
+    quantiles = (0.025, 0.25, 0.5, 0.75, 0.975)
+    step = 5.0 / len(values)  # one value more or less
+    assert np.quantile(few, quantiles) == pytest.approx(np.quantile(many, quantiles), abs=step)
+    error = np.std(values) / len(values) ** 0.5
+    assert (few.mean(), few.std()) == pytest.approx((np.mean(values), error), abs=0.05 * error)
 
 
 @pytest.mark.parametrize("function", [summary, lambda values: bootstrap_interval([values])])
