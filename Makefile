@@ -76,7 +76,7 @@ harden: $(READY)
 
 ## make gpu-pack              | what a GPU at hand for minutes needs; there make gpu MINUTES=8, here make gpu-unpack; DRY=1: on a CPU
 gpu-pack: $(READY)
-	@$(PY) -m benchmarks.gpu pack $(if $(DRY),--dry)
+	@$(PY) -m benchmarks.gpu pack $(if $(ONLY),--only $(ONLY)) $(if $(DRY),--dry)
 
 gpu: $(READY)
 	@$(PY) -m benchmarks.gpu run --minutes $(MINUTES) $(if $(ONLY),--only $(ONLY)) $(if $(DRY),--dry) $(if $(GPU_OUT),--out $(GPU_OUT))

@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("what", choices=("pack", "run", "unpack"))
     parser.add_argument("--minutes", type=float, default=8.0, help="run: all of it, packing included (default 8)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="STEP", help='run: kinds ("speed") or steps by name')
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="STEP", help='pack, run: kinds ("speed") or steps by name'
+    )
     parser.add_argument("--folder", type=Path, help="default gpu, dry gpu/dry")
     parser.add_argument("--out", type=Path, help="where the parcels come out (default: out in the folder)")
     parser.add_argument("--runs", type=Path, default=ROOT / runner.RUNS, help="pack: the runs to go on with")
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the step under way is ended, its parcel is not lost
     try:
         if options.what == "pack":
-            pack(places, options.runs, options.dry)
+            pack(places, options.runs, options.dry, options.only)
         elif options.what == "run":
             return 0 if Stretch(places, options.minutes, options.dry).run(options.only) else 1
         elif options.dry:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks import runner, suites
 from benchmarks.rows import Experiment, Suite
 from benchmarks.runner import Job
-from benchmarks.steps import Step, in_order
+from benchmarks.steps import KINDS, Step, in_order
 
 ROOT = suites.ROOT
 PACK, RESULTS, CACHE = "pack.zip", "results.zip", "cache.zip"
@@ -55,6 +55,15 @@ def plan(papers: Iterable[Suite], is_dry: bool) -> list[Step]:
         words = first.words or step.words if step.kind == "training" else (*first.words, *step.words)
         merged[key] = replace(first, words=words, seconds=DRY_SECONDS, needs=(*first.needs, *step.needs))
     return list(merged.values())
+
+
+def chosen(steps: Iterable[Step], only: Sequence[str]) -> list[Step]:
+    """Those of the kinds and labels in `only`, all if it is empty. Raises ValueError for a word that names none."""
+    steps = list(steps)
+    unknown = [word for word in only if not any(word in (step.kind, step.label) for step in steps)]
+    if unknown:
+        raise ValueError(f"no step {unknown[0]!r}; there are {', '.join((*KINDS, *(step.label for step in steps)))}")
+    return [step for step in steps if not only or step.kind in only or step.label in only]
 
 
 def jobs_of(step: Step, is_dry: bool) -> list[Job]:

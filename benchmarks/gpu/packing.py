@@ -23,15 +23,15 @@ from common.provenance import git_revision
 MOST_IN = 60 * MEBI  # the checkout counts among what goes in
 
 
-def pack(places: Places, runs: Path, is_dry: bool) -> None:
+def pack(places: Places, runs: Path, is_dry: bool, only: Sequence[str] = ()) -> None:
     """One parcel: unfinished runs, the finished ones that steps take from, small packages, the revision.
 
-    What an earlier stretch has compiled comes along if there is room. Raises ParcelError if all else and the checkout
-    are too large together.
+    only: kinds or labels of the steps that it is for; without them all. What an earlier stretch has compiled comes
+    along if there is room. Raises ParcelError if all else and the checkout are too large together.
     """
     contents: dict[str, bytes] = {}
     labels, needs = [], dict[str, None]()
-    for step in manifest.plan(suites.load(), is_dry):
+    for step in manifest.chosen(manifest.plan(suites.load(), is_dry), only):
         if step.kind == "training":
             try:
                 contents |= _carried(step, jobs_of(step, is_dry), runs)

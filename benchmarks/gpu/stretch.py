@@ -74,7 +74,7 @@ class Stretch:
     def run(self, only: Sequence[str]) -> bool:
         """All steps that are not done. False if one of them failed."""
         steps = [step for step in manifest.plan(suites.load(), self.is_dry) if step.label in self.facts["steps"]]
-        steps = [step for step in steps if not only or step.kind in only or step.label in only]
+        steps = manifest.chosen(steps, only)
         lacking = {step.label: missing(step) for step in steps}
         for name in dict.fromkeys(name for names in lacking.values() for name in names):
             print(f"missing: {name}, needed by {', '.join(label for label in lacking if name in lacking[label])}")

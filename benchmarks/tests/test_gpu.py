@@ -459,6 +459,18 @@ def test_a_step_without_the_world_that_it_takes_is_left_out_of_the_pack(places: 
     assert facts["steps"] == ["ha2018 check", "ha2018 one", "ha2018 last"]
 
 
+def test_only_what_is_asked_for_is_packed(places: Places, tmp_path: Path, capsys):
+    """By kind or by name; the worlds of other steps stay at home."""
+    pack(places, tmp_path / "local" / "runs", True, ("speed", "ha2018 check"))
+    inside = parcel.read(places.pack, ("facts.json", "site"))
+    assert json.loads(inside["facts.json"])["steps"] == ["ha2018 check", "ha2018 one", "ha2018 last"]
+    for words in (["pack"], ["run"]):
+        with pytest.raises(SystemExit) as found:
+            main([*words, "--dry", "--folder", str(places.folder), "--only", "sped"])
+        assert found.value.code == 2
+        assert "no step 'sped'; there are tests, speed, training, ha2018 " in capsys.readouterr().err
+
+
 def test_what_is_packed_can_be_imported_where_there_is_nothing_else():
     """Packages in plain Python beyond those of every machine, and small; no step needs a world."""
     assert {name for step in all_steps() for name in step.needs} == {"cma", "mlxtend", "numba", "PIL"}
