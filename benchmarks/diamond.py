@@ -120,7 +120,7 @@ def drift_steps(edm: Experiment) -> list[Step]:
                 replace(one, settings=(*one.settings, f"data={PLAY}")),
                 recorded_by=recorder,
                 is_tested=True,
-            )  # fmt: skip
+            )
         )
     return found
 
