@@ -226,7 +226,7 @@ PRESETS = {
     "paper": Preset("the paper's sizes, budget and protocol"),
     "gpu": Preset(
         "returns above random play after a tenth of the budget, one game, as far as half an hour goes; "
-        "the drift of `cpu` at the paper's size, in eight minutes",
+        "the drift of `cpu` at the paper's size",
         {
             "device": "cuda",
             "env_steps": 11_000,

@@ -59,7 +59,7 @@ def recorded(step: Step, job: Job, runs: Path) -> dict[str, bytes]:
     """
     assert step.recorded_by is not None
     data = PurePosixPath(next(word for word in job.overrides if word.startswith("data=")).removeprefix("data="))
-    folder = runs.joinpath(*data.parts[1:])
+    folder = runs.resolve().joinpath(*data.parts[1:])
     if not folder.is_dir():
         print(f"{step.label}: recording {folder}", flush=True)
         done = subprocess.run(
