@@ -8,6 +8,7 @@ MINUTES ?= 8
 DRY    ?=
 ONLY   ?=
 GPU_OUT ?=
+GPU_PYTHON ?=
 
 PAPERS   := ha2018 dreamerv3 muzero diamond ijepa vjepa
 PRESENT  := $(foreach paper,$(PAPERS),$(if $(wildcard $(paper)/train.py),$(paper)))
@@ -76,7 +77,7 @@ harden: $(READY)
 
 ## make gpu-pack              | what a GPU at hand for minutes needs; there make gpu MINUTES=8, here make gpu-unpack; DRY=1: on a CPU
 gpu-pack: $(READY)
-	@$(PY) -m benchmarks.gpu pack $(if $(ONLY),--only $(ONLY)) $(if $(DRY),--dry)
+	@$(PY) -m benchmarks.gpu pack $(if $(ONLY),--only $(ONLY)) $(if $(DRY),--dry) $(if $(GPU_PYTHON),--python $(GPU_PYTHON))
 
 gpu: $(READY)
 	@$(PY) -m benchmarks.gpu run --minutes $(MINUTES) $(if $(ONLY),--only $(ONLY)) $(if $(DRY),--dry) $(if $(GPU_OUT),--out $(GPU_OUT))

@@ -20,17 +20,34 @@ Kind = Literal["tests", "speed", "training"]
 
 
 @dataclass(frozen=True)
+class Package:
+    """A package that travels with the step that needs it, by the name of its distribution.
+
+    module: what must be importable of it where there is nothing else. without: parts of it that the step never reads.
+    is_compiled: its wheel for the machine with the GPU is fetched when the stretch is packed.
+    """
+
+    name: str
+    module: str
+    without: tuple[str, ...] = ()
+    is_compiled: bool = False
+
+
+@dataclass(frozen=True)
 class Step:
     """One process with a deadline. It brings back an outcome, figures, or run folders, by its kind.
 
     words: test files, parts of `speed/<paper>.py`, or the settings that stand for those of the experiment in a dry run.
     seconds: after them it is killed with its children. worth: the rows that it decides. experiment: of a training, what
     is trained; it goes on where an earlier stretch stopped. shares: stages that its run has from the one it takes, so
-    that they need not travel twice. needs: packages beyond those that every part of the suite imports. also: further
-    experiments that the same process trains; then `words` has one for each of them, the first included, and `together`
-    gives the words behind `python -m` for their runs. recorded_by: the words behind `python -m` that write the folder
-    which the run's setting `data` names; they run when the stretch is packed, and the folder travels. is_tested: the
-    run is tested there too and only its record comes back, for a checkpoint that is too large to travel.
+    that they need not travel twice. needs: packages beyond those that every part of the suite imports; those in plain
+    Python travel. brings: packages that travel in part, or although they are compiled. also: further experiments that
+    the same process trains; then `words` has one for each of them, the first included, and `together` gives the words
+    behind `python -m` for their runs. recorded_by: the words behind `python -m` that write the folder which the run's
+    setting `data` names; they run when the stretch is packed, and the folder travels. is_tested: the run is tested
+    there too and only its record comes back, for a checkpoint that is too large to travel. test_seconds: of `seconds`
+    those that are kept for this test; training that has not ended by then is killed, and the run is tested with
+    `--unfinished`. 0: the test has what training leaves, and a run that is not finished is not tested.
     """
 
     paper: str
@@ -47,6 +64,8 @@ class Step:
     together: Callable[[Sequence[Job]], list[str]] | None = None
     recorded_by: Callable[[Job], list[str]] | None = None
     is_tested: bool = False
+    test_seconds: float = 0.0
+    brings: tuple[Package, ...] = ()
 
     @property
     def label(self) -> str:

@@ -233,10 +233,10 @@ TASKS: dict[str, Mapping[str, Any]] = {
 PRESETS = {
     "paper": Preset("the paper's sizes, budget and protocol, in the edition chosen"),
     "gpu": Preset(
-        "the paper's algorithm, size and train ratio on the published learning curve, as far as 25 minutes go",
+        "the paper's algorithm, size and train ratio on the first 60,000 frames of the published learning curve",
         # A checkpoint puts the replay on the disk, and after it the latents of every row go into the journal once more:
-        # up to 2 GB at size 12m, too much for every minute.
-        {"device": "cuda", "env_frames": 200_000, "checkpoint_seconds": 300.0},
+        # at size 12m up to 250 MB for so few frames.
+        {"device": "cuda", "env_frames": 60_000, "checkpoint_seconds": 60.0},
         {"atari100k_boxing": {"size": "12m", "env_frames": 100_000}},
     ),
     "night": Preset(

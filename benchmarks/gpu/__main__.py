@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import records, runner
-from benchmarks.gpu.manifest import ROOT, Places
+from benchmarks.gpu.manifest import PYTHON, ROOT, Places
 from benchmarks.gpu.packing import pack
 from benchmarks.gpu.stretch import Stretch
 from benchmarks.gpu.unpacking import unpack
@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="STEP", help='pack, run: kinds ("speed") or steps by name'
     )
+    words = f"pack: version on the machine with the GPU, for compiled packages (default {PYTHON}, the one here)"
+    parser.add_argument("--python", default=PYTHON, metavar="VERSION", help=words)
     parser.add_argument("--folder", type=Path, help="default gpu, dry gpu/dry")
     parser.add_argument("--out", type=Path, help="where the parcels come out (default: out in the folder)")
     parser.add_argument("--runs", type=Path, default=ROOT / runner.RUNS, help="pack: the runs to go on with")
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the step under way is ended, its parcel is not lost
     try:
         if options.what == "pack":
-            pack(places, options.runs, options.dry, options.only)
+            pack(places, options.runs, options.dry, options.only, options.python)
         elif options.what == "run":
             return 0 if Stretch(places, options.minutes, options.dry).run(options.only) else 1
         elif options.dry:

@@ -14,10 +14,11 @@ from benchmarks.runner import Job
 from benchmarks.steps import KINDS, Step, in_order
 
 ROOT = suites.ROOT
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 PACK, RESULTS, CACHE = "pack.zip", "results.zip", "cache.zip"
 DRY_SECONDS = 600.0
 # What every part of the suite imports; a machine without one of them can do nothing.
-EVERYWHERE = ("numpy", "torch", "safetensors", "cv2", "matplotlib", "tqdm")
+EVERYWHERE = ("numpy", "torch", "typing_extensions", "safetensors", "cv2", "matplotlib", "tqdm")  # the third by torch
 DONE, FAILED, STOPPED, LEFT_OUT = "done", "failed", "stopped at its deadline", "left out"
 
 
@@ -53,7 +54,8 @@ def plan(papers: Iterable[Suite], is_dry: bool) -> list[Step]:
         key = step.kind, step.paper if step.kind == "training" else "", step.is_tested
         first = merged.setdefault(key, replace(step, words=()))
         words = first.words or step.words if step.kind == "training" else (*first.words, *step.words)
-        merged[key] = replace(first, words=words, seconds=DRY_SECONDS, needs=(*first.needs, *step.needs))
+        needs = (*first.needs, *step.needs)
+        merged[key] = replace(first, words=words, seconds=DRY_SECONDS, needs=needs, test_seconds=0.0)
     return list(merged.values())
 
 
@@ -97,7 +99,10 @@ def commands(step: Step, places: Places, is_dry: bool) -> list[list[str]]:
     return [training, testing] if step.is_tested else [training]
 
 
-def missing(step: Step) -> list[str]:
-    """The packages that a step needs and that cannot be imported here."""
-    names = (*EVERYWHERE, *(("pytest",) if step.kind == "tests" else ()), *step.needs)
-    return [name for name in dict.fromkeys(names) if importlib.util.find_spec(name) is None]
+def missing(step: Step, packed_for: str) -> list[str]:
+    """The packages that a step needs and that cannot be imported here. packed_for: the Python of compiled ones."""
+    names = (*EVERYWHERE, *(("pytest",) if step.kind == "tests" else ()), *step.needs, *(p.name for p in step.brings))
+    found = [name for name in dict.fromkeys(names) if importlib.util.find_spec(name) is None]
+    if packed_for != PYTHON:
+        found += [f"{p.name} for Python {PYTHON} (packed for {packed_for})" for p in step.brings if p.is_compiled]
+    return found

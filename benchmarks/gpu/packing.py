@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
 from benchmarks import suites
 from benchmarks.gpu import manifest, parcel
-from benchmarks.gpu.manifest import EVERYWHERE, LEFT_OUT, ROOT, Places, jobs_of
+from benchmarks.gpu.manifest import EVERYWHERE, LEFT_OUT, PYTHON, ROOT, Places, jobs_of
 from benchmarks.gpu.parcel import MEBI, ParcelError
 from benchmarks.gpu.travel import progress, recorded, world
 from benchmarks.runner import Job
-from benchmarks.steps import Step
+from benchmarks.steps import Package, Step
 from common.program import RunError
 from common.provenance import git_revision
 
 MOST_IN = 60 * MEBI  # the checkout counts among what goes in
+# The platforms of Linux whose wheels any machine of these years runs; pip takes each by its exact name.
+PLATFORMS = tuple(f"manylinux{name}" for name in ("_2_28", "_2_27", "_2_24", "_2_17", "2014", "2010", "1"))
 
 
-def pack(places: Places, runs: Path, is_dry: bool, only: Sequence[str] = ()) -> None:
+def pack(places: Places, runs: Path, is_dry: bool, only: Sequence[str] = (), python: str = PYTHON) -> None:
     """One parcel: unfinished runs, the finished ones that steps take from, small packages, the revision.
 
-    only: kinds or labels of the steps that it is for; without them all. What an earlier stretch has compiled comes
-    along if there is room. Raises ParcelError if all else and the checkout are too large together.
+    only: kinds or labels of the steps that it is for; without them all. python: version on the machine with the GPU,
+    for which compiled packages are fetched. What an earlier stretch has compiled comes along if there is room. Raises
+    ParcelError if all else and the checkout are too large together, or if a package cannot be brought.
     """
     contents: dict[str, bytes] = {}
-    labels, needs = [], dict[str, None]()
+    labels, needs, brings = [], dict[str, None](), dict[Package, None]()
     for step in manifest.chosen(manifest.plan(suites.load(), is_dry), only):
         if step.kind == "training":
             try:
@@ -40,10 +46,17 @@ def pack(places: Places, runs: Path, is_dry: bool, only: Sequence[str] = ()) -> 
                 continue
         labels.append(step.label)
         needs |= dict.fromkeys(step.needs)
+        brings |= dict.fromkeys(step.brings)
     for name in needs:
         contents |= _package(name)
-    _check_packages({name: data for name, data in contents.items() if name.startswith("site/")})
-    facts = {"revision": git_revision(), "steps": labels, "is_dry": is_dry}
+    for package in brings:
+        contents |= _brought(package, python, is_dry)
+    # A wheel for another Python than this one can be tried there alone; what imports it is tried with the one of here.
+    foreign = [package.name for package in brings if package.is_compiled and (is_dry or python != PYTHON)]
+    site = {name: data for name, data in contents.items() if name.startswith("site/") and not _is_of(name, foreign)}
+    modules = [package.module for package in brings if package.name not in foreign]
+    _check_packages(site, modules, (*needs, *foreign))
+    facts = {"revision": git_revision(), "steps": labels, "is_dry": is_dry, "python": python}
     contents["facts.json"] = json.dumps(facts).encode()
     most = MOST_IN - (tree := _checkout())
     cache = {f"cache/{name}": path.read_bytes() for name, path in parcel.files_below(places.cache).items()}
@@ -91,14 +104,46 @@ def _package(name: str) -> dict[str, bytes]:
     return {}
 
 
+def _brought(package: Package, python: str, is_dry: bool) -> dict[str, bytes]:
+    """The files of a package that travels, without what nothing reads; dry, of a compiled one the one here serves."""
+    if package.is_compiled and is_dry:
+        print(f"{package.name}: compiled, so a dry stretch takes the one that is there")
+        return {}
+    files = _wheel(package.name, python) if package.is_compiled else _package(package.name)
+    return {name: data for name, data in files.items() if not name.removeprefix("site/").startswith(package.without)}
+
+
+def _wheel(name: str, python: str) -> dict[str, bytes]:
+    """The files of a compiled package for another Python on Linux, in the version that is installed here.
+
+    Raises ParcelError if there is no such wheel to be had.
+    """
+    words = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", "--implementation", "cp"]
+    words += [f"--platform={one}_{platform.machine()}" for one in PLATFORMS]
+    with tempfile.TemporaryDirectory() as scratch:
+        words += ["--python-version", python, "--dest", scratch, f"{name}=={metadata.version(name)}"]
+        command = [sys.executable, "-m", "pip", "download", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        found = list(Path(scratch).glob("*.whl"))
+        if done.returncode or not found:
+            reason = (done.stderr.split("ERROR: ")[-1].splitlines() or ["pip said nothing"])[0]
+            raise ParcelError(f"{name} for Python {python} could not be fetched: {reason}")
+        with zipfile.ZipFile(found[0]) as wheel:
+            entries = [entry for entry in wheel.infolist() if not entry.is_dir()]
+            kept = [entry.filename for entry in entries if not entry.filename.endswith(".dist-info/RECORD")]
+            return {f"site/{entry}": wheel.read(entry) for entry in kept}
+
+
 # Imports what was packed where there is nothing but the standard library and EVERYWHERE.
 BARE = """
 import importlib, sys
 site, modules, there = sys.argv[1], sys.argv[2].split(","), sys.argv[3].split(",")
+tops = {module.partition(".")[0] for module in modules}
 class Bare:
     def find_spec(self, name, path=None, target=None):
         top = name.partition(".")[0]
-        if top not in sys.stdlib_module_names and top not in there and top not in modules:
+        known = (*sys.stdlib_module_names, *there, *tops)
+        if top not in known and not top.startswith("_sysconfigdata"):  # of the standard library, but not listed
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Bare())
 sys.path.insert(0, site)
@@ -109,17 +154,33 @@ for module in modules:
 """
 
 
-def _check_packages(contents: Mapping[str, bytes]) -> None:
-    """Raise ParcelError if a package that was packed cannot be imported in a bare environment."""
-    modules = sorted({name.split("/")[1] for name in contents if name.count("/") > 1 and ".dist-info/" not in name})
-    if not modules:
+def _is_of(name: str, packages: Sequence[str]) -> bool:
+    """Whether a file that was packed belongs to one of the packages."""
+    top = name.removeprefix("site/").split("/")[0]
+    return any(top == package or top.startswith(f"{package}-") for package in packages)
+
+
+def _check_packages(contents: Mapping[str, bytes], modules: Sequence[str], there: Sequence[str]) -> None:
+    """Raise ParcelError if a package that was packed cannot be imported where there is little else.
+
+    modules: what must be importable beside the packages themselves. there: what the machine is expected to have.
+    """
+    tops = {name.split("/")[1] for name in contents if name.count("/") > 1 and ".dist-info/" not in name}
+    names = sorted(tops | set(modules))
+    if not names:
         return
     with tempfile.TemporaryDirectory() as scratch:
         parcel.place(contents, Path(scratch))
-        words = [f"{scratch}/site", ",".join(modules), ",".join(EVERYWHERE)]
-        done = subprocess.run([sys.executable, "-I", "-c", BARE, *words], capture_output=True, text=True, check=False)
+        words = [f"{scratch}/site", ",".join(names), ",".join((*EVERYWHERE, *there))]
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", BARE, *words],
+            env={**os.environ, "MUJOCO_GL": "disabled"},  # a simulator that is not to draw needs no library for it
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     if done.returncode:
-        raise ParcelError(f"{', '.join(modules)}: not importable as packed: {done.stderr.splitlines()[-1]}")
+        raise ParcelError(f"{', '.join(names)}: not importable as packed: {done.stderr.splitlines()[-1]}")
 
 
 def _checkout() -> int:

@@ -75,7 +75,7 @@ class Stretch:
         """All steps that are not done. False if one of them failed."""
         steps = [step for step in manifest.plan(suites.load(), self.is_dry) if step.label in self.facts["steps"]]
         steps = manifest.chosen(steps, only)
-        lacking = {step.label: missing(step) for step in steps}
+        lacking = {step.label: missing(step, self.facts["python"]) for step in steps}
         for name in dict.fromkeys(name for names in lacking.values() for name in names):
             print(f"missing: {name}, needed by {', '.join(label for label in lacking if name in lacking[label])}")
         ready = [step for step in steps if not lacking[step.label]]
@@ -96,7 +96,7 @@ class Stretch:
     def _step(self, step: Step) -> None:
         """One step in the time that is left; what fails is tried once more without graphs."""
         left = min(step.seconds, self.end - time.monotonic())
-        if left < min(LEAST, step.seconds):
+        if left < min(LEAST + step.test_seconds, step.seconds):
             self._note(step, LEFT_OUT, 0.0, "no time was left")
             return
         started = time.monotonic()
@@ -125,6 +125,8 @@ class Stretch:
         paths = [str(ROOT), str(work / "site"), os.environ.get("PYTHONPATH", "")]
         variables = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "REVISION": self.facts["revision"]}
         variables |= {"TRITON_CACHE_DIR": str(work / "cache"), "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor")}
+        if self.is_dry:
+            variables["OMP_NUM_THREADS"] = "1"  # at this size threads wait for each other more than they work
         if reason:
             variables[eager.VARIABLE] = reason
         log = work / "logs" / f"{step.label.replace(' ', '-')}.txt"
@@ -132,10 +134,12 @@ class Stretch:
         where = work if step.kind == "training" else ROOT
         end = time.monotonic() + seconds
         with open(log, "wb") as file:
-            for words in manifest.commands(step, self.places, self.is_dry):
+            first, *test = manifest.commands(step, self.places, self.is_dry)
+            left = end - step.test_seconds - time.monotonic()
+            code = run_group(first, max(0.0, left), where, variables, file.fileno())
+            if test and (code == 0 or (code is None and step.test_seconds)):
+                words = [*test[0], *(() if code == 0 else ("--unfinished",))]
                 code = run_group(words, max(0.0, end - time.monotonic()), where, variables, file.fileno())
-                if code != 0:
-                    break
         return code, log.read_text(encoding="utf-8", errors="replace")[-TAIL:]
 
     def _note(self, step: Step, outcome: str, seconds: float, text: str) -> None:

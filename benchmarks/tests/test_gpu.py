@@ -27,7 +27,7 @@ from benchmarks.gpu.travel import progress
 from benchmarks.gpu.unpacking import unpack
 from benchmarks.rows import Experiment, Suite
 from benchmarks.speed.timing import Timing, figure
-from benchmarks.steps import Step, in_order
+from benchmarks.steps import Package, Step, in_order
 from benchmarks.tests.hand_made import record
 from common import checkpoint
 from common.program import RunError
@@ -45,6 +45,7 @@ WORLDS = (
     "gymnasium", "gymnasium_robotics", "ale_py", "vizdoom", "dm_control", "crafter", "Box2D", "box2d", "mujoco",
     "pyspiel", "open_spiel", "pygame",
 )  # fmt: skip
+UNBROUGHT = set(WORLDS) - {"dm_control", "mujoco"}  # those that no step brings
 NAME, SOURCE = "toy-smoke-toy-seed0", "toy-smoke-seed0"
 # What a step of each kind does: leave something, then wait as long as it is told to.
 PROGRAM = """
@@ -179,6 +180,17 @@ def test_a_test_has_the_time_that_training_leaves(places, monkeypatch):
     code, _ = Stretch(places, 5, True)._process(STEPS[1], 2.0, "")
     assert code is None
     assert time.monotonic() - started < 20
+
+
+def test_what_is_trained_as_far_as_the_time_goes_is_tested_unfinished(places, tmp_path, monkeypatch):
+    """The seconds kept for the test are its own; what was finished in time is tested as such."""
+    step = replace(STEPS[1], test_seconds=8.0)
+    show = f"import pathlib, sys; pathlib.Path({str(tmp_path / 'told')!r}).write_text(' '.join(sys.argv[1:]))"
+    for seconds, words in ((60, "--unfinished"), (0, "")):
+        train = [sys.executable, "-c", f"import time; time.sleep({seconds})"]
+        monkeypatch.setattr(manifest, "commands", lambda *_, train=train: [train, [sys.executable, "-c", show]])
+        code, _ = Stretch(places, 5, True)._process(step, 10.0, "")
+        assert (code, (tmp_path / "told").read_text()) == (0, words)
 
 
 def test_recorded_play_is_made_when_a_stretch_is_packed(places: Places, tmp_path: Path, monkeypatch, capsys):
@@ -472,20 +484,70 @@ def test_only_what_is_asked_for_is_packed(places: Places, tmp_path: Path, capsys
 
 
 def test_what_is_packed_can_be_imported_where_there_is_nothing_else():
-    """Packages in plain Python beyond those of every machine, and small; no step needs a world."""
-    assert {name for step in all_steps() for name in step.needs} == {"cma", "mlxtend", "numba", "PIL"}
+    """Packages in plain Python beyond those of every machine, and small."""
+    there = {"numba", "PIL", "lxml", "scipy"}
+    assert {name for step in all_steps() for name in step.needs} == {"cma", "mlxtend", "absl", "dm_env"} | there
     found = packing._package("cma") | packing._package("mlxtend")
     assert sum(map(len, found.values())) < 6 * MEBI
-    packing._check_packages(found)
+    packing._check_packages(found, [], [])
     assert any(name.endswith(".dist-info/METADATA") for name in found), "records name its version"
     broken = found | {"site/cma/__init__.py": b"import gymnasium\n"}
     with pytest.raises(ParcelError, match="cma, mlxtend: not importable as packed: .*gymnasium"):
-        packing._check_packages(broken)
+        packing._check_packages(broken, [], [])
 
 
 def test_compiled_packages_do_not_travel(capsys):
     assert packing._package("numba") == {}
     assert capsys.readouterr().out == "numba: compiled, so it must be there already\n"
+
+
+def test_a_package_may_travel_in_part():
+    """The simulator of the one step that brings one: small, and still what the step imports."""
+    (step,) = (step for step in all_steps() if step.brings)
+    simulator, engine = step.brings
+    assert step.experiment is not None
+    assert simulator.module == f"dm_control.suite.{step.experiment.task.split('_')[2]}"
+    parts = packing._brought(simulator, manifest.PYTHON, False)
+    assert 0 < sum(map(len, parts.values())) < 2 * MEBI
+    others = {name: data for need in ("absl", "dm_env") for name, data in packing._package(need).items()}
+    there = (*step.needs, engine.name)
+    packing._check_packages(parts | others, [simulator.module], there)
+    less = replace(simulator, without=(*simulator.without, "dm_control/rl/"))
+    parts = packing._brought(less, manifest.PYTHON, False)
+    with pytest.raises(ParcelError, match=r"not importable as packed: .*dm_control.rl"):
+        packing._check_packages(parts | others, [simulator.module], there)
+
+
+def test_a_compiled_package_is_fetched_for_the_python_there(monkeypatch, capsys):
+    """In the version of here, without its headers; what cannot be had is one line."""
+    package = Package("numba", "numba", without=("numba/include/",), is_compiled=True)
+    asked: list[list[str]] = []
+
+    def pip(words: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        asked.append(words)
+        if "--python-version" in words and words[words.index("--python-version") + 1] == "3.0":
+            return subprocess.CompletedProcess(words, 1, "", "WARNING: old\nERROR: No such wheel\nERROR: none")
+        with zipfile.ZipFile(Path(words[words.index("--dest") + 1], "numba.whl"), "w") as wheel:
+            for name in ("numba/a.cpython-39.so", "numba/include/a.h", "n.dist-info/METADATA", "n.dist-info/RECORD"):
+                wheel.writestr(name, name)
+        return subprocess.CompletedProcess(words, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", pip)
+    found = packing._brought(package, "3.9", False)
+    assert sorted(found) == ["site/n.dist-info/METADATA", "site/numba/a.cpython-39.so"]
+    assert asked[0][asked[0].index("--python-version") + 1] == "3.9"
+    assert asked[0][-1].startswith("numba==0.")
+    with pytest.raises(ParcelError, match=r"^numba for Python 3.0 could not be fetched: none$"):
+        packing._brought(package, "3.0", False)
+    assert packing._brought(package, "3.9", True) == {}, "a dry stretch fetches nothing"
+    assert "takes the one that is there" in capsys.readouterr().out
+
+
+def test_what_was_fetched_for_another_python_is_missing():
+    step = replace(STEPS[1], brings=(Package("numba", "numba", is_compiled=True),))
+    assert manifest.missing(step, manifest.PYTHON) == []
+    assert manifest.missing(step, "3.0") == [f"numba for Python {manifest.PYTHON} (packed for 3.0)"]
+    assert manifest.missing(STEPS[1], "3.0") == []
 
 
 def test_a_run_that_has_a_record_is_not_trained_again(places: Places, tmp_path: Path):
@@ -557,7 +619,8 @@ except ImportError:
 
 
 def test_every_step_of_the_suites_runs_to_its_end_on_a_cpu_without_a_world(tmp_path: Path, monkeypatch, refusing):
-    """All but those that take a finished world, which is not there: they are left out of the pack."""
+    """No world but what a step brings. All but those that take a finished one, which is not there: they stay out."""
+    (tmp_path / "refuse" / "sitecustomize.py").write_text(REFUSE.replace(f"{sorted(WORLDS)}", f"{sorted(UNBROUGHT)}"))
     places = Places(tmp_path / "gpu", tmp_path / "out")
     pack(places, tmp_path / "runs", True)
     monkeypatch.setenv("PYTHONPATH", refusing["PYTHONPATH"])
