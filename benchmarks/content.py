@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,7 @@ NOTES = (
     "Every committed record of a row counts: seeds are not picked. ± is over seeds where there are two or more, else "
     "over the episodes of the one seed. A published ± over the episodes of one run says nothing of other seeds."
 )
+MOST_OPEN = 12  # rows of a table of checks that stands open
 TALLIED = (
     ("trained numbers", Number),
     ("learning curves", Curve),
@@ -134,7 +136,7 @@ def headline_table(
 
 def tally_table(results: Iterable[Result]) -> Table:
     """How often each verdict stands, numbers, claims, checks and calibrations apart."""
-    groups: dict[str, dict[str, int]] = {name: {} for name, _ in TALLIED}
+    groups: dict[str, list[Result]] = {name: [] for name, _ in TALLIED}
     for result in results:
         if isinstance(result.row, Beside):
             continue
@@ -142,13 +144,15 @@ def tally_table(results: Iterable[Result]) -> Table:
         name = next(
             name for name, kind in TALLIED if isinstance(result.row, kind) and by_us == (name == "checks of ours")
         )
-        word = result.verdict.text.split(":")[0].split(" (")[0]
-        groups[name][word] = groups[name].get(word, 0) + 1
-    rows = tuple(
-        (Cell(name), Cell(", ".join(f"{count} {word}" for word, count in sorted(words.items()))))
-        for name, words in groups.items()
-    )
+        groups[name].append(result)
+    rows = tuple((Cell(name), Cell(_counted(found))) for name, found in groups.items())
     return Table("Tally", ("rows", "verdicts"), rows)
+
+
+def _counted(results: Iterable[Result]) -> str:
+    """How often each verdict stands."""
+    words = Counter(result.verdict.text.split(":")[0].split(" (")[0] for result in results)
+    return ", ".join(f"{count} {word}" for word, count in sorted(words.items()))
 
 
 def parity_words(measured: Results, paper: str) -> str:
@@ -162,18 +166,22 @@ def parity_words(measured: Results, paper: str) -> str:
 
 
 def paper_tables(suite: Suite, results: Mapping[str, Result], published: Published) -> list[Table]:
-    """The section of a paper: its own tables, then ours by kind; rows that have not run stand last, folded."""
+    """The section of a paper: its own tables, then ours by kind; rows that have not run stand last, folded.
+
+    Many checks are folded too, below a title that says how they came out.
+    """
     run = [result for result in results.values() if result.is_run]
 
     def of(kind: type, by: str = "") -> list[Result]:
         return [r for r in run if isinstance(r.row, kind) and (not by or getattr(r.row, "asserted_by", "") == by)]
 
+    checks = of(Claim, "us")
     tables = [
         *suite.tables(results, published),
         _rows("Against published numbers", of(Number)),
         _rows("Against published learning curves", of(Curve)),
         _rows("Claims of the paper", of(Claim, "paper")),
-        _rows("Checks of ours", of(Claim, "us")),
+        _rows(f"Checks of ours: {_counted(checks)}", checks, is_folded=len(checks) > MOST_OPEN),
         _rows("Beside numbers of another method or protocol", of(Beside), is_folded=True),
         _rows("Calibrations", of(Calibration), is_folded=True),
         _waiting([result for result in results.values() if not result.is_run]),

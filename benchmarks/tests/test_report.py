@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import ijepa, markdown, published, records, report
+from benchmarks import content, ijepa, markdown, published, records, report
 from benchmarks.compare import compare
 from benchmarks.tests.hand_made import record, sample
 from benchmarks.tests.test_records import PARITY, SPEED
@@ -127,6 +127,19 @@ def test_digits_are_compared_with_their_controls_and_shown_by_read_out():
     ours, untrained, *_ = ijepa.readouts(results, ijepa.DIGITS, "Digits").rows
     assert [cell.text for cell in ours] == ["I-JEPA", "90.5", "91.5", "92.5", "93.5"]
     assert [cell.text for cell in untrained] == ["untrained encoder", "50.5", "51.5", "52.5", "53.5"]
+
+
+def test_many_checks_are_folded_below_their_counts(root: Path, monkeypatch: pytest.MonkeyPatch):
+    """A few stand open. Either way the title says how they came out, so that none that failed is hidden."""
+    title = re.search(r"^### (Checks of ours: .*)$", build(root)[root / "benchmarks" / "REPORT.md"], re.MULTILINE)
+    assert title is not None
+    counts = [int(count) for count in re.findall(r"\d+", title[1])]
+    monkeypatch.setattr(content, "MOST_OPEN", sum(counts))
+    assert f"### {title[1]}\n" in build(root)[root / "benchmarks" / "REPORT.md"]
+    monkeypatch.setattr(content, "MOST_OPEN", sum(counts) - 1)
+    files = build(root)
+    assert f"<summary>{title[1]}</summary>" in files[root / "benchmarks" / "REPORT.md"]
+    assert f"<details><summary>{title[1]}</summary>" in files[root / "benchmarks" / "report.html"]
 
 
 def test_the_readme_block_is_replaced_and_the_rest_kept(root: Path):
