@@ -21,7 +21,7 @@ Kind = Literal["tests", "speed", "training"]
 
 @dataclass(frozen=True)
 class Package:
-    """A package that travels with the step that needs it, by the name of its distribution.
+    """A package that travels with the step that needs it, by the name that imports it.
 
     module: what must be importable of it where there is nothing else. without: parts of it that the step never reads.
     is_compiled: its wheel for the machine with the GPU is fetched when the stretch is packed.

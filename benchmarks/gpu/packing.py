@@ -33,24 +33,24 @@ def pack(places: Places, runs: Path, is_dry: bool, only: Sequence[str] = (), pyt
 
     only: kinds or labels of the steps that it is for; without them all. python: version on the machine with the GPU,
     for which compiled packages are fetched. What an earlier stretch has compiled comes along if there is room. Raises
-    ParcelError if all else and the checkout are too large together, or if a package cannot be brought.
+    ParcelError if all else and the checkout are too large together.
     """
     contents: dict[str, bytes] = {}
     labels, needs, brings = [], dict[str, None](), dict[Package, None]()
     for step in manifest.chosen(manifest.plan(suites.load(), is_dry), only):
-        if step.kind == "training":
-            try:
+        try:
+            if step.kind == "training":
                 contents |= _carried(step, jobs_of(step, is_dry), runs)
-            except RunError as error:
-                print(f"{step.label}: {LEFT_OUT}: {error}")
-                continue
+            for package in step.brings:
+                contents |= _brought(package, python, is_dry)
+        except RunError as error:
+            print(f"{step.label}: {LEFT_OUT}: {error}")
+            continue
         labels.append(step.label)
         needs |= dict.fromkeys(step.needs)
         brings |= dict.fromkeys(step.brings)
     for name in needs:
         contents |= _package(name)
-    for package in brings:
-        contents |= _brought(package, python, is_dry)
     # A wheel for another Python than this one can be tried there alone; what imports it is tried with the one of here.
     foreign = [package.name for package in brings if package.is_compiled and (is_dry or python != PYTHON)]
     site = {name: data for name, data in contents.items() if name.startswith("site/") and not _is_of(name, foreign)}
@@ -105,7 +105,12 @@ def _package(name: str) -> dict[str, bytes]:
 
 
 def _brought(package: Package, python: str, is_dry: bool) -> dict[str, bytes]:
-    """The files of a package that travels, without what nothing reads; dry, of a compiled one the one here serves."""
+    """The files of a package that travels, without what nothing reads; dry, of a compiled one the one here serves.
+
+    Raises RunError if it is not to be had.
+    """
+    if package.name not in metadata.packages_distributions():
+        raise RunError(f"{package.name} is not installed here")
     if package.is_compiled and is_dry:
         print(f"{package.name}: compiled, so a dry stretch takes the one that is there")
         return {}
@@ -116,7 +121,7 @@ def _brought(package: Package, python: str, is_dry: bool) -> dict[str, bytes]:
 def _wheel(name: str, python: str) -> dict[str, bytes]:
     """The files of a compiled package for another Python on Linux, in the version that is installed here.
 
-    Raises ParcelError if there is no such wheel to be had.
+    Raises RunError if there is no such wheel to be had.
     """
     words = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", "--implementation", "cp"]
     words += [f"--platform={one}_{platform.machine()}" for one in PLATFORMS]
@@ -127,7 +132,7 @@ def _wheel(name: str, python: str) -> dict[str, bytes]:
         found = list(Path(scratch).glob("*.whl"))
         if done.returncode or not found:
             reason = (done.stderr.split("ERROR: ")[-1].splitlines() or ["pip said nothing"])[0]
-            raise ParcelError(f"{name} for Python {python} could not be fetched: {reason}")
+            raise RunError(f"{name} for Python {python} could not be fetched: {reason}")
         with zipfile.ZipFile(found[0]) as wheel:
             entries = [entry for entry in wheel.infolist() if not entry.is_dir()]
             kept = [entry.filename for entry in entries if not entry.filename.endswith(".dist-info/RECORD")]

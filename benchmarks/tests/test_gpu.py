@@ -537,10 +537,20 @@ def test_a_compiled_package_is_fetched_for_the_python_there(monkeypatch, capsys)
     assert sorted(found) == ["site/n.dist-info/METADATA", "site/numba/a.cpython-39.so"]
     assert asked[0][asked[0].index("--python-version") + 1] == "3.9"
     assert asked[0][-1].startswith("numba==0.")
-    with pytest.raises(ParcelError, match=r"^numba for Python 3.0 could not be fetched: none$"):
+    with pytest.raises(RunError, match=r"^numba for Python 3.0 could not be fetched: none$"):
         packing._brought(package, "3.0", False)
+    with pytest.raises(RunError, match=r"^no_such is not installed here$"):
+        packing._brought(replace(package, name="no_such"), "3.9", False)
     assert packing._brought(package, "3.9", True) == {}, "a dry stretch fetches nothing"
     assert "takes the one that is there" in capsys.readouterr().out
+
+
+def test_a_step_without_its_package_is_left_out_of_the_pack(places: Places, tmp_path: Path, monkeypatch, capsys):
+    step = replace(STEPS[1], brings=(Package("no_such", "no_such"),))
+    monkeypatch.setattr(manifest, "plan", lambda papers, is_dry: [STEPS[0], step])
+    pack(places, tmp_path / "local" / "runs", True)
+    assert "ha2018 one: left out: no_such is not installed here\n" in capsys.readouterr().out
+    assert json.loads(parcel.read(places.pack, ("facts.json", "site"))["facts.json"])["steps"] == ["ha2018 check"]
 
 
 def test_what_was_fetched_for_another_python_is_missing():
