@@ -310,8 +310,8 @@ SUITE = Suite(
     title="V-JEPA and V-JEPA 2",
     citation="Bardes et al. 2024, arXiv 2404.08471; Assran et al. 2025, arXiv 2506.09985",
     tasks=("shapes", "digits", "physics", "two-rooms"),
-    headline="cpu-shapes-velocity-mean",
-    scale="bouncing shapes, velocities from the mean of frozen tokens",
+    headline="night-shapes-velocity-mean",
+    scale="bouncing shapes, 5,000 updates, velocities from the mean of frozen tokens",
     budget={"updates": "updates", "parameters": "parameters"},
     rows=(
         *states(CPU, "Bouncing shapes"),
