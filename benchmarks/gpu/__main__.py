@@ -13,6 +13,7 @@ runs.
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if not 0 < options.minutes <= 24 * 60:
         parser.error(f"--minutes {options.minutes:g}: a time between 0 and a day")
+    if not re.fullmatch(r"3\.\d+", options.python):
+        parser.error(f"--python {options.python}: a version such as {PYTHON}")
     folder = (options.folder or ROOT / ("gpu/dry" if options.dry else "gpu")).resolve()
     places = Places(folder, (options.out or folder / "out").resolve())
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the step under way is ended, its parcel is not lost

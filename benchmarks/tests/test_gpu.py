@@ -570,7 +570,14 @@ def test_a_run_that_has_a_record_is_not_trained_again(places: Places, tmp_path: 
 
 @pytest.mark.parametrize(
     "words",
-    [["run", "--minutes", "0"], ["run", "--dry", "--minutes", "nan"], ["unpack", "--dry"], ["run", "--dry"], ["fly"]],
+    [
+        ["run", "--minutes", "0"],
+        ["run", "--dry", "--minutes", "nan"],
+        ["unpack", "--dry"],
+        ["run", "--dry"],
+        ["fly"],
+        ["pack", "--dry", "--python", "abc"],
+    ],
 )
 def test_what_cannot_be_done_is_one_line_and_exit_code_2(tmp_path: Path, words: list[str], capsys):
     with pytest.raises(SystemExit) as found:
