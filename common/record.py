@@ -33,11 +33,11 @@ POINTS = 200  # of a curve in a record
 
 
 def sample(values: Sequence[float] | NDArray[Any], protocol: str) -> dict[str, Any]:
-    """A score, control or measurement as it stands in a record: its value is the mean of its values.
+    """A score, control or measurement as it stands in a record: its values to eight digits, its value their mean.
 
     Raises ValueError if there is no value.
     """
-    numbers = [float(value) for value in values]
+    numbers = [_short(value, 8) for value in values]
     if not numbers:
         raise ValueError(f"a sample of protocol {protocol} needs a value")
     return {"value": float(np.mean(numbers)), "values": numbers, "episodes": len(numbers), "protocol": protocol}
@@ -49,8 +49,13 @@ def curve(
     """The values `y` of some lines of metrics.jsonl over their `x`, thinned to at most `points`, to six digits."""
     there = [line for line in lines if line.get(y) is not None]
     thin = there[:: max(1, -(-len(there) // points))]
-    values = [float(f"{line[y]:.6g}") for line in thin]
+    values = [_short(line[y], 6) for line in thin]
     return {"x": [line[x] for line in thin], "y": values, "x_unit": x_unit, "y_unit": y_unit}
+
+
+def _short(value: float, digits: int) -> float:
+    """The value to so many significant digits: single precision has seven, and records stay small."""
+    return float(f"{float(value):.{digits}g}")
 
 
 def of_run(info: Mapping[str, Any]) -> dict[str, Any]:

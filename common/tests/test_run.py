@@ -22,7 +22,7 @@ from common.checkpoint import save
 from common.config import Preset, parse, setting
 from common.files import atomic_write
 from common.provenance import command_line
-from common.record import as_text, of_run, write_record
+from common.record import as_text, of_run, sample, write_record
 from common.run import (
     NonFiniteError,
     Run,
@@ -274,6 +274,15 @@ def test_a_list_of_numbers_is_one_line_of_a_record_and_nothing_else_is_changed()
     assert '"values": [1.5, -2e-07, 3]' in as_text(record)
     with pytest.raises(ValueError, match="not JSON compliant"):
         as_text({"values": [float("nan")]})
+
+
+def test_values_are_kept_to_eight_digits_and_their_mean_is_the_value():
+    found = sample([2 / 3, -1e-9 / 3, 12345678.9, 7], "doom-100")
+    assert found["values"] == [0.66666667, -3.3333333e-10, 12345679.0, 7.0]
+    assert found["value"] == sum(found["values"]) / 4
+    assert sample(torch.tensor([0.1]).numpy(), "doom-100")["values"] == [0.1]
+    with pytest.raises(ValueError, match="needs a value"):
+        sample([], "doom-100")
 
 
 def test_the_command_is_kept_without_paths():
