@@ -28,6 +28,7 @@ from common.provenance import command_line, describe_device, package_versions
 
 MOST_OUT = 60 * MEBI
 MOST_FILES, MOST_FILE = 8, 16 * MEBI
+FACTS = frozenset({"revision", "steps", "is_dry", "python"})  # that a pack says of itself
 PACKING = 30.0  # seconds kept for it
 LEAST = 5.0  # seconds that a step is worth starting for
 TAIL = 4000  # characters kept of what a step printed
@@ -42,6 +43,8 @@ class Stretch:
         self.end = started + seconds - min(PACKING, seconds / 8)
         contents = parcel.read(places.pack, ("facts.json", "runs", "site", "cache"))
         self.facts = json.loads(contents.pop("facts.json"))
+        if not set(FACTS) <= set(self.facts):
+            user_error(f"{places.pack} was packed by an earlier version: pack again")
         if self.facts["is_dry"] != is_dry:
             user_error(f"{places.pack} was packed {'with' if self.facts['is_dry'] else 'without'} --dry")
         self.device = torch.device("cpu" if is_dry else "cuda")

@@ -419,6 +419,17 @@ def test_a_changed_parcel_is_refused_before_anything_is_written(places: Places, 
     assert not (tmp_path / "local" / "runs" / "ha2018" / NAME).exists()
 
 
+def test_a_pack_that_lacks_a_fact_is_packed_again(places: Places, capsys):
+    contents = parcel.read(places.pack, ("facts.json", "runs"))
+    facts = json.loads(contents["facts.json"])
+    del facts["python"]
+    parcel.write(places.pack, contents | {"facts.json": json.dumps(facts).encode()}, MEBI)
+    with pytest.raises(SystemExit) as found:
+        Stretch(places, 5, True)
+    assert found.value.code == 2
+    assert capsys.readouterr().err.strip().endswith("was packed by an earlier version: pack again")
+
+
 def test_what_has_come_further_or_has_a_record_stays(places: Places, tmp_path: Path, capsys):
     Stretch(places, 5, True).run([])
     run = tmp_path / "local" / "runs" / "ha2018" / NAME
