@@ -43,7 +43,7 @@ class Stretch:
         self.end = started + seconds - min(PACKING, seconds / 8)
         contents = parcel.read(places.pack, ("facts.json", "runs", "site", "cache"))
         self.facts = json.loads(contents.pop("facts.json"))
-        if not set(FACTS) <= set(self.facts):
+        if not set(self.facts) >= FACTS:
             user_error(f"{places.pack} was packed by an earlier version: pack again")
         if self.facts["is_dry"] != is_dry:
             user_error(f"{places.pack} was packed {'with' if self.facts['is_dry'] else 'without'} --dry")
