@@ -32,6 +32,7 @@ ORIGINS = {
     "nm512": Origin("dreamerv3", "NM512/dreamerv3-torch", "dreamer.py"),
     "danijar": Origin("dreamerv3", "danijar/dreamerv3", "dreamerv3/rssm.py"),
     "mctx": Origin("muzero", "google-deepmind/mctx", "mctx/_src/search.py"),
+    "lightzero": Origin("muzero", "opendilab/LightZero", "lzero/mcts/ctree/ctree_muzero/mz_tree.pyx"),
     "facebookresearch": Origin("ijepa", "facebookresearch/ijepa", "src/train.py", runs_on_gpu=True),
     "jepa": Origin("vjepa", "facebookresearch/jepa", "app/vjepa/train.py", runs_on_gpu=True),
     "eloialonso": Origin("diamond", "eloialonso/diamond", "src/envs/world_model_env.py", runs_on_gpu=True),

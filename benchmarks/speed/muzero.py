@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.peers.peer import compared, started
+from benchmarks.peers.peer import ORIGINS, compared, started
 from benchmarks.speed.timing import figure, in_turns, peak_memory, seconds_of, timed
 from common import dist
 from muzero import search
@@ -147,7 +147,7 @@ def measure_connect4(device: torch.device) -> list[dict[str, Any]]:
 
 
 def measure_beside(checkouts: Mapping[str, Path], device: torch.device) -> list[dict[str, Any]]:
-    """The search in turns with mctx's, compiled, on the same weights and sizes."""
+    """The search in turns with those of peers, compiled, on the same weights and sizes."""
     sizes = [(policy, batch) for policy in POLICIES for batch in BATCHES]
     return [_beside(name, path, *size, device) for name, path in checkouts.items() for size in sizes]
 
@@ -166,6 +166,7 @@ def _beside(name: str, path: Path, policy: str, batch: int, device: torch.device
     with started(name, path, order) as peer:
         calls: list[Callable[[], float]] = [partial(seconds_of, partial(one_search, parts)), peer.update]
         ours, theirs = in_turns(calls, repeats=15, warmup=3)
-        row = f"{policy} search, {SIMULATIONS} simulations, batch {batch}, beside mctx"
+        who = ORIGINS[name].repository.split("/")[1]
+        row = f"{policy} search, {SIMULATIONS} simulations, batch {batch}, beside {who}"
         count = sum(value.numel() for value in weights.values())
         return compared(row, "simulations/s", ours, theirs, peer, count, peak_memory(), batch * SIMULATIONS)
