@@ -27,6 +27,8 @@ SMALLEST_RANGE = np.float32(1e-8)
 TINY = np.finfo(np.float32).tiny
 TREES_PER_THREAD = 8  # below this, waking a thread costs more than it saves
 BY_TREE, BY_NODE, GUMBEL = 0, 1, 2
+# Scores are never NaN, and which zero is the larger says nothing: then many actions are compared at once.
+ORDERED = {"nnan", "nsz"}
 # Where a tree keeps what: rows of `cells` [B, M, 6, A] float32 and `links` [B, M, 2, A] int32, columns of `stats`
 # [B, M, 2] float32 and `nodes` [B, M, 3] int32. What one selection reads lies together, for a walk waits for memory.
 PRIOR, Q, REWARD, DISCOUNT, VALUE, LOGIT = range(6)
@@ -72,7 +74,7 @@ def _softmax_into(out, logits):  # type: ignore[no-untyped-def]
         out[a] /= total
 
 
-@numba.njit(cache=True, error_model="numpy")
+@numba.njit(cache=True, error_model="numpy", fastmath=ORDERED)
 def _puct_into(out, cells, visits, mean, total, bounds, c):  # type: ignore[no-untyped-def]
     """As `search.scaled_by_*` and `search.exploration`; cells [6, A] and visits [A] of one node."""
     priors, q = cells[PRIOR], cells[Q]
@@ -80,8 +82,8 @@ def _puct_into(out, cells, visits, mean, total, bounds, c):  # type: ignore[no-u
     if c.mode == BY_NODE:
         low = high = mean
         for a in range(len(q)):
-            if visits[a] > 0:
-                low, high = min(low, q[a]), max(high, q[a])
+            known = q[a] if visits[a] > 0 else mean
+            low, high = min(low, known), max(high, known)
     span = high - low
     if c.mode == BY_NODE:
         span = max(span, SMALLEST_RANGE)
@@ -123,13 +125,21 @@ def _sigma_into(out, cells, visits, raw, c):  # type: ignore[no-untyped-def]
     return total
 
 
+@numba.njit(cache=True, error_model="numpy", fastmath=ORDERED)
+def _highest(scores):  # type: ignore[no-untyped-def]
+    high = scores[0]
+    for a in range(1, len(scores)):
+        high = max(high, scores[a])
+    return high
+
+
 @numba.njit(cache=True, error_model="numpy")
 def _first_best(scores):  # type: ignore[no-untyped-def]
-    best = 0
-    for a in range(1, len(scores)):
-        if scores[a] > scores[best]:
-            best = a
-    return best
+    high = _highest(scores)
+    for a in range(len(scores)):
+        if scores[a] == high:
+            return a
+    return 0
 
 
 @numba.njit(cache=True, error_model="numpy")
