@@ -187,6 +187,14 @@ SUITE = Suite(
             against="one in four",
             asserted_by="us",
         ),
+        Claim(
+            id="cpu-coin-noise",
+            title="Jumps by a fair coin: the rarer side is chosen more often from noise as strong as its level says",
+            ours=(Quantity(COIN, "measurements/to the rarer side, 3 steps, full noise"),),
+            control=(Quantity(COIN, "measurements/to the rarer side, 3 steps"),),
+            against="the method's noise of unit variance",
+            asserted_by="us",
+        ),
         *drift_rows(NIGHT_EDM),
         *drift_rows(GPU_EDM),
         Number(

@@ -138,14 +138,16 @@ def tested_videos(
 
 
 def tested_coin(agent: Agent, config: Config, device: torch.device) -> dict[str, Any]:
-    """Whether imagined jumps are choices, and of which side; by denoising steps. Source: paper, section 5.2."""
+    """Whether imagined jumps are choices, and of which side; by denoising steps, and by the strength of the noise that
+    they begin with. Source: paper, section 5.2; the strength is ours."""
     found = {}
     for steps in dict.fromkeys((*DENOISING_STEPS, config.sampler_steps)):
         words = f"{steps} step{'s' if steps > 1 else ''}"
-        choices = rollouts.coin_choices(agent, steps, config, device, COINS)
-        is_rarer = choices < 0 if (choices < 0).sum() < (choices > 0).sum() else choices > 0
-        found[f"decision, {words}"] = sample(100 * np.abs(choices), "coin-choices")
-        found[f"to the rarer side, {words}"] = sample(100 * is_rarer, "coin-choices")
+        for noise, start_std in (("", 1.0), (", full noise", config.sampler.sigma_max)):
+            choices = rollouts.coin_choices(agent, steps, config, device, COINS, start_std=start_std)
+            is_rarer = choices < 0 if (choices < 0).sum() < (choices > 0).sum() else choices > 0
+            found[f"decision, {words}{noise}"] = sample(100 * np.abs(choices), "coin-choices")
+            found[f"to the rarer side, {words}{noise}"] = sample(100 * is_rarer, "coin-choices")
     found["one in four"] = sample([25.0], "coin-choices")
     return found
 

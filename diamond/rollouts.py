@@ -128,9 +128,14 @@ def constant(videos: Videos, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 @torch.no_grad()
-def coin_choices(agent: Agent, steps: int, config: Config, device: torch.device, count: int) -> NDArray[np.float64]:
+def coin_choices(
+    agent: Agent, steps: int, config: Config, device: torch.device, count: int, *, start_std: float = 1.0
+) -> NDArray[np.float64]:
     """How far each of `count` imagined jumps of the coin's square is to one side, [-1, 1]: the brightness of the right
-    place minus the left, in that of a whole square. ±1 is a choice, 0 the average of both, or neither."""
+    place minus the left, in that of a whole square. ±1 is a choice, 0 the average of both, or neither.
+
+    start_std: of the noise that the sampler begins with; the method has 1, below the level that it calls it.
+    """
     game = Coin(config.image_size)
     frame = game.reset(0)
     frames = [frame]
@@ -141,7 +146,7 @@ def coin_choices(agent: Agent, steps: int, config: Config, device: torch.device,
     obs = to_float(torch.from_numpy(context).to(device)).expand(count, -1, -1, -1, -1)
     action = torch.zeros(count, config.history, dtype=torch.int64, device=device)
     generator = torch.Generator(device).manual_seed(derive_seed(config.seed, "coin", steps))
-    noise = torch.randn(obs[:, 0].shape, generator=generator, device=device)
+    noise = start_std * torch.randn(obs[:, 0].shape, generator=generator, device=device)
     found = agent.denoiser.next_frame(obs, action, noise, replace(config.sampler, steps=steps), generator)
     left, right = (shown(found)[:, :, *game.square(place)].mean((1, 2, 3)) for place in (0, 2))
     return np.clip((right - left) / (float(frame.max()) - float(frame.min())), -1, 1)
