@@ -220,19 +220,31 @@ def _insert(cells, links, stats, nodes, bounds, at, new, numbers, logits, c):  #
     return leaf
 
 
-@numba.njit(cache=True, error_model="numpy", parallel=True)
+@numba.njit(cache=True, error_model="numpy")
+def _advance_tree(b, tree, simulation, simulations, invalid, noise, wanted, c, at, leaves, numbers, logits):  # type: ignore[no-untyped-def]
+    if simulation > 0:
+        leaves[b] = _insert(
+            tree.cells[b], tree.links[b], tree.stats[b], tree.nodes[b], tree.bounds[b],
+            (at[b, 0], at[b, 1]), simulation, numbers[b], logits[b], c,
+        )  # fmt: skip
+    if simulation < simulations:
+        out = np.empty(logits.shape[1], np.float32)
+        sigma = np.empty(logits.shape[1], np.float32)
+        at[b, 0], at[b, 1] = _walk(out, sigma, tree, b, invalid[b], noise[b], wanted[b, simulation], c)
+
+
+@numba.njit(cache=True, error_model="numpy")
 def _advance(tree, simulation, simulations, invalid, noise, wanted, c, at, leaves, numbers, logits):  # type: ignore[no-untyped-def]
     """Put the answer to simulation - 1 into every tree (not before the first), and find the next question `at`."""
+    for b in range(len(at)):
+        _advance_tree(b, tree, simulation, simulations, invalid, noise, wanted, c, at, leaves, numbers, logits)
+
+
+@numba.njit(cache=True, error_model="numpy", parallel=True)
+def _advance_divided(tree, simulation, simulations, invalid, noise, wanted, c, at, leaves, numbers, logits):  # type: ignore[no-untyped-def]
+    """`_advance` on several threads; on one it would only cost the start of a region."""
     for b in numba.prange(len(at)):
-        if simulation > 0:
-            leaves[b] = _insert(
-                tree.cells[b], tree.links[b], tree.stats[b], tree.nodes[b], tree.bounds[b],
-                (at[b, 0], at[b, 1]), simulation, numbers[b], logits[b], c,
-            )  # fmt: skip
-        if simulation < simulations:
-            out = np.empty(logits.shape[1], np.float32)
-            sigma = np.empty(logits.shape[1], np.float32)
-            at[b, 0], at[b, 1] = _walk(out, sigma, tree, b, invalid[b], noise[b], wanted[b, simulation], c)
+        _advance_tree(b, tree, simulation, simulations, invalid, noise, wanted, c, at, leaves, numbers, logits)
 
 
 def _empty(root: Root, settings: Settings, noise: Tensor | None) -> Arrays:
@@ -291,14 +303,15 @@ def search(root: Root, model: Model, settings: Settings, noise: Tensor | None = 
     embeddings[torch.from_numpy(first)] = root.embedding
     threads = numba.get_num_threads()
     most = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, -(-batch // TREES_PER_THREAD))  # type: ignore[attr-defined]
+    advance = _advance_divided if most > 1 else _advance
     numba.set_num_threads(max(1, most))
     try:
-        _advance(tree, 0, settings.simulations, invalid, drawn, wanted, c, at, leaves, numbers, logits)
+        advance(tree, 0, settings.simulations, invalid, drawn, wanted, c, at, leaves, numbers, logits)
         for simulation in range(1, settings.simulations + 1):
             parents = embeddings.index_select(0, torch.from_numpy(first + at[:, 0]))
             out = model(parents, torch.from_numpy(at[:, 1].copy()))
             numbers, logits = _float32(torch.stack([out.reward, out.discount, out.value], 1)), _float32(out.logits)
-            _advance(tree, simulation, settings.simulations, invalid, drawn, wanted, c, at, leaves, numbers, logits)
+            advance(tree, simulation, settings.simulations, invalid, drawn, wanted, c, at, leaves, numbers, logits)
             embeddings.index_copy_(0, torch.from_numpy(first + leaves), out.embedding)
     finally:
         numba.set_num_threads(threads)
