@@ -178,6 +178,7 @@ SUITE = Suite(
             ours=(Quantity(COIN, "measurements/decision, 3 steps"),),
             control=(Quantity(COIN, "measurements/decision, 1 step"),),
             against="1 denoising step",
+            is_paired=True,  # the same networks
         ),
         Claim(
             id="cpu-coin-both",
@@ -194,6 +195,7 @@ SUITE = Suite(
             control=(Quantity(COIN, "measurements/to the rarer side, 3 steps"),),
             against="the method's noise of unit variance",
             asserted_by="us",
+            is_paired=True,
         ),
         *drift_rows(NIGHT_EDM),
         *drift_rows(GPU_EDM),
