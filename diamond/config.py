@@ -290,8 +290,8 @@ PRESETS = {
             "denoiser_first": 1600,
             "test_rollouts": 20,
         },
-        # A square of many equal numbers is seen through more noise than the details of a game are. Levels at which
-        # both sides are still possible must be met in training, or the model has a favourite side.
+        # A square is seen through more noise than the details of a game are. Levels at which both sides are still
+        # possible must be met in training, or the model has a favourite side.
         {
             "video_coin": {
                 "image_size": 16,

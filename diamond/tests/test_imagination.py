@@ -98,6 +98,19 @@ class Jumps:
         return to_float(torch.from_numpy(self.frame)).expand(len(obs), -1, -1, -1)
 
 
+def test_the_highest_level_of_noise_hides_the_side_of_the_coin():
+    game = Coin(COIN.image_size)
+    sides: dict[bytes, torch.Tensor] = {}
+    game.reset(0)
+    while len(sides) < 2:
+        frame = torch.from_numpy(game.step(0).frame)
+        game.step(0)
+        sides[frame.numpy().tobytes()] = to_float(frame)
+    left, right = sides.values()
+    apart = (left - right).norm() / COIN.sampler.sigma_max  # standard deviations along the line between both
+    assert 0 < apart < 2
+
+
 def test_a_choice_of_the_coin_is_a_whole_square_at_one_side_only():
     """The average of both sides is none, and neither is an empty frame or a faint trace."""
     game = Coin(16)
