@@ -250,7 +250,7 @@ PRESETS = {
         },
     ),
     "night": Preset(
-        "connect four graded move by move by exact values; the pole held for 475 of 500 steps",
+        "connect four graded by exact values; tic-tac-toe without a loss; the pole held for 475 of 500 steps",
         {},
         {
             "tictactoe": {**_TICTACTOE, "updates": 40_000, "lr_decay_updates": 40_000},
@@ -259,7 +259,7 @@ PRESETS = {
         },
     ),
     "cpu": Preset(
-        "tic-tac-toe from self-play: no reply of an opponent beats it, from either side",
+        "tic-tac-toe from self-play: every reply of an opponent is tried, from either side",
         {},
         {
             "tictactoe": _TICTACTOE,

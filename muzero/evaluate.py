@@ -102,11 +102,16 @@ def every_reply(network: Network, config: Config, simulations: int) -> dict[str,
     rules = board_mover(network, game, config, simulations, has_rules=True)
     chance = [value for _ in range(20) for value in not_lost(game, judges.random_mover(game, rng))]
     results = judges.match(game, agent, judges.random_mover(game, rng), config.test_episodes, rng, 0)
+    lines = not_lost(game, agent)
     return {
-        **sample(not_lost(game, agent), name),
+        **sample(lines, name),
         "metric": "lines of play not lost",
         "unit": "%",
-        "controls": {"uniform random": sample([float(np.mean(chance))], name)},
+        "controls": {
+            "uniform random": sample([float(np.mean(chance))], name),
+            # What perfect play must exceed, as the number of lines depends on the agent's moves.
+            "one line lost": sample([100.0 * (1 - 1 / len(lines))], name),
+        },
         "measurements": {
             "true rules, the same network": sample(not_lost(game, rules), name),
             "points against random": sample(points(results), "tictactoe-games"),

@@ -47,6 +47,7 @@ def test_a_run_leaves_its_record_and_pictures(run: Path) -> None:
     assert record["budget"]["updates"] == 40
     assert set(record["values"]) <= {0.0, 100.0}
     assert 30 < record["controls"]["uniform random"]["value"] < 70
+    assert record["controls"]["one line lost"]["value"] == pytest.approx(100 - 100 / record["episodes"], abs=1e-5)
     assert "lines of play not lost" in out
     for name in ("tree.png", "curves.png", "video.webm"):
         assert (run / name).stat().st_size > 5000
