@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 import zipfile
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import records, suites
+from benchmarks import records
 from benchmarks.gpu import manifest, packing, parcel, stretch, unpacking
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.manifest import Places
@@ -24,88 +23,11 @@ from benchmarks.gpu.packing import pack
 from benchmarks.gpu.parcel import MEBI, ParcelError
 from benchmarks.gpu.stretch import Stretch, journal_of
 from benchmarks.gpu.travel import progress
-from benchmarks.gpu.unpacking import unpack
-from benchmarks.rows import Experiment, Suite
-from benchmarks.speed.timing import Timing, figure
-from benchmarks.steps import Package, Step, in_order
+from benchmarks.steps import Step, in_order
 from benchmarks.tests.hand_made import record
+from benchmarks.tests.toy_stretch import NAME, PROGRAM, RUN, STEPS, brought, patient
 from common import checkpoint
 from common.program import RunError
-
-WORLD = Experiment("night", "toy", "toy", (0,), 1)
-RUN = replace(WORLD, settings=("x=1",), takes=("--model-from", WORLD))
-FIGURE = figure("toy", "ms", Timing(0.1, 0.1, 0.1, 1))
-STEPS = (
-    Step("ha2018", "check", "tests", ("check",), 20),
-    Step("ha2018", "one", "speed", ("one",), 20),
-    Step("ha2018", "train", "training", ("x=1",), 20, 1, RUN, shares=("vision",)),
-    Step("ha2018", "last", "speed", ("last",), 20),
-)
-WORLDS = (
-    "gymnasium", "gymnasium_robotics", "ale_py", "vizdoom", "dm_control", "crafter", "Box2D", "box2d", "mujoco",
-    "pyspiel", "open_spiel", "pygame",
-)  # fmt: skip
-UNBROUGHT = set(WORLDS) - {"dm_control", "mujoco"}  # those that no step brings
-NAME, SOURCE = "toy-smoke-toy-seed0", "toy-smoke-seed0"
-# What a step of each kind does: leave something, then wait as long as it is told to.
-PROGRAM = """
-import json, os, pathlib, shutil, sys, time
-kind, name, work, wait = sys.argv[1:]
-work = pathlib.Path(work)
-if kind == "speed":
-    (work / "speed/ha2018").mkdir(parents=True, exist_ok=True)
-    (work / f"speed/ha2018/{name}.json").write_text(json.dumps([dict(FIGURE, name=name)]))
-if kind == "training":
-    folder = pathlib.Path("runs/ha2018/NAME")
-    shutil.copytree(work.parent / "ready", folder, dirs_exist_ok=True)
-    (folder / "meta.json").write_text(json.dumps({"identity": "mine"}))
-for file in ("KEY/kernel.cubin", "KEY/tmp.pid_1/half"):
-    kernel = pathlib.Path(os.environ["TRITON_CACHE_DIR"], file)
-    kernel.parent.mkdir(parents=True, exist_ok=True)
-    kernel.write_bytes(b"compiled " * 100)
-(work / f"waits-{name}").touch()
-time.sleep(float(wait))
-print("passed")
-""".replace("NAME", NAME).replace("FIGURE", repr(FIGURE))
-
-
-@pytest.fixture
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
-    """A toy manifest, packed."""
-    toy = replace(next(suite for suite in suites.load() if suite.paper == "ha2018"), steps=STEPS, speed=("one", "last"))
-    monkeypatch.setattr(suites, "load", lambda: (toy,))
-    monkeypatch.setattr(manifest, "plan", lambda papers, is_dry: in_order(STEPS))
-    patient(monkeypatch)
-    source = tmp_path / "local" / "runs" / "ha2018" / SOURCE
-    tensors = {"V/w": torch.ones(3), "optimizer/0/exp_avg": torch.zeros(3), "optimizer/group0/lr": torch.ones(())}
-    state = {"optimizer": {"0": {}, "group0": {"eps": 1.0, "params": [0]}}, "state": {}}
-    for step in (1, 2):
-        checkpoint.save(source / "vision", step, tensors, state, identity="theirs")
-    (source / "meta.json").write_text(json.dumps({"identity": "theirs"}))
-    (source / "frames").mkdir()
-    (source / "frames" / "large.bin").write_bytes(b"x" * 1000)
-    for step in (1, 2):
-        checkpoint.save(tmp_path / "gpu" / "ready" / "controller", step, {}, {})
-    found = Places(tmp_path / "gpu", tmp_path / "gpu" / "out")
-    pack(found, tmp_path / "local" / "runs", True)
-    return found
-
-
-def patient(monkeypatch: pytest.MonkeyPatch, waits: str = "") -> None:
-    """All steps end at once but the one called `waits`."""
-
-    def commands(step: Step, places: Places, is_dry: bool) -> list[list[str]]:
-        seconds = "60" if step.name == waits else "0"
-        return [[sys.executable, "-c", PROGRAM, step.kind, step.name, str(places.work), seconds]]
-
-    monkeypatch.setattr(manifest, "commands", commands)
-
-
-def brought(places: Places, tmp_path: Path) -> dict[str, str]:
-    """The outcomes of the steps, once everything has been unpacked beside the runs that were there."""
-    unpack(places, tmp_path / "local" / "results", tmp_path / "local" / "runs", True)
-    found = journal_of(parcel.read(places.out / manifest.RESULTS, ("journal.json", "speed")), places.out)
-    return {name: step["outcome"] for name, step in found["steps"].items()}
 
 
 def test_a_stretch_brings_back_what_its_steps_leave(places: Places, tmp_path: Path, capsys):
@@ -193,23 +115,6 @@ def test_what_is_trained_as_far_as_the_time_goes_is_tested_unfinished(places, tm
         assert (code, (tmp_path / "told").read_text()) == (0, words)
 
 
-def test_recorded_play_is_made_when_a_stretch_is_packed(places: Places, tmp_path: Path, monkeypatch, capsys):
-    """Once: the next stretch takes what is there."""
-    words = ["diamond.recorder", "--preset", "smoke", "--task", "video_coin"]
-    one = replace(RUN, settings=("data=runs/ha2018/play",), takes=None)
-    step = Step("ha2018", "video", "training", one.settings, 20, 1, one, recorded_by=lambda job: words)
-    monkeypatch.setattr(manifest, "plan", lambda papers, is_dry: [step])
-    runs = tmp_path / "local" / "runs"
-    for number in range(2):
-        pack(places, runs, True)
-        assert ("recording" in capsys.readouterr().out) == (number == 0)
-        inside = parcel.read(places.pack, ("facts.json", "runs", "site"))
-        assert inside["runs/ha2018/play/data.json"] == (runs / "ha2018" / "play" / "data.json").read_bytes()
-    cannot = replace(step, recorded_by=lambda job: [*words, "--no-such-option"])
-    with pytest.raises(RunError, match="could not be recorded"):
-        packing._carried(cannot, manifest.jobs_of(step, True), tmp_path / "elsewhere")
-
-
 def test_compiled_kernels_come_back_and_go_with_the_next_stretch(places: Places, tmp_path: Path):
     Stretch(places, 5, True).run([])
     brought(places, tmp_path)
@@ -234,17 +139,6 @@ def test_compiled_kernels_are_left_out_first(places: Places, tmp_path: Path, mon
     pack(places, tmp_path / "local" / "runs", True)
     assert f"left out, for want of room: {places.cache}" in capsys.readouterr().out
     assert not any(name.startswith("cache") for name in parcel.read(places.pack, ("facts.json", "runs", "site")))
-
-
-def test_a_world_travels_without_its_data_and_the_moments_of_its_optimiser(places: Places):
-    inside = parcel.read(places.pack, ("facts.json", "runs", "site"))
-    names = sorted(name.removeprefix(f"runs/ha2018/{SOURCE}/") for name in inside if "runs" in name)
-    assert names == ["meta.json", "vision/step-000000002.safetensors"]
-    Stretch(places, 5, True)
-    found = checkpoint.load_latest(places.work / "runs" / "ha2018" / SOURCE / "vision", identity="theirs")
-    assert found is not None
-    assert found.tensors.keys() == {"V/w", "optimizer/group0/lr"}
-    assert found.state["optimizer"] == {"group0": {"eps": 1.0, "params": [0]}}
 
 
 @pytest.mark.parametrize("name", [step.name for step in in_order(STEPS)])
@@ -342,27 +236,6 @@ def test_missing_packages_are_named_before_anything_starts(places, monkeypatch, 
     assert "error: no step can run here" in capsys.readouterr().err
 
 
-def test_a_pack_that_is_too_large_is_refused_with_its_largest_parts(places, tmp_path, monkeypatch, capsys):
-    source = tmp_path / "local" / "runs" / "ha2018" / SOURCE
-    (source / "heavy.bin").write_bytes(os.urandom(MEBI))
-    monkeypatch.setattr(packing, "MOST_IN", packing._checkout() + MEBI // 2)
-    before = places.pack.read_bytes()
-    code = pack_by_hand(places, tmp_path)
-    assert code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert f"largest: runs/ha2018/{SOURCE}/heavy.bin 1.0 MB" in error
-    assert places.pack.read_bytes() == before
-
-
-def pack_by_hand(places: Places, tmp_path: Path) -> int:
-    """The exit code of the command."""
-    words = ["pack", "--dry", "--folder", str(places.folder), "--runs", str(tmp_path / "local" / "runs")]
-    with pytest.raises(SystemExit) as found:
-        main(words)
-    return int(found.value.code or 0)
-
-
 def test_a_run_that_is_too_large_to_come_back_is_named_and_the_rest_comes(places, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(stretch, "MOST_FILE", 3000)
     real = progress
@@ -419,17 +292,6 @@ def test_a_changed_parcel_is_refused_before_anything_is_written(places: Places, 
     assert not (tmp_path / "local" / "runs" / "ha2018" / NAME).exists()
 
 
-def test_a_pack_that_lacks_a_fact_is_packed_again(places: Places, capsys):
-    contents = parcel.read(places.pack, ("facts.json", "runs"))
-    facts = json.loads(contents["facts.json"])
-    del facts["python"]
-    parcel.write(places.pack, contents | {"facts.json": json.dumps(facts).encode()}, MEBI)
-    with pytest.raises(SystemExit) as found:
-        Stretch(places, 5, True)
-    assert found.value.code == 2
-    assert capsys.readouterr().err.strip().endswith("was packed by an earlier version: pack again")
-
-
 def test_what_has_come_further_or_has_a_record_stays(places: Places, tmp_path: Path, capsys):
     Stretch(places, 5, True).run([])
     run = tmp_path / "local" / "runs" / "ha2018" / NAME
@@ -475,110 +337,6 @@ def test_figures_of_a_later_stretch_take_the_place_of_those_of_the_same_names(pl
     assert [(row["name"], row["value"]) for row in rows] == [("one", 100.0), ("other", 100.0), ("last", 100.0)]
 
 
-def test_a_step_without_the_world_that_it_takes_is_left_out_of_the_pack(places: Places, tmp_path: Path, capsys):
-    pack(places, tmp_path / "nothing", True)
-    assert "ha2018 train: left out: " in capsys.readouterr().out
-    facts = json.loads(parcel.read(places.pack, ("facts.json", "site"))["facts.json"])
-    assert facts["steps"] == ["ha2018 check", "ha2018 one", "ha2018 last"]
-
-
-def test_only_what_is_asked_for_is_packed(places: Places, tmp_path: Path, capsys):
-    """By kind or by name; the worlds of other steps stay at home."""
-    pack(places, tmp_path / "local" / "runs", True, ("speed", "ha2018 check"))
-    inside = parcel.read(places.pack, ("facts.json", "site"))
-    assert json.loads(inside["facts.json"])["steps"] == ["ha2018 check", "ha2018 one", "ha2018 last"]
-    for words in (["pack"], ["run"]):
-        with pytest.raises(SystemExit) as found:
-            main([*words, "--dry", "--folder", str(places.folder), "--only", "sped"])
-        assert found.value.code == 2
-        assert "no step 'sped'; there are tests, speed, training, ha2018 " in capsys.readouterr().err
-
-
-def test_what_is_packed_can_be_imported_where_there_is_nothing_else():
-    """Packages in plain Python beyond those of every machine, and small."""
-    there = {"numba", "PIL", "lxml", "scipy"}
-    assert {name for step in all_steps() for name in step.needs} == {"cma", "mlxtend", "absl", "dm_env"} | there
-    found = packing._package("cma") | packing._package("mlxtend")
-    assert sum(map(len, found.values())) < 6 * MEBI
-    packing._check_packages(found, [], [])
-    assert any(name.endswith(".dist-info/METADATA") for name in found), "records name its version"
-    broken = found | {"site/cma/__init__.py": b"import gymnasium\n"}
-    with pytest.raises(ParcelError, match="cma, mlxtend: not importable as packed: .*gymnasium"):
-        packing._check_packages(broken, [], [])
-
-
-def test_compiled_packages_do_not_travel(capsys):
-    assert packing._package("numba") == {}
-    assert capsys.readouterr().out == "numba: compiled, so it must be there already\n"
-
-
-def test_a_package_may_travel_in_part():
-    """The simulator of the one step that brings one: small, and still what the step imports."""
-    (step,) = (step for step in all_steps() if step.brings)
-    simulator, engine = step.brings
-    assert step.experiment is not None
-    assert simulator.module == f"dm_control.suite.{step.experiment.task.split('_')[2]}"
-    parts = packing._brought(simulator, manifest.PYTHON, False)
-    assert 0 < sum(map(len, parts.values())) < 2 * MEBI
-    others = {name: data for need in ("absl", "dm_env") for name, data in packing._package(need).items()}
-    there = (*step.needs, engine.name)
-    packing._check_packages(parts | others, [simulator.module], there)
-    less = replace(simulator, without=(*simulator.without, "dm_control/rl/"))
-    parts = packing._brought(less, manifest.PYTHON, False)
-    with pytest.raises(ParcelError, match=r"not importable as packed: .*dm_control.rl"):
-        packing._check_packages(parts | others, [simulator.module], there)
-
-
-def test_a_compiled_package_is_fetched_for_the_python_there(monkeypatch, capsys):
-    """In the version of here, without its headers; what cannot be had is one line."""
-    package = Package("numba", "numba", without=("numba/include/",), is_compiled=True)
-    asked: list[list[str]] = []
-
-    def pip(words: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-        asked.append(words)
-        if "--python-version" in words and words[words.index("--python-version") + 1] == "3.0":
-            return subprocess.CompletedProcess(words, 1, "", "WARNING: old\nERROR: No such wheel\nERROR: none")
-        with zipfile.ZipFile(Path(words[words.index("--dest") + 1], "numba.whl"), "w") as wheel:
-            for name in ("numba/a.cpython-39.so", "numba/include/a.h", "n.dist-info/METADATA", "n.dist-info/RECORD"):
-                wheel.writestr(name, name)
-        return subprocess.CompletedProcess(words, 0, "", "")
-
-    monkeypatch.setattr(subprocess, "run", pip)
-    found = packing._brought(package, "3.9", False)
-    assert sorted(found) == ["site/n.dist-info/METADATA", "site/numba/a.cpython-39.so"]
-    assert asked[0][asked[0].index("--python-version") + 1] == "3.9"
-    assert asked[0][-1].startswith("numba==0.")
-    with pytest.raises(RunError, match=r"^numba for Python 3.0 could not be fetched: none$"):
-        packing._brought(package, "3.0", False)
-    with pytest.raises(RunError, match=r"^no_such is not installed here$"):
-        packing._brought(replace(package, name="no_such"), "3.9", False)
-    assert packing._brought(package, "3.9", True) == {}, "a dry stretch fetches nothing"
-    assert "takes the one that is there" in capsys.readouterr().out
-
-
-def test_a_step_without_its_package_is_left_out_of_the_pack(places: Places, tmp_path: Path, monkeypatch, capsys):
-    step = replace(STEPS[1], brings=(Package("no_such", "no_such"),))
-    monkeypatch.setattr(manifest, "plan", lambda papers, is_dry: [STEPS[0], step])
-    pack(places, tmp_path / "local" / "runs", True)
-    assert "ha2018 one: left out: no_such is not installed here\n" in capsys.readouterr().out
-    assert json.loads(parcel.read(places.pack, ("facts.json", "site"))["facts.json"])["steps"] == ["ha2018 check"]
-
-
-def test_what_was_fetched_for_another_python_is_missing():
-    step = replace(STEPS[1], brings=(Package("numba", "numba", is_compiled=True),))
-    assert manifest.missing(step, manifest.PYTHON) == []
-    assert manifest.missing(step, "3.0") == [f"numba for Python {manifest.PYTHON} (packed for 3.0)"]
-    assert manifest.missing(STEPS[1], "3.0") == []
-
-
-def test_a_run_that_has_a_record_is_not_trained_again(places: Places, tmp_path: Path):
-    runs = tmp_path / "local" / "runs"
-    (runs / "ha2018" / NAME).mkdir()
-    (runs / "ha2018" / NAME / "record.json").touch()
-    with pytest.raises(RunError, match="its run has a record"):
-        packing._carried(STEPS[2], manifest.jobs_of(STEPS[2], True), runs)
-
-
 @pytest.mark.parametrize(
     "words",
     [
@@ -601,92 +359,3 @@ def test_a_damaged_journal_is_one_line(tmp_path: Path):
     for data in (b"[]", b"{}", b'{"steps": {"a": 1}}', b"\xff"):
         with pytest.raises(ParcelError, match="not what a stretch writes"):
             journal_of({"journal.json": data}, tmp_path)
-
-
-# Put before all other modules of a process: no game, simulator or emulator can be imported in it.
-REFUSE = f"""
-import sys
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {sorted(WORLDS)}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}: refused", name=name)
-sys.meta_path.insert(0, Refuse())
-"""
-
-
-@pytest.fixture
-def refusing(tmp_path: Path) -> dict[str, str]:
-    """The environment of a Python that has no world."""
-    (tmp_path / "refuse").mkdir()
-    (tmp_path / "refuse" / "sitecustomize.py").write_text(REFUSE)
-    return {"PYTHONPATH": os.pathsep.join((str(tmp_path / "refuse"), str(suites.ROOT)))}
-
-
-def test_the_modules_that_steps_import_import_no_world(refusing: dict[str, str]):
-    """Of each paper by itself, so that the line says whose import it is."""
-    names = {step.paper: [f"benchmarks.speed.{step.paper}", f"{step.paper}.train"] for step in all_steps()}
-    names["vjepa"].append("vjepa.ac.train")
-    code = f"""
-import importlib, traceback
-for paper, modules in {names}.items():
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            print(f"{{module}}: {{error}} at {{traceback.extract_tb(error.__traceback__)[-2].filename}}")
-try:
-    import gymnasium
-    print("nothing is refused")
-except ImportError:
-    pass
-"""
-    found = subprocess.run(
-        [sys.executable, "-c", code], cwd=suites.ROOT, env={**os.environ, **refusing}, capture_output=True, text=True
-    )
-    assert (found.stdout, found.returncode) == ("", 0), found.stderr
-
-
-def test_every_step_of_the_suites_runs_to_its_end_on_a_cpu_without_a_world(tmp_path: Path, monkeypatch, refusing):
-    """No world but what a step brings. All but those that take a finished one, which is not there: they stay out."""
-    (tmp_path / "refuse" / "sitecustomize.py").write_text(REFUSE.replace(f"{sorted(WORLDS)}", f"{sorted(UNBROUGHT)}"))
-    places = Places(tmp_path / "gpu", tmp_path / "out")
-    pack(places, tmp_path / "runs", True)
-    monkeypatch.setenv("PYTHONPATH", refusing["PYTHONPATH"])
-    assert Stretch(places, 60, True).run([])
-    unpack(places, tmp_path / "results", tmp_path / "runs", True)
-    journal = journal_of(parcel.read(places.out / manifest.RESULTS, ("journal.json", "speed")), places.out)
-    assert {step["outcome"] for step in journal["steps"].values()} == {manifest.DONE}
-    measured = {path.parts[-3] for path in (tmp_path / "results").glob("*/throughput/*.json")}
-    assert measured == {suite.paper for suite in suites.load()}
-    trained = {path.parts[-3] for path in (tmp_path / "runs").glob("*/*/meta.json")}
-    assert trained == {step.paper for step in all_steps() if step.kind == "training"} - {"ha2018"}
-    assert len(list(places.out.iterdir())) <= stretch.MOST_FILES
-
-
-def all_steps() -> list[Step]:
-    return manifest.plan(suites.load(), False)
-
-
-def test_tests_come_before_speed_and_training_by_its_worth_a_second():
-    steps = all_steps()
-    kinds = [step.kind for step in steps]
-    assert kinds == sorted(kinds, key=("tests", "speed", "training").index)
-    worth = [step.worth / step.seconds for step in steps if step.kind == "training"]
-    assert worth == sorted(worth, reverse=True)
-    with pytest.raises(ValueError, match="two steps are called ha2018 one"):
-        in_order([STEPS[1], STEPS[1]])
-
-
-def test_each_step_of_a_suite_names_what_exists():
-    root = suites.ROOT
-    papers: dict[str, Suite] = {suite.paper: suite for suite in suites.load()}
-    for step in all_steps():
-        if step.kind == "tests":
-            assert all((root / word).is_file() for word in step.words)
-        elif step.kind == "speed":
-            assert step.words[0].split("/") in [[step.paper, part] for part in papers[step.paper].speed]
-        else:
-            dry, jobs = ({job.name: job for job in manifest.jobs_of(step, is_dry)} for is_dry in (True, False))
-            assert len(dry) == len(jobs) == 1 + len(step.also)
-            assert not dry.keys() & jobs.keys()
-            assert all("device=cuda" in job.overrides or job.preset == "gpu" for job in jobs.values())
