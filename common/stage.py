@@ -89,9 +89,13 @@ class Stage:
     ) -> None:
         """Write the checkpoint after `update`, with what the loop carries besides modules and optimiser.
 
-        A full disk costs a write in the middle; raises RunError if it costs the last one.
+        A full disk costs a write in the middle; raises RunError if it costs the last one, and NonFiniteError, with
+        nothing written, if a logged loss or a weight is not finite.
         """
         check_finite(self.name, update + 1, self._losses, self.folder)
+        # Of a loss that was not logged, or whose gradient alone was not finite, the weights tell.
+        weights = {f"a weight of {name}": _first_not_finite(module) for name, module in self.modules.items()}
+        check_finite(self.name, update + 1, weights, self.folder)
         self._tick()
         if dist.is_main(self.ranks):
             self._write(update, extra or {}, state or {})
@@ -124,3 +128,12 @@ class Stage:
         now = time.monotonic()
         self.run.add_seconds(now - self._ticked, self.name)
         self._ticked = now
+
+
+@torch.no_grad()
+def _first_not_finite(module: nn.Module) -> float:
+    """A weight that is NaN or infinite, or 0 if there is none."""
+    weights = list(module.parameters())
+    if not weights or torch.stack([weight.isfinite().all() for weight in weights]).all():
+        return 0.0
+    return next(float(found[0]) for weight in weights if (found := weight[~weight.isfinite()]).numel())

@@ -21,7 +21,7 @@ from torch import nn
 from common import checkpoint, dist
 from common.config import setting
 from common.program import RunError
-from common.run import Run
+from common.run import NonFiniteError, Run
 from common.stage import Stage
 
 ROOT = Path(checkpoint.__file__).parent.parent
@@ -265,15 +265,31 @@ def test_a_copied_checkpoint_belongs_to_its_new_run(tmp_path, capsys):
     assert (found.step, found.state, found.tensors["w"].tolist()) == (3, {"a": 1}, [1.0, 1.0])
 
 
-def test_a_full_disk_costs_a_middle_checkpoint_and_refuses_to_lose_the_last(tmp_path, monkeypatch, capsys):
+def new_run(folder: Path) -> Run:
     @dataclass(frozen=True)
     class Config:
         task: str = setting("doom", "world")
         seed: int = setting(0, "seed")
         device: str = setting("cpu", "device")
 
-    run = Run.open("ha2018", Config(), "smoke", tmp_path / "run")
-    stage = Stage(run, "vision", 2, 0.0, dist.setup("cpu"))
+    return Run.open("ha2018", Config(), "smoke", folder / "run")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, value):
+    """Between two lines of the log no loss is looked at, and a gradient may overflow where the loss does not."""
+    module = nn.Linear(2, 2)
+    stage = Stage(new_run(tmp_path), "vision", 20, 0.0, dist.setup("cpu"), {"network": module, "empty": nn.ReLU()})
+    stage.save(2)
+    with torch.no_grad():
+        module.bias[1] = value
+    with pytest.raises(NonFiniteError, match=f"vision step 4: a weight of network is {value}; .*step-000000003.safe"):
+        stage.save(3)
+    assert latest(stage.folder, identity=stage.run.identity).step == 3
+
+
+def test_a_full_disk_costs_a_middle_checkpoint_and_refuses_to_lose_the_last(tmp_path, monkeypatch, capsys):
+    stage = Stage(new_run(tmp_path), "vision", 2, 0.0, dist.setup("cpu"))
 
     def full(path, data):
         raise OSError(errno.ENOSPC, "No space left on device")
