@@ -35,6 +35,7 @@ from benchmarks import published, records, suites
 from benchmarks.rows import Suite
 from common.config import Parser
 from common.files import atomic_write
+from common.program import program
 from common.provenance import describe_device, git_revision
 from common.record import as_text
 from common.testing import ProgramError, log_lines, same_checkpoints
@@ -491,4 +492,4 @@ def attack(suite: Suite, share: float, seed: int, done: Path, papers: int) -> di
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program(main)

@@ -18,6 +18,7 @@ from benchmarks.page import Section, page
 from benchmarks.rows import PAPERS, Number, Suite
 from common.config import Parser
 from common.files import atomic_write
+from common.program import program
 
 ROOT = suites.ROOT
 PAGE = "report.html"
@@ -207,4 +208,4 @@ def essence(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program(main)

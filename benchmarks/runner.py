@@ -28,12 +28,15 @@ from benchmarks.rows import CALIBRATION, PAPERS, Experiment, Row, Suite, experim
 from benchmarks.smoke import tour
 from common.config import Parser
 from common.files import atomic_write
+from common.program import program
 from common.run import folder_name
 from common.testing import ProgramError
 
 ROOT = report.ROOT
 RUNS = Path("runs")
 MOST_BYTES, MOST_PICTURES = 600_000, 4  # of the media that are committed
+# Where things lie and what calculates: with any other field a run would be none of the row that its record is kept for.
+FIELDS_OF_BENCH = ("data", "test_data", "init_from", "device", "workers")
 PRESETS = ("smoke", "cpu", "night", "gpu", "paper")
 
 
@@ -93,8 +96,30 @@ class Job:
         return bool(data["finished"]) and is_same
 
     def _has(self, config: dict[str, Any]) -> bool:
-        pairs = [word.split("=", 1) for word in self.overrides if "=" in word]
-        return len(pairs) == len(self.overrides) and all(str(config.get(name)) == value for name, value in pairs)
+        # The last word of a field counts, as on a command line.
+        given = {field_of(word): word.partition("=")[2] for word in self.overrides}
+        return all(name in config and reads_as(text, config[name]) for name, text in given.items())
+
+
+def field_of(word: str) -> str:
+    """The field that a word field=value sets; a hyphen is as good as an underscore."""
+    return word.partition("=")[0].replace("-", "_")
+
+
+def reads_as(text: str, value: Any) -> bool:
+    """Whether `text` on a command line is `value` of a config file: 1e-3 is 0.001, true is True, 1,2 is [1, 2]."""
+    match value:
+        case None | bool():
+            return text.lower() == str(value).lower()
+        case int() | float():
+            try:
+                return float(text) == value
+            except ValueError:
+                return False
+        case list():
+            parts = [part for part in text.split(",") if part.strip()]
+            return len(parts) == len(value) and all(map(reads_as, parts, value))
+    return text == str(value)
 
 
 def jobs(suite: Suite, rows: Sequence[Row], seeds: Sequence[int] | None, overrides: Sequence[str] = ()) -> list[Job]:
@@ -204,7 +229,7 @@ def reproduce(papers: Sequence[Suite], options: argparse.Namespace) -> int:
         failed += sum(not run(job) for job in todo)
         found += [job for job in todo if job.is_done()]
     local = records.load_runs(ROOT / RUNS)
-    _print_table(papers, preset, options.task, local, found)
+    _print_table(papers, preset, options.task, local, found, bool(options.set))
     page = ROOT / RUNS / "report.html"
     page.parent.mkdir(exist_ok=True)
     atomic_write(page, report.build_local(records.load(), local, page.parent).encode())
@@ -219,7 +244,14 @@ def all_tasks(suite: Suite) -> Collection[str]:
 
 
 def bench(papers: Sequence[Suite], options: argparse.Namespace) -> int:
-    """Run the rows that this machine can run and collect their records; name the rest and why."""
+    """Run the rows that this machine can run and collect their records; name the rest and why.
+
+    Raises ValueError for settings that would make runs of no row.
+    """
+    other = [word for word in options.set if field_of(word) not in FIELDS_OF_BENCH]
+    if other:
+        allowed = ", ".join(FIELDS_OF_BENCH)
+        raise ValueError(f"bench records the rows as they are: it sets {allowed}, not {other[0]}; reproduce sets all")
     has_gpu, failed = torch.cuda.is_available(), 0
     for suite in papers:
         rows = [row for row in suite.rows if options.preset in (None, first(row).suite)]
@@ -315,7 +347,9 @@ def _print_table(
     task: str | None,
     local: Sequence[records.Record],
     done: Sequence[Job],
+    is_changed: bool,
 ) -> None:
+    """is_changed: the jobs have settings of the user's own, so that they are runs of no row."""
     print(f"\n{'paper':<10} {'ours':>16} {'control':>10} {'published':>16}  verdict")
     shown: set[str] = set()  # papers with a row of this preset; calibrations are of none
     for paper, rows in report.results(local, papers, published.load()).items():
@@ -327,11 +361,10 @@ def _print_table(
                 notes = "".join(f"\n{'':<12} {note}" for note in result.notes)
                 print(f"{'':<10} {result.row.title}{notes}")
     for job in done:
-        if job.paper not in shown:
+        if (is_changed and job.is_trained) or job.paper not in shown:
             data = records.read(ROOT / job.folder / "record.json", records.check_record)
-            print(
-                f"{job.paper:<10} {data['value']:>16.1f} {'':>27}  {job.name}: no row has this task at preset {preset}"
-            )
+            why = "settings of your own" if is_changed else f"no row has this task at preset {preset}"
+            print(f"{job.paper:<10} {data['value']:>16.1f} {'':>27}  {job.name}: {why}")
 
 
 def _is_shown(result: Result, preset: str, task: str | None) -> bool:
@@ -341,4 +374,4 @@ def _is_shown(result: Result, preset: str, task: str | None) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program(main)

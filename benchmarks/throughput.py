@@ -29,6 +29,7 @@ from benchmarks.speed import timing
 from common import eager
 from common.config import Parser, user_error
 from common.files import atomic_write
+from common.program import program
 from common.provenance import command_line, describe_device, git_revision, package_versions
 from common.record import SCHEMA, as_text
 from common.run import usable_device
@@ -66,9 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if device.type != "cpu" and (not ORIGINS[name].runs_on_gpu or device.index):
             place = "a CPU or the first GPU" if ORIGINS[name].runs_on_gpu else "a CPU"
             user_error(f"--peer {name} is measured on {place}, not on {device}; use --device")
-    mine = {name: {k: v for k, v in peers.items() if ORIGINS[k].paper == name} for name in chosen}
+    mine = {name: {k: v for k, v in peers.items() if ORIGINS[k].paper == name} for name in papers}
+    if bool(options.part) != (options.out is not None) or (options.smoke and not options.part):
+        user_error("--part and --out go together, and --smoke goes with them")
     for part in options.part:
         paper, _, name = part.partition("/")
+        if paper not in papers or name not in (*papers[paper].speed, BESIDE):
+            listed = ", ".join(f"{one.paper}/{name}" for one in papers.values() for name in one.speed)
+            user_error(f"unknown part {part}; there are {listed}")
         found = _measure(paper, name, mine[paper], device, options.smoke)
         (options.out / paper).mkdir(parents=True, exist_ok=True)
         atomic_write(options.out / f"{part}.json", json.dumps(found).encode())
@@ -148,4 +154,4 @@ def _measure(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program(main)

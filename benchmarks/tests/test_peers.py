@@ -137,6 +137,24 @@ def test_a_checkout_is_known_by_its_file(tmp_path: Path):
     assert peer.checkouts([f"nm512={tmp_path}"], ["dreamerv3"]) == {"nm512": tmp_path}
 
 
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--part", "ijepa/measure"], "go together"),
+        (["--smoke"], "goes with"),
+        (["--out", "x"], "go together"),
+        (["--part", "ijepa/nothing", "--out", "x"], "unknown part ijepa/nothing; there are "),
+        (["--part", "nothing", "--out", "x"], "unknown part nothing"),
+    ],
+)
+def test_parts_that_cannot_be_measured_are_one_line(words: list[str], complaint: str, capsys):
+    with pytest.raises(SystemExit) as found:
+        throughput.main([*words, "--device", "cpu"])
+    error = capsys.readouterr().err
+    assert (found.value.code, error.count("\n"), complaint in error) == (2, 1, True), error
+
+
+
 @pytest.mark.parametrize("has_peer", [False, True])
 def test_a_record_has_rows_of_peers_only_with_the_option(
     has_peer: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

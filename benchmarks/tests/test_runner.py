@@ -215,6 +215,52 @@ def test_a_finished_record_of_the_same_config_is_not_run_again(tmp_path: Path, m
         job.is_done()
 
 
+@pytest.mark.parametrize(
+    ("text", "value", "is_same"),
+    [
+        ("1", 1.0, True), ("1e-3", 0.001, True), ("0.002", 0.001, False), ("x", 1, False),
+        ("false", False, True), ("True", True, True), ("1", True, False), ("none", None, True), ("0", None, False),
+        ("1,2", [1, 2], True), ("1,2,", [1, 2], True), ("1", [1, 2], False), ("a,b", ["a", "b"], True),
+        ("doom", "doom", True), ("doom", "car", False),
+    ],
+)  # fmt: skip
+def test_a_setting_is_known_again_however_it_was_written(text, value, is_same):
+    assert runner.reads_as(text, value) == is_same
+    job = runner.Job("toy", "doom", "cpu", 0, "name", (), True, ("some-field=7", f"some-field={text}"))
+    assert job._has({"some_field": value}) == is_same, "the last one counts"
+    assert not job._has({})
+
+
+def test_bench_takes_no_settings_that_make_a_run_of_no_row(monkeypatch: pytest.MonkeyPatch, capsys):
+    """Its record would take the place of the row's."""
+    started: list[runner.Job] = []
+    monkeypatch.setattr(runner, "run", started.append)
+    assert runner.main(["bench", "ha2018", "--preset", "cpu", "--set", "workers=1", "longest-hold=3"]) == 2
+    assert capsys.readouterr().err.endswith("not longest-hold=3; reproduce sets all\n")
+    assert not started
+    assert runner.main(["bench", "ha2018", "--preset", "cpu", "--seeds", "0", "--set", "workers=1"]) == 1
+    assert [job.overrides for job in started] == [("workers=1",)]
+
+
+def test_a_run_with_settings_of_ones_own_is_printed_beside_the_rows(tmp_path: Path, monkeypatch, capsys):
+    def run(job: runner.Job) -> bool:
+        (tmp_path / job.folder).mkdir(parents=True)
+        data = dict(record([1.5]).data) | {"task": job.task, "preset": "cpu", "seed": 0, "config": {"generations": 2}}
+        (tmp_path / job.folder / "record.json").write_text(json.dumps(data))
+        (tmp_path / job.folder / "config.json").write_text(json.dumps(data["config"]))
+        return True
+
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    monkeypatch.setattr(runner, "run", run)
+    monkeypatch.setattr(report, "build_local", lambda *parts: "")
+    monkeypatch.setattr(records, "load_runs", lambda folder: (record([300.0, 310.0]),))
+    options = argparse.Namespace(seeds=None, preset=None, task="doom", set=["generations=2"])
+    runner.reproduce([ha2018.SUITE], options)
+    out = capsys.readouterr().out
+    assert "Take Cover" in out
+    assert "doom-cpu-seed0-generations=2: settings of your own" in out
+
+
 def test_collect_keeps_the_media_of_the_film_of_the_paper_alone_and_none_that_is_too_large(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
