@@ -7,7 +7,7 @@ Seeds are never picked: every record of an experiment counts, unfinished ones to
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -181,20 +181,28 @@ def number_verdict(effect: tuple[float, float, float], is_near: bool) -> Verdict
 
 
 def _curve(suite: Suite, row: Curve, records: Sequence[Record], published: Published) -> Result:
-    """Bin by bin, then by `curve_words`. Ours is the mean over seeds; between two points of a curve it is straight."""
+    """Bin by bin, then by `curve_words`. Ours is the mean over seeds; between two points of a curve it is straight.
+
+    No verdict where the published curve lies within its own spread of the floor in every bin.
+    """
     curve = published.curves.get((suite.paper, row.published))
     if curve is None:
         raise ValueError(f"row {suite.paper}/{row.id}: no published curve {row.published!r}")
-    done = [record for record in _records(suite, row.ours.of, records) if record.finished]
+    found = _records(suite, row.ours.of, records)
+    done = [record for record in found if record.finished]
     mine = [record for record in done if row.ours.name in record.data["curves"]]
+    floor = _side(suite, row.floor, records, published)
+    if not mine:
+        return Result(suite.paper, row, NOT_RUN, other=floor, curve=curve)
+    if len(mine) < len(done):
+        lacking = next(record for record in done if record not in mine)
+        raise ValueError(f"{lacking.path}: no curve {row.ours.name!r}, which other seeds have")
     lines = []
     for record in mine:
         line = record.data["curves"][row.ours.name]
         if (line["x_unit"], line["y_unit"]) != (curve.x_unit, curve.y_unit):
             raise ValueError(f"{record.path}: curve {row.ours.name!r} is not in {curve.y_unit} per {curve.x_unit}")
         lines.append(line)
-    if not lines:
-        return Result(suite.paper, row, NOT_RUN, curve=curve)
     start, end = max(curve.x[0], *(line["x"][0] for line in lines)), min(line["x"][-1] for line in lines)
     at = [x for x in curve.x if start <= x <= end]
     if not at:
@@ -204,21 +212,25 @@ def _curve(suite: Suite, row: Curve, records: Sequence[Record], published: Publi
     ours = np.array([np.interp(at, line["x"], line["y"]) for line in lines])  # [seeds, bins]
     y, spread = np.interp(at, curve.x, curve.y), np.interp(at, curve.x, curve.spread)
     bins, mean = distance(ours.tolist(), y.tolist(), spread.tolist())
-    word, counted = curve_words(bins.tolist())
-    tone: Tone = "bad" if word == "below" else "partial" if row.reduced or word == "across" else "good"
-    side = _curve_side(mine, lines, at[-1])
-    inside = "; ".join([f"{counted}, {side.seeds}", *([f"reduced model: {row.reduced}"] if row.reduced else [])])
-    verdict = Verdict(f"{word} the curve ({inside})", tone)
+    values = {record.seed: (float(line[-1]),) for record, line in zip(mine, ours, strict=True)}
+    unfinished = tuple(record.seed for record in found if not record.finished)
+    missing = tuple(sorted(set(row.ours.of.seeds) - values.keys() - set(unfinished)))
+    side = replace(_sized(values, tuple(mine), unfinished, missing, ""), std_over="seeds")
     points = tuple(zip(map(float, at), map(float, ours.mean(0)), map(float, y), map(float, spread), strict=True))
-    notes = bin_notes(curve.x_unit, points, bins.tolist())
-    return Result(suite.paper, row, verdict, side, curve=curve, points=points, difference=mean, notes=notes)
+    notes = (*bin_notes(curve.x_unit, points, bins.tolist()), *_gaps(side))
+    verdict = curve_verdict(row, bins.tolist(), side)
+    if floor is not None and (abs(y - floor.mean) <= spread).all():
+        verdict = Verdict("beside", "none")
+        notes = (f"no verdict: the published curve has not left {floor.mean:.1f}, the floor, by its spread", *notes)
+    return Result(suite.paper, row, verdict, side, floor, curve=curve, points=points, difference=mean, notes=notes)
 
 
-def _curve_side(records: Sequence[Record], lines: Sequence[Mapping[str, Any]], x: float) -> Side:
-    values = {r.seed: (float(np.interp(x, line["x"], line["y"])),) for r, line in zip(records, lines, strict=True)}
-    spread = summary([value for (value,) in values.values()])
-    ends = interval(draws_of_mean(list(values.values())))
-    return Side(values, tuple(records), (), (), "", spread.mean, spread.std, "seeds", ends)
+def curve_verdict(row: Curve, bins: Sequence[float], side: Side) -> Verdict:
+    """The word for the distances of all bins, the bins and seeds that it rests on, and in what our model is smaller."""
+    word, counted = curve_words(bins)
+    tone: Tone = "bad" if word == "below" else "partial" if row.reduced or word == "across" else "good"
+    inside = "; ".join([f"{counted}, {side.seeds}", *([f"reduced model: {row.reduced}"] if row.reduced else [])])
+    return Verdict(f"{word} the curve ({inside})", tone)
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
@@ -401,7 +413,12 @@ def _notes(side: Side | None) -> tuple[str, ...]:
         for seed, values in side.values.items():
             low, high = interval(draws_of_mean([values]))
             notes.append(f"seed {seed}: {summary(values).mean:.1f} [{low:.1f}, {high:.1f}], {len(values)} values")
-    notes += [f"seed {seed}: unfinished" for seed in side.unfinished]
+    return (*notes, *_gaps(side))
+
+
+def _gaps(side: Side) -> tuple[str, ...]:
+    """The seeds that are planned and not there."""
+    notes = [f"seed {seed}: unfinished" for seed in side.unfinished]
     if side.missing:
         notes.append(f"not run: seed {', '.join(map(str, side.missing))}")
     return tuple(notes)

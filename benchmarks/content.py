@@ -35,9 +35,18 @@ SCALE = (
     "the floor's episodes, and the published spread and rounding."
 )
 HOW_TO_READ = (
-    ("reproduced", "good", "At the published budget the interval of the effect holds 1 and lies above one half."),
-    ("exceeded / not reproduced", "none", "At the published budget the interval lies above 1, or below it."),
-    ("inconclusive", "none", "The interval holds 1 but reaches below one half, or there is no scale to judge on."),
+    (
+        "reproduced",
+        "good",
+        "At the published budget the interval of the effect holds 1 and lies above one half, and our mean is as near "
+        "to the published one as chance alone brings it (without a published spread: within a tenth of the effect).",
+    ),
+    (
+        "exceeded / not reproduced",
+        "none",
+        "At the published budget the interval lies above 1; or below it, and our mean is farther than chance alone.",
+    ),
+    ("inconclusive", "none", "Neither: too noisy, or the published number cannot be told from the floor."),
     (
         "reduced",
         "partial",
@@ -50,7 +59,7 @@ HOW_TO_READ = (
         "Against a published learning curve at equal steps: each bin that we reached is above or below beyond one "
         "published standard deviation, else on. The curve is on if at least half of its bins are and their mean "
         "distance is within one; else above or below if at most a tenth of the bins lies on the other side, and across "
-        "if more do.",
+        "if more do. None of them where the published curve has not left the floor yet: then ours stands beside it.",
     ),
     (
         "holds / fails",
@@ -64,7 +73,9 @@ HOW_TO_READ = (
 )  # fmt: skip
 NOTES = (
     "Every committed record of a row counts: seeds are not picked. ± is over seeds where there are two or more, else "
-    "over the episodes of the one seed. A published ± over the episodes of one run says nothing of other seeds."
+    "over the episodes of the one seed. A published ± over the episodes of one run says nothing of other seeds. "
+    "Two or three seeds are few: their interval reaches little further than from the lowest to the highest seed, and "
+    'covers the mean of all seeds less often than 95 times in 100. Read "(3 seeds)" as: so it came out in all three.'
 )
 MOST_OPEN = 12  # rows of a table of checks that stands open
 TALLIED = (

@@ -65,6 +65,7 @@ def proprio(run: Experiment, name: str, word: str = "", words: str = "") -> tupl
             title=f"{_words(name)}: {said}training return at equal environment steps (arXiv v2)",
             ours=Quantity(run, "training return"),
             published=f"dmc_proprio-{name}",
+            floor=Quantity(run, "controls/uniform random"),
             reduced=SMALLER[run.suite],
         ),
     )
@@ -161,7 +162,7 @@ SUITE = Suite(
     tasks=(f"dmc_proprio_{CPU_TASK}", "crafter"),
     headline="night-unscaled-score-walker_walk",
     scale="walker walk from vectors, size 1m, learning rate unscaled, 40,000 frames",
-    budget={"env_frames": "environment frames", "updates": "updates"},
+    budget={"env_frames": "environment frames", "updates": "updates", "parameters": "parameters"},
     rows=(
         *(row for name in NIGHT_TASKS for row in night(name)),
         Claim(

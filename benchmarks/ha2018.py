@@ -130,6 +130,7 @@ def car_rows(base: Experiment) -> tuple[Row, ...]:
             title="CarRacing: mean return of the CMA-ES population at equal environment steps, C on z and h",
             ours=Quantity(base, "population mean at equal steps"),
             published="carracing-population",
+            floor=Quantity(base, "controls/collection random"),
             reduced=reduced,
         )
     )
@@ -290,6 +291,7 @@ SUITE = Suite(
             title="Take Cover: mean return of the CMA-ES population inside the dream",
             ours=Quantity(CPU, "dream population mean"),
             published="doom-population",
+            floor=Quantity(CPU, "controls/uniform random"),
             reduced="Z 32 and H 256 in place of 64 and 512, 32 members of 8 rollouts in place of 64 of 16",
         ),
         Calibration(

@@ -158,8 +158,8 @@ class Target:
         self.attacker = Attacker(suite.paper, scratch)
         self.good = scratch / "good" / "run"
         started = time.monotonic()
-        for program, words in (("train", self.train(self.good)), ("evaluate", [f"--run={self.good}"])):
-            if self.attacker.run(program, words, scratch / "good") != 0:
+        for name, words in (("train", self.train(self.good)), ("evaluate", [f"--run={self.good}"])):
+            if self.attacker.run(name, words, scratch / "good") != 0:
                 raise ProgramError(f"{suite.paper} {task}: {(scratch / 'good' / 'err').read_text()[-500:]}")
             if program == "train":
                 self.seconds = time.monotonic() - started

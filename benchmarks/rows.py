@@ -74,13 +74,15 @@ class Number:
 class Curve:
     """Ours against a published learning curve at equal steps.
 
-    reduced: in what our model is smaller than the published one ("" if it is not); stands beside the verdict.
+    floor: the score of something that has learnt nothing; where the published curve has not left it there is nothing to
+    compare. reduced: in what our model is smaller than the published one ("" if it is not); stands beside the verdict.
     """
 
     id: str
     title: str
     ours: Quantity
     published: str
+    floor: Quantity
     reduced: str = ""
 
 
@@ -157,7 +159,7 @@ class Suite:
 def experiments(row: Row) -> tuple[Experiment, ...]:
     """The experiments whose records a row needs, each once, ours first."""
     match row:
-        case Number():
+        case Number() | Curve():
             found = [row.ours, row.floor]
         case Claim():
             found = [*row.ours, *row.control]

@@ -334,6 +334,31 @@ def test_every_bin_has_a_verdict_and_all_of_them_make_that_of_the_curve(shifts, 
     assert f"generation 1: {y[0]:.1f} beside {theirs.y[0]:.1f} ± {theirs.spread[0]:.1f}" in result.notes[1]
 
 
+def test_a_published_curve_that_has_not_left_the_floor_is_beside_ours():
+    """To be above the start of a learning curve says nothing."""
+    theirs = PUBLISHED.curves["ha2018", "doom-population"]
+    floor = sample([theirs.y[0] + 0.9 * theirs.spread[0]])
+    lines = curve(theirs.y[0] + 3 * theirs.spread[0])
+    result = verdict("dream-curve", record(NEAR, curves=lines, controls={"uniform random": floor}))
+    assert result.verdict.text == "beside"
+    assert result.notes[0].startswith("no verdict: the published curve has not left")
+    above = sample([theirs.y[0] + 1.1 * theirs.spread[0]])
+    result = verdict("dream-curve", record(NEAR, curves=lines, controls={"uniform random": above}))
+    assert result.verdict.text.startswith("above the curve (1 of 1 bin")
+
+
+def test_a_curve_names_the_seeds_that_it_lacks():
+    theirs = PUBLISHED.curves["ha2018", "doom-population"]
+    lines = curve(*theirs.y[:2])
+    found = compare(
+        ha2018.SUITE, ROWS["dream-curve"],
+        [record(NEAR, 0, curves=lines), record(NEAR, 1, curves=lines, finished=False)], PUBLISHED,
+    )  # fmt: skip
+    assert found.notes[-2:] == ("seed 1: unfinished", "not run: seed 2")
+    with pytest.raises(ValueError, match="no curve 'dream population mean', which other seeds have"):
+        compare(ha2018.SUITE, ROWS["dream-curve"], [record(NEAR, 0, curves=lines), record(NEAR, 1)], PUBLISHED)
+
+
 def test_the_mean_distance_of_a_curve_is_as_uncertain_as_so_many_published_runs():
     y, spread = [100.0, 200.0], [10.0, 20.0]
     found = [distance(seeds, y, spread) for seeds in ([[110.0, 220.0]], [[110.0, 220.0]] * 4, [[90, 180], [130, 260]])]

@@ -154,7 +154,6 @@ def test_parts_that_cannot_be_measured_are_one_line(words: list[str], complaint:
     assert (found.value.code, error.count("\n"), complaint in error) == (2, 1, True), error
 
 
-
 @pytest.mark.parametrize("has_peer", [False, True])
 def test_a_record_has_rows_of_peers_only_with_the_option(
     has_peer: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
