@@ -161,7 +161,7 @@ class Target:
         for name, words in (("train", self.train(self.good)), ("evaluate", [f"--run={self.good}"])):
             if self.attacker.run(name, words, scratch / "good") != 0:
                 raise ProgramError(f"{suite.paper} {task}: {(scratch / 'good' / 'err').read_text()[-500:]}")
-            if program == "train":
+            if name == "train":
                 self.seconds = time.monotonic() - started
         self.record = json.loads((self.good / "record.json").read_text())
 
