@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as td
 from torch import Tensor
 
 from common.config import user_error
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,15 @@ def gather_rows(tensor: Tensor, n: int, ranks: Ranks) -> Tensor:
     td.all_gather(parts, padded)
     sizes = [share(n, Ranks(r, ranks.world_size, 0, ranks.device)) for r in range(ranks.world_size)]
     return torch.cat([rows[: size.stop - size.start] for rows, size in zip(parts, sizes, strict=True)])
+
+
+def gather_lists(items: Sequence[T], ranks: Ranks) -> list[T]:
+    """The items of every rank on every rank, those of the first rank first."""
+    if ranks.world_size == 1:
+        return list(items)
+    parts: list[Any] = [None] * ranks.world_size
+    td.all_gather_object(parts, list(items))
+    return [item for part in parts for item in part]
 
 
 def broadcast(tensor: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ def sizes_of(deter: int) -> Sizes:
     return Sizes(deter, deter // 8, STOCH, deter // 128, deter // 128, deter // 8, BLOCKS)
 
 
+LR = 4e-5
 # The names are nominal: "12m" has 9.7 to 11.8 million parameters, depending on the world.
 SIZES = {
     "1m": sizes_of(512),
@@ -166,7 +167,7 @@ class Config:
     replay_critic_scale: float = setting(0.3, "weight of the critic's loss on replayed rewards", low=0)
 
     # Optimiser (LaProp)
-    lr: float = setting(4e-5, "learning rate of all modules", low=0)
+    lr: float = setting(LR, "learning rate of all modules", low=0)
     # Deviation D15: a rule of the code of April 2024 that is switched off there.
     lr_by_size: bool = setting(False, "in place of lr: the authors' rule for the size and the train ratio")
     warmup: int = setting(1000, "updates of linear warm-up", low=0)
@@ -200,6 +201,10 @@ class Config:
                 raise ValueError(f"{name} must be below 1")
         if self.image_size is not None and self.image_size % 16:  # both editions halve it four times
             raise ValueError(f"image_size must be a multiple of 16, not {self.image_size}")
+        if self.lr_by_size and self.lr != LR:
+            raise ValueError(
+                f"lr is {self.lr}, but lr_by_size sets the rate: --no-lr-by-size goes with a rate of your own"
+            )
         if len(self.return_percentiles) != 2:
             raise ValueError(f"return_percentiles must be two numbers, not {self.return_percentiles}")
 

@@ -277,7 +277,7 @@ def train(run: Run, config: Config, ranks: dist.Ranks, worlds: Worlds) -> None:
         trainer.remember(player.step(number))
         env_frames = (number + 1) * plan.envs * plan.action_repeat
         # Deviation D5: what the log holds takes nothing out of the online queue.
-        for episode in worlds.finished:
+        for episode in dist.gather_lists(worlds.finished, ranks):
             shown["return"] = f"{episode.total:.1f}"
             run.log(
                 f"{STAGE} episode",

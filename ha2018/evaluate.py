@@ -230,6 +230,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = runs.run_folder("ha2018", config, options)
         if (folder / "config.json").exists():
             user_error(f"{folder} holds a training run; choose another folder for a random policy with --run")
+        runs.usable_device(config.device)  # the record names it
         try:  # before minutes are spent on the test
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -21,7 +21,7 @@ from common import dist
 from common.config import from_dict, parse, to_dict, user_error
 from common.precision import compute_dtype
 from common.program import program
-from common.run import Run, run_folder, seed_everything, usable_device
+from common.run import Run, run_config, run_folder, seed_everything, usable_device
 from ha2018 import world_model
 from ha2018.agent import load_world_model
 from ha2018.config import PRESETS, TASKS, Config
@@ -99,7 +99,7 @@ def _check(configs: Mapping[float, Config], source: Path) -> None:
     if config.task != "doom":
         user_error(f"task {config.task}: only doom is learnt in a dream")
     world_model.check(source, config)
-    if not world_model.takes_memory(Run.load("ha2018", source)["config"], config):
+    if not world_model.takes_memory(run_config(Config, Run.load("ha2018", source)), config):
         user_error(f"--model-from {source}: M was made with other settings")
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ import torch
 from common.config import Parser, user_error
 from common.program import program
 from common.run import Run, run_config, usable_device
-from common.video import label, write_video
+from common.video import has_display, label, write_video
 from ha2018 import data
 from ha2018.agent import CONTROLLER, Agent, WorldModel, load_agent, load_world_model
 from ha2018.config import Config
@@ -231,17 +230,6 @@ def action_of_keys(task: str, pressed: Sequence[bool]) -> tuple[float, ...]:
     if task == "doom":
         return (steering,)
     return (steering, float(pressed[pygame.K_UP]), BRAKE * float(pressed[pygame.K_DOWN]))
-
-
-def has_display() -> bool:
-    """Whether a window can be opened here."""
-    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        return False
-    try:
-        pygame.display.init()
-    except pygame.error:
-        return False
-    return True
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from common import checkpoint
-from common.config import to_dict, user_error
+from common.config import user_error
 from common.files import read_checked, write_checked
 from common.run import Run, read_metrics, run_config
 from ha2018 import data, encoding
@@ -36,16 +35,16 @@ def check(source: Path, config: Config) -> None:
     """One line and exit code 2 unless `source` is a run whose V is finished and was made with these settings."""
     info = Run.load("ha2018", source)
     settings = VISION_SETTINGS + ["max_steps"] * (config.task == "car")  # there it is the length of the data
-    changed = _differences(settings, info["config"], config)
+    theirs = run_config(Config, info)
+    changed = _differences(settings, theirs, config)
     if changed:
         user_error(f"--model-from {source}: V was made with other settings: {', '.join(changed)}")
     if not encoding.is_encoded(source):
         user_error(f"--model-from {source}: its V is not finished; the same train command goes on there")
-    theirs = run_config(Config, info)
     identity = info["meta"]["identity"]
     _, frames = encoding.load_first_frames(source, identity, torch.device("cpu"))
     checkpoint.load_final(source / "vision", data.vision_updates(theirs, frames), identity=identity)
-    if takes_memory(info["config"], config):
+    if takes_memory(theirs, config):
         checkpoint.load_final(source / "memory", encoding.memory_updates(theirs, frames), identity=identity)
     elif config.memory_updates != 0:
         for role, episodes in zip(ROLES, (config.episodes, config.holdout_episodes), strict=True):
@@ -65,7 +64,7 @@ def adopt(run: Run, source: Path, config: Config) -> None:
         return
     if (run.folder / "frames").exists():
         user_error(f"{run.folder} has frames of its own; choose another folder with --run")
-    is_memory_taken = takes_memory(info["config"], config)
+    is_memory_taken = takes_memory(run_config(Config, info), config)
     stages = ["vision", "memory"] if is_memory_taken else ["vision"]
     for stage in stages:
         checkpoint.copy(source / stage, run.folder / stage, run.identity)
@@ -89,11 +88,11 @@ def _copy_latents(run: Run, source: Path, theirs: str, config: Config) -> None:
             write_checked(path, content, encoding.latents_identity(run.identity, role, number))
 
 
-def takes_memory(theirs: dict[str, Any], config: Config) -> bool:
+def takes_memory(theirs: Config, config: Config) -> bool:
     """Whether M of a run with the config `theirs` is what these settings would train."""
     return not _differences(MEMORY_SETTINGS, theirs, config)
 
 
-def _differences(names: Iterable[str], theirs: dict[str, Any], config: Config) -> list[str]:
-    ours = to_dict(config)
-    return [f"{name} (was {theirs.get(name)}, now {ours[name]})" for name in names if theirs.get(name) != ours[name]]
+def _differences(names: Iterable[str], theirs: Config, config: Config) -> list[str]:
+    pairs = {name: (getattr(theirs, name), getattr(config, name)) for name in names}
+    return [f"{name} (was {old}, now {new})" for name, (old, new) in pairs.items() if old != new]

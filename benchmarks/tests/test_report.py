@@ -70,7 +70,8 @@ def test_check_sees_a_changed_record_a_changed_file_and_a_left_over_plot(root: P
     (root / "benchmarks" / "plots" / "old.svg").touch()
     assert [path.name for path in report.stale(root, build(root))] == ["old.svg"]
     path = root / "benchmarks/results/ha2018/cpu/doom-seed0.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "value": 301.0, "values": [301.0]}))
+    changed = {key: record([301.0, 320.0, 1000.0], 0).data[key] for key in ("value", "values")}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
     assert {path.name for path in report.stale(root, build(root))} >= {"REPORT.md", "report.html"}
 
 

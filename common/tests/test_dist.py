@@ -25,6 +25,7 @@ for n in (1, 5, 8):
     for dtype in (torch.float32, torch.int64, torch.bool, torch.uint8):
         full = (torch.arange(n * 3).reshape(n, 3) * 7 % 5).to(dtype)
         assert torch.equal(dist.gather_rows(full[dist.share(n, ranks)], n, ranks), full), (n, dtype)
+assert dist.gather_lists(["a", "b"][: ranks.rank + 1], ranks) == ["a", "a", "b"]
 assert dist.broadcast(torch.tensor([float(ranks.rank)])).item() == 0.0
 parameter = torch.nn.Parameter(torch.zeros(2, 3))
 (parameter * (ranks.rank + 1)).sum().backward()
@@ -54,6 +55,7 @@ def test_one_process_needs_no_group():
     rows = torch.arange(6.0).reshape(3, 2)
     assert torch.equal(dist.gather_rows(rows, 3, ranks), rows)
     assert torch.equal(dist.broadcast(rows), rows)
+    assert dist.gather_lists([1, "a"], ranks) == [1, "a"]
     with pytest.raises(ValueError, match="gathers 3 rows, its share is 4"):
         dist.gather_rows(rows, 4, ranks)
     dist.barrier()

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from common import checkpoint, testing, video
-from common.run import NonFiniteError
+from common.run import NonFiniteError, read_metrics
 from dreamerv3 import evaluate, pictures, train
 from dreamerv3.config import Config
 from dreamerv3.tests.calculation import calculate
@@ -131,9 +131,10 @@ def test_two_ranks_train_and_resume(tmp_path):
     """Behind two dashes, or else torchrun takes --run for an option of its own."""
     folder = tmp_path / "run"
     launch = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "dreamerv3.train", "--")
+    words = ("--task", "gym", "--gym-id", "CartPole-v1", "--env-frames", "160", "--run", str(folder))
     found: list[tuple[Path, list[np.ndarray]]] = []
     for _ in range(2):
-        testing.run(*launch, *FAST, "--env-frames", "100", "--run", str(folder), cwd=tmp_path)
+        testing.run(*launch, *FAST, *words, cwd=tmp_path)
         assert (folder / "replay-1" / "h.bin").exists()
         copy = tmp_path / f"copy{len(found)}"
         shutil.copytree(folder, copy)
@@ -141,6 +142,8 @@ def test_two_ranks_train_and_resume(tmp_path):
         newest(folder).path.unlink()  # back to the checkpoint before
     testing.same_log(found[0][0], found[1][0])
     testing.same_checkpoints(found[0][0] / "train", found[1][0] / "train")
+    episodes = [line for line in read_metrics(folder) if line["stage"] == "train episode"]
+    assert sum(line["length"] for line in episodes) > 80, "more than the worlds of one rank can have played"
     assert all(np.array_equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
 
 
@@ -205,6 +208,7 @@ def test_films_while_it_trains_change_nothing(trained, tmp_path, monkeypatch, ca
         (["--device", "cuda:99"], "cuda:99"),
         (["--preset", "nite"], "night"),
         (["--lr", "fast"], "fast"),
+        (["--lr", "0.001", "--lr-by-size"], "--no-lr-by-size"),
         (["--task", "gym", "--gym-id", "NoSuchWorld-v0"], "NoSuchWorld"),
         (["--task", "gym", "--gym-id", "Blackjack-v1"], "Blackjack-v1"),
     ],

@@ -193,6 +193,16 @@ def test_bad_options_end_in_one_line_and_leave_nothing(program, words, complaint
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
+def test_a_random_policy_asks_for_its_device_before_it_plays(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(["--preset", "smoke", "--random", "uniform", "--device", "cuda"])
+    error = capsys.readouterr().err
+    assert (end.value.code, error.count("\n"), "cuda" in error) == (2, 1, True)
+    assert not list(tmp_path.iterdir())
+
+
 def children(pid):
     """Of all threads of a process; none of one that has ended, as git, asked for the commit, does while we look."""
     try:
