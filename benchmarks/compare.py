@@ -133,7 +133,7 @@ def _number(suite: Suite, row: Number, records: Sequence[Record], published: Pub
     if ours is None:
         return Result(suite.paper, row, NOT_RUN, other=floor, reported=reported)
     _same_protocol(row, ours, reported.protocol)
-    shares = {} if row.is_official else budget_shares(suite, ours.records, reported)
+    shares = {} if row.is_official else budget_shares(ours.records, reported)
     unknown = () if row.is_official else unknown_sizes(suite, ours.records, reported)
     share = min(shares.values()) if shares else None
     words = budget_words(suite, shares, unknown)

@@ -67,7 +67,7 @@ def published_draws(reported: PublishedNumber) -> Draws:
     return reported.value + noise + rng.uniform(-reported.rounding, reported.rounding, RESAMPLES)
 
 
-def budget_shares(suite: Suite, records: Sequence[Record], reported: PublishedNumber) -> dict[str, float]:
+def budget_shares(records: Sequence[Record], reported: PublishedNumber) -> dict[str, float]:
     """Each published budget size as ours / published, the smallest over records; a size that we do not know is 0."""
     shares = {}
     for name, size in reported.spent.items():

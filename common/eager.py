@@ -38,7 +38,7 @@ def fall_back(what: str, reason: BaseException | str) -> None:
         print(f"warning: {mark}", file=sys.stderr, flush=True)
 
 
-def is_asked_for(what: str) -> bool:
+def is_forced(what: str) -> bool:
     """Whether EAGER forbids to compile or capture `what`, which is noted then."""
     reason = os.environ.get(VARIABLE, "")
     if reason:
@@ -48,7 +48,7 @@ def is_asked_for(what: str) -> bool:
 
 def captured(what: str, capture: Callable[[], T]) -> T | None:
     """What `capture` returns, None where it fails or is forbidden. It must have changed nothing if it fails."""
-    if is_asked_for(what):
+    if is_forced(what):
         return None
     try:
         return capture()
@@ -76,7 +76,7 @@ def compiled(what: str, function: Callable[P, T], **options: Any) -> Callable[P,
 
     A backward pass is compiled when it first runs, which is not in here: its failure is the caller's.
     """
-    if is_asked_for(what):
+    if is_forced(what):
         return function
     fast: Callable[P, T] = torch.compile(function, **options)
     is_broken = False

@@ -55,11 +55,6 @@ def interval(draws: NDArray[np.floating], confidence: float = 0.95) -> tuple[flo
     return float(low), float(high)
 
 
-def bootstrap_interval(groups: Sequence[Values], confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean, of groups as in `draws_of_mean`."""
-    return interval(draws_of_mean(groups, seed=seed), confidence)
-
-
 def _resampled_means(array: NDArray[np.float64], resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """The means of `resamples` draws with replacement, [resamples].
 

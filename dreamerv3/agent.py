@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common import checkpoint, dist
@@ -220,6 +221,12 @@ class Agent(nn.Module):
     def after_update(self) -> None:
         """Let the slow critic follow."""
         move_slow_critic(self.slow_critic, self.critic, self.config.slow_rate, self.updates)
+
+
+def seen(rows: Mapping[str, NDArray[Any]], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+    """What `Agent.act` sees of one step of W worlds: observations [W, ...] by name, and is_first [W]."""
+    obs = {name.removeprefix("obs/"): torch.from_numpy(rows[name]).to(device) for name in rows if "obs/" in name}
+    return obs, torch.from_numpy(rows["is_first"]).to(device)
 
 
 def new_agent(spaces: ObsSpaces, actions: ActionSpace, config: Config) -> Agent:

@@ -238,7 +238,7 @@ TASKS: dict[str, Mapping[str, Any]] = {
 PRESETS = {
     "paper": Preset("the paper's sizes, budget and protocol, in the edition chosen"),
     "gpu": Preset(
-        "the paper's algorithm, size and train ratio on the first 60,000 frames of the published learning curve",
+        "the first 60,000 frames of the published curve at the paper's size and train ratio; Boxing at size 12m",
         # A checkpoint puts the replay on the disk, and after it the latents of every row go into the journal once more:
         # at size 12m up to 250 MB for so few frames.
         {"device": "cuda", "env_frames": 60_000, "checkpoint_seconds": 60.0},

@@ -27,7 +27,7 @@ from common.program import program
 from common.record import close, curve, of_run, sample
 from common.seeding import derive_seed
 from dreamerv3 import pictures
-from dreamerv3.agent import STAGE, Agent, load_agent
+from dreamerv3.agent import STAGE, Agent, load_agent, seen
 from dreamerv3.config import PRESETS, TASKS, Config
 from dreamerv3.env import Worlds, make_world
 from dreamerv3.interface import WorldError
@@ -67,11 +67,10 @@ def agent_policy(agent: Agent, count: int, seed: int) -> Act:
         device = state.h.device
         generator = torch.Generator().manual_seed(derive_seed(seed, "test act", number))
         uniform, noise = agent.draw_act_noise(count, generator)
-        obs = {name.removeprefix("obs/"): torch.from_numpy(rows[name]).to(device) for name in rows if "obs/" in name}
         if number == 0:
             shape = (count,) if agent.actions.is_discrete else (count, agent.actions.size)
             action = torch.zeros(shape, dtype=torch.int64 if agent.actions.is_discrete else torch.float32)
-        is_first = torch.from_numpy(rows["is_first"]).to(device)
+        obs, is_first = seen(rows, device)
         state, action = agent.act(state, action.to(device), obs, is_first, uniform.to(device), noise.to(device))
         return action.cpu().numpy()
 

@@ -28,7 +28,7 @@ from common.program import program
 from common.run import Run, run_folder, seed_everything, usable_device
 from common.seeding import derive_seed
 from common.stage import LOG_EVERY, Stage
-from dreamerv3.agent import STAGE, Agent, Noise, new_agent, refuse
+from dreamerv3.agent import STAGE, Agent, Noise, new_agent, refuse, seen
 from dreamerv3.config import PRESETS, SIZES, TASKS, Config
 from dreamerv3.env import Worlds, make_world
 from dreamerv3.interface import WorldError
@@ -128,10 +128,9 @@ class Player:
         """One agent step in every world. Returns the rows of the replay, [W, ...] each."""
         rows = self.worlds.step(self.action.cpu().numpy())
         device, envs = self.ranks.device, self.config.plan.envs
-        obs = {name.removeprefix("obs/"): torch.from_numpy(rows[name]).to(device) for name in rows if "obs/" in name}
+        obs, is_first = seen(rows, device)
         generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "act", number))
         uniform, noise = (part[self.mine] for part in self.agent.draw_act_noise(envs, generator))
-        is_first = torch.from_numpy(rows["is_first"]).to(device)
         # Deviation D2: the reference code acts with parameters one update old.
         self.state, action = self.act(
             self.state, self.action.to(device), obs, is_first, uniform.to(device), noise.to(device)

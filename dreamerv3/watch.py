@@ -28,7 +28,7 @@ from common.program import program
 from common.run import Run, run_config, usable_device
 from common.seeding import derive_seed
 from common.video import has_display, label, write_video
-from dreamerv3.agent import Agent, load_agent
+from dreamerv3.agent import Agent, load_agent, seen
 from dreamerv3.config import Config
 from dreamerv3.env import Worlds, make_world
 from dreamerv3.interface import WorldError
@@ -58,10 +58,7 @@ class Dream:
         """Some real steps of the policy, then the model alone from there."""
         for _ in range(CONTEXT):
             rows = self.worlds.step(self.action.numpy())
-            names = [name for name in rows if name.startswith("obs/")]
-            obs = {name.removeprefix("obs/"): torch.from_numpy(rows[name]).to(self.device) for name in names}
-            is_first = torch.from_numpy(rows["is_first"]).to(self.device)
-            inputs = (self.action.to(self.device), obs, is_first, *self._noise())
+            inputs = (self.action.to(self.device), *seen(rows, self.device), *self._noise())
             self.real, action = self.agent.act(self.real, *inputs)
             self.action = action.cpu()
         self.state, self.total, self.steps, self.is_over = self.real, 0.0, 0, False

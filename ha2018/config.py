@@ -80,7 +80,7 @@ class Config:
     # Deviation D14: gpu, night and smoke choose auto.
     precision: str = setting(
         "float32",
-        "of the products of V and of dreams; auto: bfloat16 where the device has it",
+        "of the products of V, of M in training and of dreams; auto: bfloat16 where the device has it",
         choices=PRECISIONS,
     )
     checkpoint_seconds: float = setting(30.0, "seconds between checkpoints inside a stage", low=0)

