@@ -46,9 +46,11 @@ UNTRAINED, PIXELS, STILL = "untrained encoder", "pixels", "last frame alone"
 def claim(config: Config) -> str:
     """The word that tells apart the records of one task: what is tested, and the masks and targets of ablations.
 
-    Behind it, where nothing was trained here, whose weights they are.
+    Of labelled videos, how many clips and views too, in which the published tests of data sets differ. Behind it, where
+    nothing was trained here, whose weights they are.
     """
-    word = "velocity-r2" if config.task in GENERATED else "probe-accuracy"
+    clips = f"{config.probe_segments}x{config.probe_views}"
+    word = "velocity-r2" if config.task in GENERATED else f"probe-accuracy-{clips}"
     if config.task == "physics":
         word = "physics-accuracy"
     masking = "" if config.masking == "multi-block" else f"-{config.masking}"

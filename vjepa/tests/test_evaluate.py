@@ -97,7 +97,8 @@ def test_claims_name_what_was_changed():
         ({"masking": "random-tube"}, "velocity-r2-random-tube"),
         ({"target": "pixels", "task": "physics"}, "physics-accuracy-pixels"),
         ({"updates": 0}, "velocity-r2-untrained"),
-        ({"updates": 0, "task": "videos", "init_from": "x"}, "probe-accuracy-official"),
+        ({"task": "videos", "probe_segments": 2}, "probe-accuracy-2x3"),
+        ({"updates": 0, "task": "videos", "init_from": "x"}, "probe-accuracy-8x3-official"),
     ):
         assert evaluate.claim(Config(**{**vars(CONFIG), **changes})) == word
 
@@ -177,7 +178,7 @@ def test_labelled_videos_are_probed(tmp_path):
     train.main(words)
     evaluate.main(["--run", str(tmp_path / "run")])
     record = check_record(tmp_path / "run", "videos")
-    assert (record["claim"], record["episodes"]) == ("probe-accuracy", 8)
+    assert (record["claim"], record["episodes"]) == ("probe-accuracy-2x2", 8)
     assert set(record["controls"]) == {"untrained encoder", "most frequent class"}
     assert record["policy"].endswith("2 clips x 2 views")
 
