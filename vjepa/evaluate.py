@@ -126,8 +126,9 @@ def state_record(
         if (name, key) != ("V-JEPA", headline)
     }
     if isinstance(splits.train, Digits) and isinstance(splits.test, Digits) and detection.fits(model.encoder.grid):
-        precisions = detection.measure(models, splits.train, splits.test, config, device)
-        measurements |= {key: sample(_grouped(values), "digits-detection") for key, values in precisions.items()}
+        if config.target == "ema":  # a predictor of pixels expects no tokens that a place could be read from
+            precisions = detection.measure(models, splits.train, splits.test, config, device)
+            measurements |= {key: sample(_grouped(values), "digits-detection") for key, values in precisions.items()}
         precisions = rollout.measure(models, splits.train, splits.test, config, device)
         measurements |= {key: sample(_grouped(values), "digits-rollout") for key, values in precisions.items()}
     return {
@@ -165,7 +166,7 @@ def physics_record(config: Config, model: JEPA, device: torch.device, has_contro
         end = "" if who == "V-JEPA" else f", {who}"
         measurements |= {
             f"{word}{end}": sample(_grouped(values), f"{name}-part")
-            for word, values in physics.details(table, config.tubelet).items()
+            for word, values in physics.details(table, config.tubelet, fixed).items()
         }
     return {
         **sample(_grouped(hits["V-JEPA"].mean[:, fixed].mean(0)), name),

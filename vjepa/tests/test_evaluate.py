@@ -14,9 +14,11 @@ import torch
 from common import testing
 from common.config import from_dict
 from common.record import RECORD_KEYS
-from vjepa import detection, evaluate, label_probe, readout, train
+from vjepa import detection, evaluate, label_probe, physics, readout, rollout, scenes, train
+from vjepa.ablations import TARGETS
 from vjepa.build import new_model
 from vjepa.config import Config
+from vjepa.data import Splits
 from vjepa.digits import Digits
 from vjepa.features import last_frame, pixel_features
 from vjepa.readout import READOUTS, Recipe
@@ -66,6 +68,19 @@ def test_a_run_on_shapes_is_read_pictured_and_recorded(trained, start, tmp_path)
         assert picture is not None, name
         assert picture.std() > 5, name
     check_film(folder / "video.webm")
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4, 5, 6, 7, 8, 11, 14, 32])
+def test_the_score_of_physics_is_the_mean_of_its_blocks(steps, monkeypatch):
+    """At every length of a window: score and blocks are of one context."""
+    config = replace(CONFIG, task="physics", frames=2 * steps)
+    count = len(physics.contexts((steps, 4, 4)))
+    table = np.random.default_rng(0).normal(size=(len(scenes.BLOCKS), 40, 2, count, 3))
+    monkeypatch.setattr(physics, "measure", lambda *words: {"V-JEPA": table})
+    record = evaluate.physics_record(config, new_model(config, 3), torch.device("cpu"), has_controls=False)
+    blocks = [record["measurements"][name]["value"] for name in scenes.BLOCKS]
+    assert record["value"] == pytest.approx(sum(blocks) / len(blocks))
+    assert record["policy"].startswith(f"mean surprise after {steps // 2 * 2} frames")
 
 
 def test_a_run_on_scenes_is_surprised_and_filmed(tmp_path):
@@ -221,6 +236,17 @@ def test_cells_stand_where_tokens_stand():
     assert cells.shape == (3, 2 * 64, 2)
     frame = np.flatnonzero(clips.maps[1, 3])
     assert cells[1, 64:, 1].nonzero()[:, 0].tolist() == frame.tolist()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_digits_are_expected_by_a_predictor_of_tokens_alone(target, monkeypatch):
+    config = replace(CONFIG, task="digits", size=(64, 64), target=target, probe_epochs=1)
+    train_clips, test_clips = (Digits(64, 4, 20, k, bool(k)) for k in range(2))
+    monkeypatch.setattr(rollout, "EPOCHS", 1)
+    splits = Splits(train_clips, train_clips, test_clips)
+    found = evaluate.state_record(config, splits, new_model(config, 1), torch.device("cpu"), has_controls=False)
+    assert "states copied" in found["measurements"]
+    assert ("digits expected" in found["measurements"]) == (target == "ema")
 
 
 def test_digits_to_come_are_expected_and_measured():
