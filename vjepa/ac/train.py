@@ -199,7 +199,8 @@ def check(config: Config, ranks: dist.Ranks) -> tuple[World, Model]:
     if config.batch_size % ranks.world_size:
         raise ValueError(f"batch_size {config.batch_size} does not divide over {ranks.world_size} processes")
     world = new_world(config.task)
-    world.episode(0)
+    start, _, layout = (part[None] for part in world.episode(0))
+    world.step(start, torch.zeros(1, world.action_size), layout, torch.zeros(1, 2))  # a simulator may not be there
     if config.encoder_updates:
         if config.frames % 2:
             raise ValueError(f"frames {config.frames}: a pretraining has tubelets of two frames")

@@ -6,6 +6,8 @@ import dataclasses
 import functools
 import json
 import random
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 
 from common import checkpoint, dist, eager, testing
 from common.config import from_dict, parse
-from vjepa.ac import build, data, evaluate, train
+from vjepa.ac import build, data, evaluate, pictures, play, train
 from vjepa.ac.config import PRESETS, TASKS, Config
 from vjepa.ac.tests.conftest import SMOKE, WALL
 from vjepa.ac.worlds import rooms
@@ -83,6 +85,29 @@ def test_a_run_is_tested_and_leaves_its_record(name, start, request):
     assert {path.name for path in folder.iterdir()} >= {"curves.png", "ways.png", "video.webm"}
 
 
+def test_a_test_that_was_interrupted_at_its_end_plans_no_episode_again(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    words = ("--updates", "0", "--episodes", "2", "--budget", "4", "--epochs", "1", "--checkpoints", "1")
+    train.main([*SMOKE, *words, "--run", str(folder)])
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "show", raises(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            evaluate.main(["--run", str(folder)])
+    with monkeypatch.context() as patch:
+        patch.setattr(play, "play_plans", raises(AssertionError))
+        patch.setattr(pictures, "show", lambda *words: None)
+        evaluate.main(["--run", str(folder)])
+    assert (folder / "record.json").is_file()
+    assert not list(folder.glob("test-*"))
+
+
+def raises(error: type[BaseException]) -> Callable[..., None]:
+    def function(*words: object) -> None:
+        raise error
+
+    return function
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -139,6 +164,17 @@ def test_bad_options_are_one_line_and_leave_nothing(words, message, tmp_path, ca
     assert message in errors
     assert errors.count("\n") == 1
     assert not folder.exists()
+
+
+def test_a_simulator_that_is_not_there_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gymnasium_robotics", None)
+    with pytest.raises(SystemExit) as ending:
+        train.main([*SMOKE, "--task", "pointmaze", "--run", str(tmp_path / "run")])
+    assert ending.value.code == 2
+    errors = capsys.readouterr().err
+    assert "task pointmaze needs gymnasium-robotics" in errors
+    assert errors.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unfinished_run_is_not_tested(start, tmp_path, capsys):
