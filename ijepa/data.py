@@ -237,7 +237,7 @@ def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
                 raise ValueError(f"it lacks an array, {missing[0]}")
             return {name: file[name] for name in names}
     # A damaged archive ends in whatever its reader happens to meet.
-    except (OSError, EOFError, ValueError, NotImplementedError, struct.error, zlib.error, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"data: {path} is no readable .npz file ({reason})") from error
 

@@ -94,6 +94,21 @@ def test_arrays_are_checked(tmp_path):
         data.load_splits(config)
 
 
+def test_arrays_give_probes_what_videos_give_them():
+    content = np.broadcast_to(np.arange(20, dtype=np.uint8)[None, :, None, None], (1, 20, 4, 4))
+    found = Arrays(content, np.zeros(1, np.int64), 4)
+    assert found.clips(0, 3)[:, 0, 0, 0, 0].tolist() == [0, 8, 16]
+    assert found.clips(0, 1)[0, :, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    rng = np.random.default_rng(0)
+    assert {int(found.clips(0, 1, rng)[0, 0, 0, 0, 0]) for _ in range(300)} == set(range(17))
+    for _ in range(50):
+        starts = found.clips(0, 2, rng)[:, 0, 0, 0, 0]
+        assert 0 <= starts[0] <= 8 <= starts[1] <= 16
+    before = rng.bit_generator.state
+    Arrays(content, None, 20).clips(0, 3, rng)
+    assert rng.bit_generator.state == before
+
+
 def test_videos_of_class_folders_and_of_lists(tmp_path):
     for name in ("b/1.avi", "a/2.avi", "a/3.avi"):
         write(tmp_path / "videos" / name, 12)

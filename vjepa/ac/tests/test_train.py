@@ -22,6 +22,7 @@ from vjepa.ac.tests.conftest import SMOKE, WALL
 from vjepa.ac.worlds import rooms
 from vjepa.ac.worlds.catalogue import new_world
 from vjepa.ac.worlds.rooms import WALL as WALL_WORLD
+from vjepa.ac.worlds.world import new_episodes, seeds_of_test
 
 TOTAL = 24
 
@@ -151,7 +152,7 @@ def test_an_untrained_control_is_a_valid_run(words, tmp_path):
         (("--model", "recipe", "--task", "wall"), "model recipe is for two-rooms"),
         (("--task", "wall", "--frames", "20"), "trajectory_steps"),
         (("--task", "wall", "--side", "60"), "no multiple of patch"),
-        (("--task", "wall", "--encoder-updates", "0", "--init-from", "absent.pt"), "cannot read absent.pt"),
+        (("--task", "wall", "--encoder-updates", "0", "--init-from", "absent.pt"), "there is no file absent.pt"),
         (("--device", "cuda:9"), "CUDA devices"),
     ],
 )
@@ -216,6 +217,37 @@ def test_windows_are_steps_of_the_walk():
     assert torch.equal(walks.states[0, first[0]], batch.states[0, 0])
     drawn = data.starts_of(config, 200, torch.Generator().manual_seed(0))
     assert set(drawn.tolist()) == set(range(24 - 20 + 1))
+
+
+def test_walks_and_traces_with_a_flipped_bit_are_made_again_or_the_same(tmp_path):
+    config, world = config_of(*WALL, "--trajectories", "2"), WALL_WORLD
+    data.make_walks(tmp_path, world, config)
+    walks, episodes = data.load_walks(tmp_path, config, torch.device("cpu")), new_episodes(world, seeds_of_test(1))
+    assert walks is not None
+    play._write_trace(tmp_path / "0.npz", episodes.start[:, None].repeat(1, config.budget + 1, 1), 1.0)
+
+    def walked() -> torch.Tensor | None:
+        found = data._read(tmp_path, config)
+        return None if found is None else found.states
+
+    def traced() -> torch.Tensor | None:
+        found = play._read_trace(tmp_path / "0.npz", episodes, config)
+        return None if found is None else found[0]
+
+    for path, read in ((tmp_path / data.WALKS, walked), (tmp_path / "0.npz", traced)):
+        whole, kept = path.read_bytes(), read()
+        assert kept is not None
+        lost = 0
+        for k in range(0, 8 * len(whole), 61):
+            path.write_bytes(whole[: k // 8] + bytes([whole[k // 8] ^ 1 << k % 8]) + whole[k // 8 + 1 :])
+            found = read()
+            assert found is None or torch.equal(found, kept)
+            lost += found is None
+        assert lost
+    data.make_walks(tmp_path, world, config)
+    again = data.load_walks(tmp_path, config, torch.device("cpu"))
+    assert again is not None
+    assert torch.equal(again.states, walks.states)
 
 
 def parts_of_two(config: Config, walks: data.Walks | None) -> list[data.Batch]:
