@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import random
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 
 from common import checkpoint, dist, eager, testing
 from common.config import from_dict, parse
+from common.run import Run
 from vjepa.ac import build, data, evaluate, pictures, play, train
 from vjepa.ac.config import PRESETS, TASKS, Config
 from vjepa.ac.tests.conftest import SMOKE, WALL
@@ -192,7 +194,8 @@ def test_every_field_is_read_somewhere():
     package = Path(train.__file__).parent
     text = "".join(path.read_text(encoding="utf-8") for path in package.glob("*.py") if path.name != "config.py")
     text += (package / "config.py").read_text(encoding="utf-8").split("__post_init__")[1]
-    unread = [field.name for field in dataclasses.fields(Config) if f"config.{field.name}" not in text]
+    names = [field.name for field in dataclasses.fields(Config)]
+    unread = [name for name in names if re.search(rf"\bconfig\.{name}\b", text) is None]
     assert unread == []
 
 
@@ -324,6 +327,17 @@ def test_a_model_has_one_graph_however_many_were_trained_before_it(monkeypatch, 
                 found.append(numbers["loss"])
     torch.testing.assert_close(found[1::2], found[::2])
     assert eager.marks() == ()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_encoder_is_pretrained_in_the_precision_asked_for(precision, tmp_path, monkeypatch):
+    config, seen = config_of(*WALL, "--set", "encoder_updates=1", "trajectories=0", f"precision={precision}"), []
+    jepa = build.new_pretraining(config)
+    jepa.encoder.blocks[0].register_forward_hook(lambda module, given, found: seen.append(found.dtype))
+    monkeypatch.setattr(train, "new_pretraining", lambda config: jepa)
+    run = Run.open("vjepa", config, "smoke", tmp_path / "run")
+    train.pretrain(run, config, dist.setup(), WALL_WORLD, None)
+    assert set(seen) == {getattr(torch, precision)}
 
 
 def test_walks_of_both_kinds_of_rooms_and_two_sizes_are_compiled(monkeypatch):
