@@ -341,7 +341,7 @@ def micro_batches(data: MicroBatches, ranks: dist.Ranks, first_update: int) -> I
         sampler=numbers,
         num_workers=workers,
         prefetch_factor=READ_AHEAD if workers else None,
-        collate_fn=_as_it_is,
+        collate_fn=as_it_is,
         worker_init_fn=begin_worker,
         # The base seed of the workers; unused, but without this one the global generator would be consumed.
         generator=torch.Generator().manual_seed(0),
@@ -357,7 +357,8 @@ def micro_batches(data: MicroBatches, ranks: dist.Ranks, first_update: int) -> I
         yield [_batch(*part) for part in parts]
 
 
-def _as_it_is(item: Any) -> Any:
+def as_it_is(item: Any) -> Any:
+    """For a DataLoader: what the data set gives, without tensors made of it."""
     return item
 
 

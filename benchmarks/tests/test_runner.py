@@ -171,7 +171,7 @@ def test_the_authors_weights_are_probed_if_they_are_named_and_else_a_training_is
 
 
 def test_bench_says_which_settings_a_row_lacks(monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr(runner.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr(runner, "run", lambda job: False)
     options = argparse.Namespace(seeds=None, preset="paper", task="imagenet", set=["data=images"])
     assert runner.bench([suite for suite in suites.load() if suite.paper == "ijepa"], options) == 1

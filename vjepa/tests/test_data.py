@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -69,7 +71,23 @@ def test_digits_of_the_test_are_others_and_their_map_is_true():
         for cell in found:  # the middle of a digit lies in the cell: its box is not empty
             row, column = cell // digits.MAP * 8, cell % digits.MAP * 8
             assert frame[max(0, row - 8) : row + 16, max(0, column - 8) : column + 16].max() > 100
-    assert (test.classes[:, 0] <= test.classes[:, 1]).all()
+    classes = np.stack([test.digit_classes[test._drawn(index)[0]] for index in range(8)])
+    assert (classes[:, 0] <= classes[:, 1]).all()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"no gzip", gzip.compress(b"1,2\n3\n"), gzip.compress(b"1,2\n" * 400)[:-9]],
+    ids=["text", "ragged", "cut"],
+)
+def test_a_damaged_file_of_digits_is_one_line(tmp_path, monkeypatch, content):
+    path = tmp_path / "data" / "data" / "mnist_5k.csv.gz"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    monkeypatch.setattr(digits, "find_spec", lambda name: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
+    with pytest.raises(ValueError, match=r"task digits: .*mnist_5k\.csv\.gz cannot be read") as found:
+        digits.mnist.__wrapped__()
+    assert "\n" not in str(found.value)
 
 
 def test_arrays_are_checked(tmp_path):
