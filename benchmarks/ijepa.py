@@ -216,8 +216,9 @@ def known_check(run: Experiment, name: str) -> Claim:
 GPU_RUNS = tuple(game_run("gpu", game, (0,), 25) for game in GAMES)
 IMAGENET = Experiment("paper", "imagenet", "probe-accuracy", (0,), minutes=72 * 60, needs_gpu=True)
 OFFICIAL = Experiment(
-    "paper", "imagenet", "probe-accuracy-official", (0,), minutes=600, settings=("updates=0",), needs_gpu=True
-)
+    "paper", "imagenet", "probe-accuracy-official", (0,), minutes=600, settings=("updates=0",), needs_gpu=True,
+    needs=("init_from",),
+)  # fmt: skip
 
 
 def imagenet_row(run: Experiment, id: str, words: str, is_official: bool) -> Number:

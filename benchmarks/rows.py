@@ -29,7 +29,8 @@ class Experiment:
     make these runs others than those of the preset. takes: an option of the train command and the experiment whose run
     of the same seed it names, where these runs share a part with that one. evaluate: further words for the evaluate
     command; is_trained is False if there is nothing to train. minutes: the expected time of one seed. only_bench:
-    `reproduce` leaves it out, since it is a control that takes long.
+    `reproduce` leaves it out, since it is a control that takes long. needs: fields, or field=value words, that the user
+    has to set for these runs to be made; then those of the same preset and task that need less are not.
     """
 
     suite: str
@@ -43,6 +44,7 @@ class Experiment:
     is_trained: bool = True
     needs_gpu: bool = False
     only_bench: bool = False
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,21 @@ def reads_as(text: str, value: Any) -> bool:
     return text == str(value)
 
 
+def asked_for(rows: Sequence[Row], overrides: Sequence[str]) -> list[Row]:
+    """The rows whose runs the user's settings make: all that they need is set, and no others of the task need more."""
+    found = [row for row in rows if not missing(row, overrides)]
+    most: dict[tuple[str, str], int] = {}
+    for one in map(first, found):
+        most[one.suite, one.task] = max(len(one.needs), most.get((one.suite, one.task), 0))
+    return [row for row in found if len(first(row).needs) == most[first(row).suite, first(row).task]]
+
+
+def missing(row: Row, overrides: Sequence[str]) -> list[str]:
+    """What the runs of a row need that the user has not set."""
+    given = {*overrides, *(name for name, _, value in (word.partition("=") for word in overrides) if value)}
+    return [need for one in experiments(row) for need in one.needs if need not in given]
+
+
 def jobs(suite: Suite, rows: Sequence[Row], seeds: Sequence[int] | None, overrides: Sequence[str] = ()) -> list[Job]:
     """The runs that some rows need, controls too, each once. `seeds` replaces the seeds of what is trained."""
     found = []
@@ -138,7 +153,7 @@ def job_of(suite: Suite, one: Experiment, seed: int, overrides: Sequence[str] = 
     changed = tuple(overrides) if one.is_trained else ()
     base = None if one.takes is None else (one.takes[0], _name(one.takes[1], seed, changed))
     settings = (*changed, *one.settings)
-    part = one.claim if one.settings else ""
+    part = one.claim if one.settings or one.needs else ""
     return Job(
         suite.paper, one.task, one.suite, seed, _name(one, seed, changed), one.evaluate, one.is_trained, settings, base,
         part,
@@ -146,11 +161,11 @@ def job_of(suite: Suite, one: Experiment, seed: int, overrides: Sequence[str] = 
 
 
 def _name(one: Experiment, seed: int, changed: Sequence[str]) -> str:
-    """The run folder of an experiment; with settings or without a run of its own it has its claim word in it."""
+    """The run folder of an experiment; with settings, needs or without a run of its own, its claim word is in it."""
     parts = [
         one.task,
         *([one.suite] if one.is_trained else []),
-        *([one.claim] if one.settings or not one.is_trained else []),
+        *([one.claim] if one.settings or one.needs or not one.is_trained else []),
     ]
     return folder_name("-".join((*parts, f"seed{seed}", *sorted(changed))))
 
@@ -215,7 +230,7 @@ def reproduce(papers: Sequence[Suite], options: argparse.Namespace) -> int:
     for suite in papers:
         rows = [row for row in suite.rows if first(row).suite in (preset, CALIBRATION)]
         rows = [row for row in rows if options.task in (None, first(row).task)]
-        rows = [row for row in rows if not any(one.only_bench for one in experiments(row))]
+        rows = asked_for([row for row in rows if not any(one.only_bench for one in experiments(row))], options.set)
         todo = jobs(suite, rows, options.seeds or [0], options.set)
         if not any(first(row).suite == preset for row in rows):
             # A preset or task without rows of its own makes no claim; its numbers are shown all the same.
@@ -262,8 +277,10 @@ def bench(papers: Sequence[Suite], options: argparse.Namespace) -> int:
         for row in rows:
             if first(row).needs_gpu and not has_gpu:
                 print(f"left out: {suite.paper} {row.id} (it needs a GPU, and this machine has none)")
+            elif missing(row, options.set):
+                print(f"left out: {suite.paper} {row.id} (it needs --set {' '.join(missing(row, options.set))})")
         runnable = [row for row in rows if has_gpu or not first(row).needs_gpu]
-        for job in jobs(suite, runnable, options.seeds, options.set):
+        for job in jobs(suite, asked_for(runnable, options.set), options.seeds, options.set):
             if run(job):
                 print(f"recorded: {collect(job, suite.film).relative_to(ROOT)}", flush=True)
             else:

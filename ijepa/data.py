@@ -237,7 +237,7 @@ def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
                 raise ValueError(f"it lacks an array, {missing[0]}")
             return {name: file[name] for name in names}
     # A damaged archive ends in whatever its reader happens to meet.
-    except (OSError, EOFError, ValueError, NotImplementedError, struct.error, zlib.error, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"data: {path} is no readable .npz file ({reason})") from error
 
@@ -341,7 +341,7 @@ def micro_batches(data: MicroBatches, ranks: dist.Ranks, first_update: int) -> I
         sampler=numbers,
         num_workers=workers,
         prefetch_factor=READ_AHEAD if workers else None,
-        collate_fn=_as_it_is,
+        collate_fn=as_it_is,
         worker_init_fn=begin_worker,
         # The base seed of the workers; unused, but without this one the global generator would be consumed.
         generator=torch.Generator().manual_seed(0),
@@ -357,7 +357,8 @@ def micro_batches(data: MicroBatches, ranks: dist.Ranks, first_update: int) -> I
         yield [_batch(*part) for part in parts]
 
 
-def _as_it_is(item: Any) -> Any:
+def as_it_is(item: Any) -> Any:
+    """For a DataLoader: what the data set gives, without tensors made of it."""
     return item
 
 

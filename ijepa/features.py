@@ -32,7 +32,7 @@ from common.workers import begin_worker
 from ijepa.build import load_model, new_model
 from ijepa.config import PRESETS, TASKS, Config
 from ijepa.crops import centred, to_input
-from ijepa.data import Images, statistics_of
+from ijepa.data import Images, as_it_is, statistics_of
 from ijepa.images import COMPLAINT, DamagedImageError, ImageFiles
 from ijepa.statistics import IMAGENET
 from ijepa.vit import VisionTransformer
@@ -87,7 +87,7 @@ def encode(
     """
     data = _Centred(images, config)
     loader = DataLoader(
-        data, batch_size=None, num_workers=config.workers, collate_fn=_as_it_is, worker_init_fn=begin_worker
+        data, batch_size=None, num_workers=config.workers, collate_fn=as_it_is, worker_init_fn=begin_worker
     )
     has_bfloat16 = device.type == "cuda" and compute_dtype(config.precision, device) == torch.bfloat16
     # Filled as they come, since those of ImageNet are too large to lie in memory twice: 26 GB of ViT-H.
@@ -107,10 +107,6 @@ def encode(
                 count += len(rows)
             bar.update()
     return features[:count], np.concatenate(kept)
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
 
 
 # --- features of a folder ---------------------------------------------------------------------------------------------

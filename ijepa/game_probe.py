@@ -24,7 +24,7 @@ from ijepa.config import Config
 from ijepa.features import encode, pooled_and_tokens, pooled_layers
 from ijepa.jepa import JEPA
 from ijepa.nature_cnn import NatureCNN
-from ijepa.readout import COMPONENTS, FITTED, Thinned, principal_axes
+from ijepa.readout import COMPONENTS, FITTED, OURS, UNTRAINED, Thinned, principal_axes
 from ijepa.vit import VisionTransformer
 
 RESAMPLES = 2000
@@ -33,7 +33,7 @@ RAW = "atariari-f1"
 STANDARDISED = f"{RAW}-standardised"
 # The forms of features in the matrix, beside those that stand in every record.
 ALL_RAW, ALL_COMPONENTS = "raw", f"{COMPONENTS} components of all tokens"
-OURS, UNTRAINED, RANDOM = "I-JEPA", "untrained encoder", "random-cnn"
+RANDOM = "random-cnn"
 
 
 class GameTest:

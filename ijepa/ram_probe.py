@@ -108,7 +108,6 @@ class Predictions:
     predicted: np.ndarray
     truth: np.ndarray
     episode: np.ndarray
-    epochs: int = 0
 
 
 class Plateau:
@@ -181,12 +180,10 @@ def train_probes(
     labels = {name: torch.from_numpy(getattr(data, name).labels.astype(np.int64)) for name in inputs}
     probes = Probes(inputs["train"].shape[1], len(data.variables), generator)
     plateaus = [Plateau() for _ in data.variables]
-    done = 0
-    while done < epochs:
+    for _ in range(epochs):
         active = [v for v, plateau in enumerate(plateaus) if not plateau.is_done]
         if not active:
             break
-        done += 1
         for positions in torch.from_numpy(data.train.batches(rng)[0]):
             probes.step(inputs["train"][positions], labels["train"][positions][:, active], active)
         positions = torch.from_numpy(data.validation.batches(rng)[0]).flatten()
@@ -199,7 +196,7 @@ def train_probes(
     positions, episode = (torch.from_numpy(part).flatten() for part in data.test.batches(rng))
     every = list(range(len(data.variables)))
     predicted = torch.cat([probes.logits(inputs["test"][rows], every).argmax(-1) for rows in positions.split(1024)])
-    return Predictions(predicted.numpy(), labels["test"][positions].numpy(), episode.numpy(), done)
+    return Predictions(predicted.numpy(), labels["test"][positions].numpy(), episode.numpy())
 
 
 def majority(data: ProbeData) -> Predictions:

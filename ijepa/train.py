@@ -173,10 +173,9 @@ def check(config: Config, ranks: dist.Ranks) -> tuple[JEPA, Splits | None]:
         data.check_batch(splits.pretrain, config)
     else:
         play.check_emulator()
-        if config.env_steps // play.PLAYERS < 1 or (config.is_trained and config.env_steps < config.batch_size):
-            raise ValueError(
-                f"a batch of {config.batch_size} images needs more than the {config.env_steps} frames to be played"
-            )
+        frames = config.env_steps // play.PLAYERS * play.PLAYERS
+        if config.is_trained and frames < config.batch_size:
+            raise ValueError(f"a batch of {config.batch_size} images needs more than the {frames} frames to be played")
     model = new_model(config, data.channels(splits), config.init_from)
     check_masks(mask_config(config, model.encoder.grid))
     return model, splits

@@ -55,7 +55,6 @@ class AtariClips:
         too soon for a clip, or has no ROM here."""
         self.side, self.frames, self.count, self.statistics = side, frames, count, statistics
         memory = GAMES[game]
-        self.state_names = (*memory.places, *(f"{name} velocity" for name in memory.places))
         self.screens, places, first = play(game, side, STEPS_PER_CLIP * count + frames, seed)
         last = ends(places, first, memory, frames)
         if len(last) == 0:

@@ -195,7 +195,7 @@ _SMALL: Mapping[str, Any] = {"frames": 8, "size": (24, 24), "patch": 4}
 PRESETS = {
     "paper": Preset("ViT-L/16, 90,000 updates on VideoMix2M: 80.8 % of K400, 69.5 % of SSv2 with an attentive probe"),
     "gpu": Preset(
-        "bouncing shapes, digits and physics at ten times the size of night: probes beat the same encoder untrained",
+        "bouncing shapes, digits and physics on five times the clips of night: probes beat the same encoder untrained",
         {"task": "physics", "device": "cuda", "workers": 16, "encoder": "small", "updates": 20_000, "clips": 100_000,
          "batch_size": 128, "micro_batch_size": 128, "predictor_width": 192, "predictor_depth": 6,
          "positions": "rotary", "predictor_heads": 6, "pairs": 1000},
@@ -204,7 +204,7 @@ PRESETS = {
         "physics: surprise at impossible events, beside an untrained and a pixel predictor; digits and shapes: probes "
         "beside the same encoder untrained",
         {"task": "physics", **_NARROW, "updates": 6000},
-        # Half an hour a run, since there are three seeds, and an ablation.
+        # Well below physics, whose one seed has the night: there are three seeds, and an ablation.
         {
             "physics": {"pairs": 200},
             "shapes": {**_SMALL, "updates": 5000, "probe_clips": 4000},

@@ -39,6 +39,8 @@ from vjepa.videos import DamagedVideoError, VideoFiles
 from vjepa.vit import Grid
 
 READ_AHEAD = 4  # micro-batches per worker
+# A damaged .npz file ends in whatever its reader happens to meet.
+DAMAGED = (OSError, EOFError, ValueError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile)
 GENERATED = ("shapes", "digits", "physics", *GAMES)
 
 
@@ -83,9 +85,15 @@ class Arrays:
         return self.content[index, start : start + self.frames]
 
     def clips(self, index: int, count: int, rng: np.random.Generator | None = None) -> np.ndarray:
-        """`count` clips of `index` from evenly spaced places, [count, F, H, W, C]."""
+        """`count` clips of `index` from evenly spaced places, or each from a random one of its part of them.
+
+        [count, F, H, W, C].
+        """
         spare = self.content.shape[1] - self.frames
-        starts = [0] if count == 1 else [round(k * spare / (count - 1)) for k in range(count)]
+        if rng is None or spare == 0:
+            starts = [round(k * spare / max(1, count - 1)) for k in range(count)]
+        else:
+            starts = [int(rng.integers(k * spare // count, (k + 1) * spare // count + 1)) for k in range(count)]
         return np.stack([self.content[index, start : start + self.frames] for start in starts])
 
 
@@ -165,8 +173,7 @@ def _read_arrays(path: Path, frames: int) -> Arrays:
             if "clips" not in file.files:
                 raise ValueError("it lacks an array, clips")
             arrays = {name: file[name] for name in ("clips", "labels") if name in file.files}
-    # A damaged archive ends in whatever its reader happens to meet.
-    except (OSError, EOFError, ValueError, NotImplementedError, struct.error, zlib.error, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"data: {path} is no readable .npz file ({reason})") from error
     return Arrays(arrays["clips"], arrays.get("labels"), frames)
@@ -253,7 +260,7 @@ def micro_batches(data: MicroBatches, ranks: dist.Ranks, first_update: int) -> I
         sampler=numbers,
         num_workers=workers,
         prefetch_factor=READ_AHEAD if workers else None,
-        collate_fn=_as_it_is,
+        collate_fn=as_it_is,
         worker_init_fn=begin_worker,
         # The base seed of the workers; unused, but without this one the global generator would be consumed.
         generator=torch.Generator().manual_seed(0),
@@ -269,7 +276,8 @@ def micro_batches(data: MicroBatches, ranks: dist.Ranks, first_update: int) -> I
         yield [_batch(*part) for part in parts]
 
 
-def _as_it_is(item: Any) -> Any:
+def as_it_is(item: Any) -> Any:
+    """For a DataLoader: what the data set gives, without tensors made of it."""
     return item
 
 

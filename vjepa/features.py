@@ -18,7 +18,7 @@ from common.run import progress_bar
 from common.workers import begin_worker
 from vjepa.config import Config
 from vjepa.crops import to_input, views
-from vjepa.data import Clips
+from vjepa.data import Clips, as_it_is
 from vjepa.vit import VideoTransformer, tubelets, video_table
 
 BATCH = 64
@@ -66,7 +66,7 @@ def encode(encode_batch: Encode, clips: Clips, config: Config, device: torch.dev
         _Whole(clips, config),
         batch_size=None,
         num_workers=config.workers,
-        collate_fn=_as_it_is,
+        collate_fn=as_it_is,
         worker_init_fn=begin_worker,
         generator=torch.Generator().manual_seed(0),
     )
@@ -79,7 +79,3 @@ def encode(encode_batch: Encode, clips: Clips, config: Config, device: torch.dev
                 parts.append(encode_batch(inputs).float().cpu())
             bar.update()
     return torch.cat(parts)
-
-
-def _as_it_is(item: Any) -> Any:
-    return item

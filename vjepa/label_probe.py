@@ -25,7 +25,7 @@ from common.workers import begin_worker
 from vjepa.build import new_model
 from vjepa.config import Config
 from vjepa.crops import random_crop, resize, to_input, views
-from vjepa.data import Arrays, Labelled, Splits
+from vjepa.data import Arrays, Labelled, Splits, as_it_is
 from vjepa.jepa import JEPA, parameter_groups, set_schedule
 from vjepa.probe import AttentiveProbe, new_probe
 from vjepa.readout import CLIP_NORM, Recipe, probe_schedule
@@ -77,8 +77,7 @@ def train_label_probe(
     )  # fmt: skip
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "attentive probe"))
     classes = int(videos.labels.max()) + 1
-    width, is_first = encoder.size.width, config.positions == "sincos"
-    probe = new_probe(width, heads, classes, recipe.depth, is_first, generator).to(device)
+    probe = new_probe(encoder.size.width, heads, classes, recipe.depth, recipe.depth == 1, generator).to(device)
     per_epoch = len(videos) // recipe.batch_size
     schedule = probe_schedule(recipe, recipe.epochs * per_epoch)
     optimizer = torch.optim.AdamW(parameter_groups([probe]))
@@ -189,12 +188,8 @@ def _stream(items: Dataset[Any], config: Config, numbers: range) -> Iterator[tup
             batch_size=None,
             sampler=numbers,
             num_workers=config.workers,
-            collate_fn=_as_it_is,
+            collate_fn=as_it_is,
             worker_init_fn=begin_worker,
             generator=torch.Generator().manual_seed(0),
         )
     )
-
-
-def _as_it_is(item: Any) -> Any:
-    return item

@@ -61,7 +61,7 @@ def load(path: Path, model: JEPA) -> dict[str, Any]:
     have beside their rotary positions are left out. Raises ValueError in one line for a file that is none, is of the
     other generation or of another size.
     """
-    content = _content(path)
+    content = content_of(path)
     missing = [part for part in PARTS if not isinstance(content.get(part), Mapping)]
     if missing:
         raise ValueError(f"init_from: {path} has no {', '.join(missing)}")
@@ -100,7 +100,8 @@ def export(path: Path, model: JEPA, epoch: int, loss: float) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _content(path: Path) -> dict[str, Any]:
+def content_of(path: Path) -> dict[str, Any]:
+    """The parts of an official file. Raises ValueError in one line for a file that is none, or is damaged."""
     try:
         check_is_file(path)
         # torch reads a weight with a flipped bit as it is; the archive around it has checksums.

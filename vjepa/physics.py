@@ -135,14 +135,13 @@ def hits(table: np.ndarray) -> Hits:
     return Hits(*(part.swapaxes(1, 2) for part in compared))
 
 
-def details(found: Hits, tubelet: int) -> dict[str, np.ndarray]:
-    """A hit for each pair [n], means over blocks, by the names that a record gives them.
+def details(found: Hits, tubelet: int, fixed: int) -> dict[str, np.ndarray]:
+    """A hit for each pair [n], means over blocks, by the names that a record gives them. fixed: `fixed_context`.
 
-    Beside the fixed context stands the published way to count: in each block the best context, which is chosen on the
+    Beside it stands the published way to count: in each block the best context, which is chosen on the
     very pairs that it is tested on.
     """
     blocks, lengths, _ = found.mean.shape
-    fixed = fixed_context_of(lengths)
     parts = {name: found.mean[k, fixed] for k, name in enumerate(scenes.BLOCKS)}
     parts |= {f"after {(c + 1) * tubelet} frames": found.mean[:, c].mean(0) for c in range(lengths)}
     best = found.mean.mean(2).argmax(1)
@@ -151,8 +150,3 @@ def details(found: Hits, tubelet: int) -> dict[str, np.ndarray]:
     parts["largest surprise"] = found.maximum[:, fixed].mean(0)
     parts["largest surprise, best context of each block"] = found.maximum[np.arange(blocks), best].mean(0)
     return parts
-
-
-def fixed_context_of(lengths: int) -> int:
-    """`fixed_context` from the number of contexts."""
-    return min(max(0, round(lengths / LONGEST_CONTEXT / 2) - 1), lengths - 1)

@@ -15,7 +15,6 @@ from vjepa.statistics import IMAGENET, Statistics
 GROUND = (20, 90)  # lowest and highest of a channel, of 255
 GRAIN = 4  # standard deviation of the ground's pixels; it stays where it is
 SHIFT = 4  # bits of a pixel that OpenCV draws with
-NAMES = ("disc x", "disc y", "square x", "square y")
 # Of the side: one to two patches of a sixth across.
 RADIUS = (0.1, 0.18)
 SPEED = (0.02, 0.06)  # of the side, a frame
@@ -30,7 +29,6 @@ class Shapes:
     """
 
     channels = 3
-    state_names = (*NAMES, *(f"{name} velocity" for name in NAMES))
 
     def __init__(self, side: int, frames: int, count: int, seed: int, statistics: Statistics = IMAGENET[3]) -> None:
         """`side` in pixels; `count` clips of so many `frames`."""

@@ -22,7 +22,10 @@ SLACK = 2
 
 
 class DamagedVideoError(ValueError):
-    """A video that is missing, cut short, too short or no video; the message names it."""
+    """A video that is missing, cut short or no video; the message names it.
+
+    Deviation D3: the authors draw other videos in place of such, however many; here they are counted and named.
+    """
 
 
 def frame_indices(
@@ -105,7 +108,10 @@ class VideoFiles:
         return self.clips(index, 1, rng)[0]
 
     def clips(self, index: int, count: int, rng: np.random.Generator | None = None) -> np.ndarray:
-        """`count` clips of video `index`, [count, F, H, W, 3] uint8. Raises DamagedVideoError."""
+        """`count` clips of video `index`, [count, F, H, W, 3] uint8; a short one's last frame is seen again and again.
+
+        Raises DamagedVideoError.
+        """
         path = self.paths[index].decode()
         if not Path(path).is_file():  # nor a pipe, whose reading would never end
             raise DamagedVideoError(f"{path} is missing or no video")
@@ -114,9 +120,6 @@ class VideoFiles:
             length, fps = int(video.get(cv2.CAP_PROP_FRAME_COUNT)), video.get(cv2.CAP_PROP_FPS)
             if not video.isOpened() or length < 1 or not math.isfinite(fps):
                 raise DamagedVideoError(f"{path} is missing or no video")
-            # Deviation D3: the authors fill up with the last frame, however short a video is.
-            if length < self.frames:
-                raise DamagedVideoError(f"{path} has {length} frames, a clip {self.frames}")
             step = self.step if self.step is not None else max(1, math.ceil(fps) // (self.fps or 1))
             chosen = frame_indices(length, self.frames, step, count, count > 1, rng)
             return _read(video, chosen, length, path)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import ha2018, records, report, runner, smoke, suites
-from benchmarks.rows import first
+from benchmarks.rows import experiments, first
 from benchmarks.tests.hand_made import record, sample
 from common.testing import ProgramError
 
@@ -125,6 +125,59 @@ def test_reproduce_leaves_long_controls_to_bench(tmp_path: Path, monkeypatch: py
         ("vjepa", "two-rooms", "cpu"),
     }
     assert {job.overrides for job in started} == {(), ("updates=0",)}  # an untrained control takes no time
+
+
+def test_no_two_experiments_of_a_suite_have_one_place_for_the_records_of_other_runs():
+    for suite in suites.load():
+        runs: dict[tuple[str, ...], set[object]] = {}
+        for one in (one for row in suite.rows for one in experiments(row)):
+            how = one.settings, one.takes, one.evaluate, one.is_trained, one.needs
+            runs.setdefault((suite.paper, one.suite, one.task, one.claim), set()).add(how)
+        assert [place for place, ways in runs.items() if len(ways) > 1] == []
+
+
+OWN, FILE = ("data=a.csv", "test_data=b.csv"), "init_from=vitl16.pth.tar"
+
+
+@pytest.mark.parametrize(
+    ("paper", "words", "claim", "is_trained"),
+    [
+        ("vjepa", OWN, "", True),
+        ("vjepa", (*OWN, "init_from="), "", True),
+        ("vjepa", (*OWN, "probe_segments=2"), "probe-accuracy-2x3", True),
+        ("vjepa", (*OWN, FILE), "probe-accuracy-8x3-official", False),
+        ("vjepa", (*OWN, FILE, "probe_segments=2"), "probe-accuracy-2x3-official", False),
+        ("ijepa", OWN[:1], "", True),
+        ("ijepa", (*OWN[:1], FILE), "probe-accuracy-official", False),
+    ],
+)
+def test_the_authors_weights_are_probed_if_they_are_named_and_else_a_training_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paper, words, claim, is_trained
+):
+    started: list[runner.Job] = []
+
+    def run(job: runner.Job) -> bool:
+        started.append(job)
+        return False
+
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    monkeypatch.setattr(runner, "run", run)
+    monkeypatch.setattr(report, "build_local", lambda *parts: "")
+    options = argparse.Namespace(seeds=None, preset="paper", task=None, set=list(words))
+    assert runner.reproduce([suite for suite in suites.load() if suite.paper == paper], options) == 1
+    (job,) = started
+    assert (job.part, "updates=0" in job.overrides) == (claim, not is_trained)
+    assert (claim or "paper-seed0") in job.name
+
+
+def test_bench_says_which_settings_a_row_lacks(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(runner, "run", lambda job: False)
+    options = argparse.Namespace(seeds=None, preset="paper", task="imagenet", set=["data=images"])
+    assert runner.bench([suite for suite in suites.load() if suite.paper == "ijepa"], options) == 1
+    out = capsys.readouterr().out
+    assert "left out: ijepa imagenet-h14-official (it needs --set init_from)" in out
+    assert out.count("left out") == 1
 
 
 @pytest.mark.parametrize(("paper", "task"), [("ha2018", "car"), ("ijepa", "boxing"), ("dreamerv3", "crafter")])

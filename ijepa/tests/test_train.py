@@ -26,6 +26,7 @@ from ijepa.tests.conftest import SMOKE
 from ijepa.vit import patch_grid
 
 TOTAL = 30
+MODULES = ("encoder/", "predictor/", "target_encoder/")
 
 
 def newest(folder) -> checkpoint.Checkpoint:
@@ -72,7 +73,7 @@ def test_two_ranks_equal_one(start, tmp_path):
     one, two = (newest(folder / "run").tensors for folder in folders)
     assert one.keys() == two.keys()
     for name, value in one.items():
-        if name.startswith(("encoder", "predictor")) and "qkv.bias" not in name:
+        if name.startswith(MODULES) and "qkv.bias" not in name:
             torch.testing.assert_close(two[name], value, rtol=0, atol=2e-5, msg=name)
 
 
@@ -179,6 +180,10 @@ def test_a_run_without_updates_leaves_the_first_weights_and_is_tested(tmp_path, 
         (["--init-from", "nowhere.pth.tar"], "there is no file nowhere.pth.tar"),
         (["--batch-size", "208"], "needs more than the 200 there are"),
         (["--task", "pong", "--env-steps", "8"], "env_steps"),
+        (
+            ["--task", "pong", "--env-steps", "100", "--batch-size", "100", "--micro-batch-size", "4"],
+            "a batch of 100 images needs more than the 96 frames to be played",  # by eight, twelve each
+        ),
         (["--predictor-width", "30"], "a width that 4 divides, not 30"),
         (["--device", "cuda:99"], "cuda:99"),
         (["--masking", "none"], "masking"),

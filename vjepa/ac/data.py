@@ -7,7 +7,6 @@ Every number is drawn by its place (seed, purpose, update), so a run that goes o
 from __future__ import annotations
 
 import io
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from common.files import atomic_write
 from common.seeding import derive_seed
 from vjepa.ac.config import Config
 from vjepa.ac.worlds.world import World
+from vjepa.data import DAMAGED
 
 WALKS = "walks.npz"
 
@@ -104,6 +104,6 @@ def _read(folder: Path, config: Config) -> Walks | None:
     try:
         with np.load(folder / WALKS, allow_pickle=False) as file:
             found = Walks(*(torch.from_numpy(file[name]) for name in ("states", "actions", "layouts")))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (*DAMAGED, KeyError):
         return None
     return found if found.actions.shape[:2] == (config.trajectories, config.trajectory_steps) else None

@@ -200,12 +200,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         record = record_of_run(info, config, models, tested)
         keep_traces(info["folder"], tested)
         draw_curves(record, info["folder"] / "curves.png")
-        shutil.rmtree(kept)
         here = to_device(tested.episodes, device)
         pictures.show(models[0][1], world, here, tested.traces[0].to(device), config, info["folder"])
     except ValueError as error:
         user_error(str(error))
     close(record, info["folder"])
+    shutil.rmtree(kept)
 
 
 if __name__ == "__main__":

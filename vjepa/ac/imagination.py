@@ -19,9 +19,10 @@ from vjepa.ac.predictor import ACPredictor
 from vjepa.ac.recipe import RecipeModel, to_input
 from vjepa.ac.worlds.world import World
 from vjepa.jepa import normalise
+from vjepa.statistics import IMAGENET
 from vjepa.vit import VideoTransformer
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = IMAGENET[3].mean.tolist(), IMAGENET[3].std.tolist()
 
 
 class ACModel(nn.Module):
@@ -113,7 +114,7 @@ def resized(pictures: Tensor, side: int) -> Tensor:
 def normalised_pictures(pictures: Tensor, side: int) -> Tensor:
     """Pictures [..., C, H, W] uint8 -> [..., 3, side, side], less ImageNet's mean, by its deviation."""
     x = resized(in_colour(pictures), side).float() / 255
-    mean, std = (x.new_tensor(part)[:, None, None] for part in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (x.new_tensor(part)[:, None, None] for part in (MEAN, STD))
     return (x - mean) / std
 
 

@@ -7,18 +7,13 @@ Source: facebookresearch/vjepa2: src/hub/backbones.py.
 
 from __future__ import annotations
 
-import pickle
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vjepa.ac.predictor import ACPredictor
-from vjepa.official import LAYERS, encoder_keys
+from vjepa.official import LAYERS, content_of, encoder_keys
 from vjepa.vit import VideoTransformer
 
 TABLES = frozenset({"pos_embed", "predictor_pos_embed"})  # in the files beside rotary positions, and not used
@@ -43,7 +38,7 @@ def load_predictor(path: Path, predictor: ACPredictor) -> None:
 
 
 def _copy(path: Path, part: str, module: nn.Module, keys: Iterable[str]) -> None:
-    content = _content(path).get(part)
+    content = content_of(path).get(part)
     if not isinstance(content, Mapping):
         raise ValueError(f"init_from: {path} has no {part}")
     given = {_bare(name): tensor for name, tensor in content.items() if _bare(name) not in TABLES}
@@ -63,17 +58,3 @@ def _copy(path: Path, part: str, module: nn.Module, keys: Iterable[str]) -> None
 def _bare(name: str) -> str:
     """Without the prefixes of DistributedDataParallel and of a wrapper."""
     return str(name).removeprefix("module.").removeprefix("backbone.")
-
-
-def _content(path: Path) -> dict[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except OSError as error:
-        raise ValueError(f"init_from: cannot read {path}: {error.strerror or error}") from error
-    except (pickle.UnpicklingError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
-        raise ValueError(
-            f"init_from: {path} is no checkpoint of tensors alone ({str(error).splitlines()[0]})"
-        ) from error
-    if not isinstance(content, dict):
-        raise ValueError(f"init_from: {path} holds no parts")
-    return content

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import time
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from vjepa.ac.config import Config
 from vjepa.ac.imagination import Imagination, cost_of
 from vjepa.ac.planner import EpisodeNoise, Plan, anywhere, cem, mppi, within_norm
 from vjepa.ac.worlds.world import Episodes, World
+from vjepa.data import DAMAGED
 
 SHARPNESS = 0.005
 
@@ -121,7 +121,7 @@ def _read_trace(path: Path, episodes: Episodes, config: Config) -> tuple[Tensor,
     try:
         with np.load(path, allow_pickle=False) as file:
             trace, seconds = torch.from_numpy(file["states"]), float(file["seconds"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (*DAMAGED, KeyError):
         return None
     wanted = (len(episodes.start), config.budget + 1, episodes.start.shape[1])
     is_ours = trace.shape == wanted and torch.equal(trace[:, 0], episodes.start.cpu())

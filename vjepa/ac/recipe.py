@@ -149,8 +149,3 @@ def probe_loss(model: RecipeModel, frames: Tensor, places: Tensor) -> Tensor:
 def scaled_place(places: Tensor) -> Tensor:
     """Pixels [..., 2] -> numbers of unit variance."""
     return (places - places.new_tensor(PLACE_MEAN)) / places.new_tensor(PLACE_STD)
-
-
-def unscaled_place(scaled: Tensor) -> Tensor:
-    """The inverse of `scaled_place`."""
-    return scaled * scaled.new_tensor(PLACE_STD) + scaled.new_tensor(PLACE_MEAN)

@@ -160,13 +160,24 @@ def _tensors(name: str, part: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def pretraining_step(
-    jepa: JEPA, optimizer: torch.optim.Optimizer, clips: Tensor, masks: Masks, schedule: Schedule, update: int
+    jepa: JEPA,
+    optimizer: torch.optim.Optimizer,
+    clips: Tensor,
+    masks: Masks,
+    schedule: Schedule,
+    update: int,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
-    """One update of V-JEPA 2 on clips [B, 3, F, H, W] of the world, normalised."""
+    """One update of V-JEPA 2 on clips [B, 3, F, H, W] of the world, normalised.
+
+    dtype: what matrix products multiply, float32 or bfloat16.
+    """
     set_schedule(optimizer, schedule.lr_at(update), schedule.weight_decay_at(update))
     optimizer.zero_grad(set_to_none=True)
-    tokens = targets(jepa.target_encoder, clips)
-    loss = distance(predict(jepa, clips, masks), select(tokens, masks))
+    with torch.autocast(clips.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        tokens = targets(jepa.target_encoder, clips)
+        loss = distance(predict(jepa, clips, masks), select(tokens, masks))
     loss.backward()
     dist.average_gradients(jepa.parameters())
     optimizer.step()
@@ -181,12 +192,13 @@ def pretrain(run: Run, config: Config, ranks: dist.Ranks, world: World, walks: W
     optimizer = new_optimizer(jepa)
     modules = {"encoder": jepa.encoder, "predictor": jepa.predictor, "target_encoder": jepa.target_encoder}
     stage = Stage(run, PRETRAINING, config.encoder_updates, config.checkpoint_seconds, ranks, modules, optimizer)
+    dtype = compute_dtype(config.precision, ranks.device)
     for update in stage.updates():
         pictures = batch_of(world, config, walks, PRETRAINING, update, ranks).pictures
         clips = normalised_pictures(pictures, config.side).transpose(1, 2)
         generator = torch.Generator().manual_seed(derive_seed(config.seed, "masks", update, ranks.rank))
         masks = sample_masks(MASK_KINDS, jepa.predictor.grid, len(clips), update, generator).to(ranks.device)
-        stage.log(update, pretraining_step(jepa, optimizer, clips, masks, schedule, update))
+        stage.log(update, pretraining_step(jepa, optimizer, clips, masks, schedule, update, dtype=dtype))
         if stage.due(update):
             stage.save(update)
 
@@ -199,7 +211,8 @@ def check(config: Config, ranks: dist.Ranks) -> tuple[World, Model]:
     if config.batch_size % ranks.world_size:
         raise ValueError(f"batch_size {config.batch_size} does not divide over {ranks.world_size} processes")
     world = new_world(config.task)
-    world.episode(0)
+    start, _, layout = (part[None] for part in world.episode(0))
+    world.step(start, torch.zeros(1, world.action_size), layout, torch.zeros(1, 2))  # a simulator may not be there
     if config.encoder_updates:
         if config.frames % 2:
             raise ValueError(f"frames {config.frames}: a pretraining has tubelets of two frames")

@@ -14,15 +14,18 @@ import torch
 from common import testing
 from common.config import from_dict
 from common.record import RECORD_KEYS
-from vjepa import detection, evaluate, label_probe, readout, train
+from vjepa import detection, evaluate, label_probe, physics, readout, rollout, scenes, train
+from vjepa.ablations import TARGETS
 from vjepa.build import new_model
 from vjepa.config import Config
+from vjepa.data import Arrays, Splits
 from vjepa.digits import Digits
 from vjepa.features import last_frame, pixel_features
 from vjepa.readout import READOUTS, Recipe
 from vjepa.statistics import Statistics
 from vjepa.tests.calculation import CONFIG
 from vjepa.tests.test_data import write
+from vjepa.vit import POSITIONS
 
 
 def check_record(folder, task):
@@ -68,6 +71,19 @@ def test_a_run_on_shapes_is_read_pictured_and_recorded(trained, start, tmp_path)
     check_film(folder / "video.webm")
 
 
+@pytest.mark.parametrize("steps", [2, 3, 4, 5, 6, 7, 8, 11, 14, 32])
+def test_the_score_of_physics_is_the_mean_of_its_blocks(steps, monkeypatch):
+    """At every length of a window: score and blocks are of one context."""
+    config = replace(CONFIG, task="physics", frames=2 * steps)
+    count = len(physics.contexts((steps, 4, 4)))
+    table = np.random.default_rng(0).normal(size=(len(scenes.BLOCKS), 40, 2, count, 3))
+    monkeypatch.setattr(physics, "measure", lambda *words: {"V-JEPA": table})
+    record = evaluate.physics_record(config, new_model(config, 3), torch.device("cpu"), has_controls=False)
+    blocks = [record["measurements"][name]["value"] for name in scenes.BLOCKS]
+    assert record["value"] == pytest.approx(sum(blocks) / len(blocks))
+    assert record["policy"].startswith(f"mean surprise after {steps // 2 * 2} frames")
+
+
 def test_a_run_on_scenes_is_surprised_and_filmed(tmp_path):
     folder = tmp_path / "run"
     words = ["--preset", "smoke", "--task", "physics", "--updates", "4", "--pairs", "2", "--workers", "0"]
@@ -97,7 +113,8 @@ def test_claims_name_what_was_changed():
         ({"masking": "random-tube"}, "velocity-r2-random-tube"),
         ({"target": "pixels", "task": "physics"}, "physics-accuracy-pixels"),
         ({"updates": 0}, "velocity-r2-untrained"),
-        ({"updates": 0, "task": "videos", "init_from": "x"}, "probe-accuracy-official"),
+        ({"task": "videos", "probe_segments": 2}, "probe-accuracy-2x3"),
+        ({"updates": 0, "task": "videos", "init_from": "x"}, "probe-accuracy-8x3-official"),
     ):
         assert evaluate.claim(Config(**{**vars(CONFIG), **changes})) == word
 
@@ -177,7 +194,7 @@ def test_labelled_videos_are_probed(tmp_path):
     train.main(words)
     evaluate.main(["--run", str(tmp_path / "run")])
     record = check_record(tmp_path / "run", "videos")
-    assert (record["claim"], record["episodes"]) == ("probe-accuracy", 8)
+    assert (record["claim"], record["episodes"]) == ("probe-accuracy-2x2", 8)
     assert set(record["controls"]) == {"untrained encoder", "most frequent class"}
     assert record["policy"].endswith("2 clips x 2 views")
 
@@ -191,6 +208,21 @@ def test_videos_without_labels_train_and_say_what_a_test_needs(tmp_path, capsys)
         evaluate.main(["--run", str(tmp_path / "run")])
     assert end.value.code == 2
     assert "task videos needs test_data, with labels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_the_depth_of_a_probe_says_whose_form_it_has(positions, depth):
+    """The query first at depth 1, as in V-JEPA, and behind the other blocks else, as in V-JEPA 2; of both encoders."""
+    config = replace(CONFIG, positions=positions, probe_depth=depth, probe_epochs=1, probe_batch_size=2, workers=0)
+    clips = Arrays(np.zeros((2, 4, 32, 32, 3), np.uint8), np.arange(2), 4)
+    encoder, device = new_model(config, 3).target_encoder, torch.device("cpu")
+    tokens, recipe = torch.zeros(2, 32, 64), Recipe(1, 2, 1e-3, 0.01, depth, 2)
+    for probe in (
+        label_probe.train_label_probe(encoder, clips, config, device, "encoder"),
+        readout.train_probe(tokens, torch.zeros(2, 3), torch.nn.functional.mse_loss, 3, recipe, 0),
+    ):
+        assert probe.pooler.asks_first == (depth == 1)
 
 
 def test_tokens_of_several_clips_stand_one_after_the_other():
@@ -220,6 +252,17 @@ def test_cells_stand_where_tokens_stand():
     assert cells.shape == (3, 2 * 64, 2)
     frame = np.flatnonzero(clips.maps[1, 3])
     assert cells[1, 64:, 1].nonzero()[:, 0].tolist() == frame.tolist()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_digits_are_expected_by_a_predictor_of_tokens_alone(target, monkeypatch):
+    config = replace(CONFIG, task="digits", size=(64, 64), target=target, probe_epochs=1)
+    train_clips, test_clips = (Digits(64, 4, 20, k, bool(k)) for k in range(2))
+    monkeypatch.setattr(rollout, "EPOCHS", 1)
+    splits = Splits(train_clips, train_clips, test_clips)
+    found = evaluate.state_record(config, splits, new_model(config, 1), torch.device("cpu"), has_controls=False)
+    assert "states copied" in found["measurements"]
+    assert ("digits expected" in found["measurements"]) == (target == "ema")
 
 
 def test_digits_to_come_are_expected_and_measured():

@@ -106,13 +106,13 @@ def test_hits_count_the_more_surprising_member():
     table[0, 2, 0, 0] = (2, 2)
     found = physics.hits(table)
     assert (found.mean[0, 0, 2], found.maximum[0, 0, 2]) == (0, 100)
-    parts = physics.details(found, 2)
+    parts = physics.details(found, 2, 0)
     assert parts["best context of each block"].mean() >= parts["after 2 frames"].mean()
 
 
 def test_contexts_are_the_published_ones():
     assert [steps * 2 for steps in physics.contexts((8, 14, 14))] == [2, 4, 6, 8, 10]
-    assert physics.fixed_context((8, 14, 14)) == physics.fixed_context_of(5) == 3
+    assert physics.fixed_context((8, 14, 14)) == 3
     assert physics.windows_of(np.zeros((24, 8, 8, 3)), 16).shape == (5, 16, 8, 8, 3)
     with pytest.raises(ValueError, match="a block is one of permanence"):
         scenes.new_scene("magic", 24, np.random.default_rng(0), is_test=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,17 @@ def test_another_depth_a_missing_part_and_no_checkpoint_are_one_line(pair, tmp_p
     with pytest.raises(ValueError, match="has no predictor"):
         official.load_predictor(tmp_path / "odd.pt", pair[1])
     (tmp_path / "text.pt").write_text("nothing")
-    for name in ("text.pt", "absent.pt"):
+    (tmp_path / "folder.pt").mkdir()
+    os.mkfifo(tmp_path / "pipe.pt")
+    for name in ("text.pt", "absent.pt", "folder.pt", "pipe.pt"):
         with pytest.raises(ValueError, match="init_from"):
             official.load_encoder(tmp_path / name, pair[0])
+
+
+def test_a_weight_with_a_flipped_bit_is_seen(pair, tmp_path):
+    path = official_file(tmp_path / "vjepa2-ac.pt", *pair)
+    content, weight = path.read_bytes(), pair[1].predictor_embed.weight.detach().numpy().tobytes()
+    place = content.index(weight) + 2
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    with pytest.raises(ValueError, match=r"vjepa2-ac\.pt is damaged"):
+        official.load_predictor(path, pair[1])

@@ -6,6 +6,9 @@ import dataclasses
 import functools
 import json
 import random
+import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +17,14 @@ import torch
 
 from common import checkpoint, dist, eager, testing
 from common.config import from_dict, parse
-from vjepa.ac import build, data, evaluate, train
+from common.run import Run
+from vjepa.ac import build, data, evaluate, pictures, play, train
 from vjepa.ac.config import PRESETS, TASKS, Config
 from vjepa.ac.tests.conftest import SMOKE, WALL
 from vjepa.ac.worlds import rooms
 from vjepa.ac.worlds.catalogue import new_world
 from vjepa.ac.worlds.rooms import WALL as WALL_WORLD
+from vjepa.ac.worlds.world import new_episodes, seeds_of_test
 
 TOTAL = 24
 
@@ -83,6 +88,29 @@ def test_a_run_is_tested_and_leaves_its_record(name, start, request):
     assert {path.name for path in folder.iterdir()} >= {"curves.png", "ways.png", "video.webm"}
 
 
+def test_a_test_that_was_interrupted_at_its_end_plans_no_episode_again(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    words = ("--updates", "0", "--episodes", "2", "--budget", "4", "--epochs", "1", "--checkpoints", "1")
+    train.main([*SMOKE, *words, "--run", str(folder)])
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "show", raises(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            evaluate.main(["--run", str(folder)])
+    with monkeypatch.context() as patch:
+        patch.setattr(play, "play_plans", raises(AssertionError))
+        patch.setattr(pictures, "show", lambda *words: None)
+        evaluate.main(["--run", str(folder)])
+    assert (folder / "record.json").is_file()
+    assert not list(folder.glob("test-*"))
+
+
+def raises(error: type[BaseException]) -> Callable[..., None]:
+    def function(*words: object) -> None:
+        raise error
+
+    return function
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -126,7 +154,7 @@ def test_an_untrained_control_is_a_valid_run(words, tmp_path):
         (("--model", "recipe", "--task", "wall"), "model recipe is for two-rooms"),
         (("--task", "wall", "--frames", "20"), "trajectory_steps"),
         (("--task", "wall", "--side", "60"), "no multiple of patch"),
-        (("--task", "wall", "--encoder-updates", "0", "--init-from", "absent.pt"), "cannot read absent.pt"),
+        (("--task", "wall", "--encoder-updates", "0", "--init-from", "absent.pt"), "there is no file absent.pt"),
         (("--device", "cuda:9"), "CUDA devices"),
     ],
 )
@@ -139,6 +167,17 @@ def test_bad_options_are_one_line_and_leave_nothing(words, message, tmp_path, ca
     assert message in errors
     assert errors.count("\n") == 1
     assert not folder.exists()
+
+
+def test_a_simulator_that_is_not_there_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gymnasium_robotics", None)
+    with pytest.raises(SystemExit) as ending:
+        train.main([*SMOKE, "--task", "pointmaze", "--run", str(tmp_path / "run")])
+    assert ending.value.code == 2
+    errors = capsys.readouterr().err
+    assert "task pointmaze needs gymnasium-robotics" in errors
+    assert errors.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unfinished_run_is_not_tested(start, tmp_path, capsys):
@@ -155,7 +194,8 @@ def test_every_field_is_read_somewhere():
     package = Path(train.__file__).parent
     text = "".join(path.read_text(encoding="utf-8") for path in package.glob("*.py") if path.name != "config.py")
     text += (package / "config.py").read_text(encoding="utf-8").split("__post_init__")[1]
-    unread = [field.name for field in dataclasses.fields(Config) if f"config.{field.name}" not in text]
+    names = [field.name for field in dataclasses.fields(Config)]
+    unread = [name for name in names if re.search(rf"\bconfig\.{name}\b", text) is None]
     assert unread == []
 
 
@@ -180,6 +220,37 @@ def test_windows_are_steps_of_the_walk():
     assert torch.equal(walks.states[0, first[0]], batch.states[0, 0])
     drawn = data.starts_of(config, 200, torch.Generator().manual_seed(0))
     assert set(drawn.tolist()) == set(range(24 - 20 + 1))
+
+
+def test_walks_and_traces_with_a_flipped_bit_are_made_again_or_the_same(tmp_path):
+    config, world = config_of(*WALL, "--trajectories", "2"), WALL_WORLD
+    data.make_walks(tmp_path, world, config)
+    walks, episodes = data.load_walks(tmp_path, config, torch.device("cpu")), new_episodes(world, seeds_of_test(1))
+    assert walks is not None
+    play._write_trace(tmp_path / "0.npz", episodes.start[:, None].repeat(1, config.budget + 1, 1), 1.0)
+
+    def walked() -> torch.Tensor | None:
+        found = data._read(tmp_path, config)
+        return None if found is None else found.states
+
+    def traced() -> torch.Tensor | None:
+        found = play._read_trace(tmp_path / "0.npz", episodes, config)
+        return None if found is None else found[0]
+
+    for path, read in ((tmp_path / data.WALKS, walked), (tmp_path / "0.npz", traced)):
+        whole, kept = path.read_bytes(), read()
+        assert kept is not None
+        lost = 0
+        for k in range(0, 8 * len(whole), 61):
+            path.write_bytes(whole[: k // 8] + bytes([whole[k // 8] ^ 1 << k % 8]) + whole[k // 8 + 1 :])
+            found = read()
+            assert found is None or torch.equal(found, kept)
+            lost += found is None
+        assert lost
+    data.make_walks(tmp_path, world, config)
+    again = data.load_walks(tmp_path, config, torch.device("cpu"))
+    assert again is not None
+    assert torch.equal(again.states, walks.states)
 
 
 def parts_of_two(config: Config, walks: data.Walks | None) -> list[data.Batch]:
@@ -256,6 +327,17 @@ def test_a_model_has_one_graph_however_many_were_trained_before_it(monkeypatch, 
                 found.append(numbers["loss"])
     torch.testing.assert_close(found[1::2], found[::2])
     assert eager.marks() == ()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_encoder_is_pretrained_in_the_precision_asked_for(precision, tmp_path, monkeypatch):
+    config, seen = config_of(*WALL, "--set", "encoder_updates=1", "trajectories=0", f"precision={precision}"), []
+    jepa = build.new_pretraining(config)
+    jepa.encoder.blocks[0].register_forward_hook(lambda module, given, found: seen.append(found.dtype))
+    monkeypatch.setattr(train, "new_pretraining", lambda config: jepa)
+    run = Run.open("vjepa", config, "smoke", tmp_path / "run")
+    train.pretrain(run, config, dist.setup(), WALL_WORLD, None)
+    assert set(seen) == {getattr(torch, precision)}
 
 
 def test_walks_of_both_kinds_of_rooms_and_two_sizes_are_compiled(monkeypatch):

@@ -11,13 +11,14 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import vjepa.ac.worlds.registration as registration
+from vjepa.ac import audit
 from vjepa.ac.worlds import sweep
 from vjepa.ac.worlds.catalogue import WORLDS, new_world
 from vjepa.ac.worlds.pointmaze import PointMaze
 from vjepa.ac.worlds.rooms import TWO_ROOMS, TWO_ROOMS_RANDOM, WALL, walk
 from vjepa.ac.worlds.sampling import truncated_normal, von_mises
 from vjepa.ac.worlds.tworoom import TwoRoom
-from vjepa.ac.worlds.world import new_episodes, seeds_of_test
+from vjepa.ac.worlds.world import generator_of, new_episodes, seeds_of_test
 
 FIXED = torch.tensor([[32.0, 18.0]])
 
@@ -237,6 +238,22 @@ def test_tworoom_expert_gets_to_other_rooms_and_acts_within_the_box():
     assert float((is_left.any(1) & ~is_left.all(1)).float().mean()) > 0.3
     repeated = (actions[:, 1:] == actions[:, :-1]).all(-1).float().mean()
     assert 0.04 < float(repeated) < 0.2, "5 %, and corners of the box that are drawn twice"
+
+
+def test_tworoom_goals_are_25_steps_ahead_on_a_walk_of_the_expert():
+    """And a random policy reaches about as many as a public audit found, 26 %."""
+    world, seeds = TwoRoom(), seeds_of_test(40)
+    episodes = new_episodes(world, seeds)
+    assert torch.equal(episodes.layout, torch.full((40, 1), 49.0))
+    apart = (episodes.goal - episodes.start).abs()
+    assert 40 < float(apart.max()) <= 25 * 5, "no further than 25 steps of 5 pixels on an axis"
+    generator = generator_of(seeds[7], "episode")
+    first = int(torch.randint(92 - 25 + 1, (), generator=generator))
+    states, _, _ = world.trajectories(1, first + 25, generator)
+    assert torch.equal(states[0, first], episodes.start[7])
+    assert torch.equal(states[0, first + 25], episodes.goal[7])
+    found = audit.judge(world, episodes, audit.play_random(world, episodes, 50), judged_every=1)
+    assert 0.12 < float(found.is_reached.float().mean()) < 0.4
 
 
 # --- PointMaze --------------------------------------------------------------------------------------------------------

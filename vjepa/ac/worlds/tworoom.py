@@ -1,7 +1,7 @@
 """TwoRoom as in stable-worldmodel, the world of LeWM (arXiv 2603.19312): 224 x 224 pixels, a wall with one door.
 
 Shapes: E episodes, B trajectories. state (x, y) [..., 2] in pixels; layout [..., 1] is the y of the door's middle.
-Source: galilai-group/stable-worldmodel: stable_worldmodel/envs/two_room.
+Source: galilai-group/stable-worldmodel: stable_worldmodel/envs/two_room, and docs/baselines.md for the test.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ FREE_LOW, FREE_HIGH = 14.0, 209.0  # starts and goals
 WALK_LOW, WALK_HIGH = 14 + DOT, SIZE - 14 - DOT
 NEAR_DOOR = 10.5
 ACTION_NOISE, REPEAT = 2.0, 0.05
+WALK, AHEAD = 92, 25  # steps of a walk that a test episode is cut from, and from its start to its goal
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,14 @@ class TwoRoom:
     still: float = 4.0
 
     def episode(self, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Start and goal anywhere, the start not in the wall."""
-        start, goal = self._places(1, generator_of(seed, "episode"))
-        return start[0], goal[0], torch.tensor([self.door])
+        """Two states of a walk of the expert, 25 steps apart. LeWM's own test has 100, and a budget of 150.
+
+        Deviation D7: of a walk that is drawn for it, not of one that was learnt from.
+        """
+        generator = generator_of(seed, "episode")
+        first = int(torch.randint(WALK - AHEAD + 1, (), generator=generator))
+        states, _, layout = self.trajectories(1, first + AHEAD, generator)
+        return states[0, first], states[0, -1], layout[0]
 
     def trajectories(self, count: int, steps: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """An expert with noise: states [count, steps + 1, 2], actions [count, steps, 2], layouts [count, 1].
