@@ -9,6 +9,8 @@ import pytest
 
 from common import checkpoint, testing
 from common.config import parse
+from common.run import NonFiniteError
+from common.stage import Stage
 from diamond import evaluate, train, watch
 from diamond.config import PRESETS, TASKS, Config
 from diamond.train import Schedule, schedule_of
@@ -61,6 +63,24 @@ def test_controls_are_runs_like_any_other(tmp_path, capsys, words, claim):
     evaluate.main(["--run", str(tmp_path / "run")])
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     assert (record["claim"], record["unit"]) == (claim, "%")
+
+
+@pytest.mark.parametrize(("bad", "due"), [(3, 4), (5, 7)])  # the second when another network is being trained
+def test_no_checkpoint_follows_a_loss_that_is_no_number_between_two_lines_of_the_log(tmp_path, monkeypatch, bad, due):
+    real, calls = train.train_step, []
+
+    def broken(module, optimizer, terms, *rest):
+        calls.append(1)
+        terms = {name: term * float("nan") if len(calls) == bad + 1 else term for name, term in terms.items()}
+        return real(module, optimizer, terms, *rest)
+
+    monkeypatch.setattr(train, "train_step", broken)
+    monkeypatch.setattr(Stage, "due", lambda stage, update: update in (bad - 1, due))
+    folder = tmp_path / "run"
+    message = rf"train step {due + 1}: denoiser/loss is nan; last good checkpoint: .*step-{bad:09d}\.safetensors"
+    with pytest.raises(NonFiniteError, match=message):
+        train.main([*CATCH, "--run", str(folder)])
+    assert sorted(path.name for path in (folder / "train").glob("step-*"))[-1] == f"step-{bad:09d}.safetensors"
 
 
 @pytest.mark.parametrize(
