@@ -126,6 +126,15 @@ def test_a_video_is_one_epoch_of_the_denoiser_at_every_preset(capsys, preset, ta
     assert (plan.epochs, plan.total) == (1, config.denoiser_first)
 
 
+@pytest.mark.parametrize(("preset", "most"), [("smoke", 100), ("cpu", 2000), ("night", 11_000)])
+def test_no_task_of_a_small_preset_falls_back_to_the_papers_sizes(preset, most):
+    for task in TASKS:
+        config, _ = parse(Config, TASKS, PRESETS, ["--preset", preset, "--task", task], prog="", description="")
+        assert schedule_of(config, config.collect_first).total <= most, task
+        for name in ("image_size", "denoiser_channels", "reward_channels", "policy_channels", "env_steps"):
+            assert getattr(config, name) != getattr(Config, name), (task, name)
+
+
 def test_the_policy_plays_in_the_dream_without_a_display(trained, tmp_path, monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     watch.main(["--run", str(trained), "--film", str(tmp_path / "a.webm"), "--steps", "6"])
