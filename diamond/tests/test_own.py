@@ -80,6 +80,7 @@ def test_a_world_model_is_trained_on_them_and_tested(converted, tmp_path):
     evaluate.main(["--run", str(folder)])
     record = json.loads((folder / "record.json").read_text())
     assert (record["claim"], record["metric"], record["episodes"]) == ("video", "drift", 2)
+    assert record["budget"]["env_frames"] == 50  # nothing is known of a frame skip
 
 
 def broken(folder, fault):
@@ -194,6 +195,7 @@ def test_recorded_play_is_what_the_run_would_play_itself(play, tmp_path):
     assert np.array_equal(replays[0].facts["action"], replays[1].facts["action"])
     records = [json.loads((tmp_path / name / "record.json").read_text()) for name in ("read", "played")]
     assert records[0]["measurements"] == records[1]["measurements"]
+    assert [record["budget"]["env_frames"] for record in records] == [4 * 60, 4 * 60]
 
 
 def test_each_episode_is_a_video_that_ends_with_its_last_frame():
