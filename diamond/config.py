@@ -129,6 +129,10 @@ class Config:
             raise ValueError("collect_first, collect_most and env_steps must not fall")
         if self.data and not self.is_video:
             raise ValueError(f"data is for task own and the tasks video_*, not for {self.task}")
+        if not self.is_imagined and self.is_video:
+            raise ValueError(f"is_imagined false is for games that a policy plays, not for {self.task}")
+        if self.init_from is not None and self.diffusion != "edm":
+            raise ValueError(f"init_from: an official checkpoint is of diffusion edm, not {self.diffusion}")
         if abs(sum(self.age_weights) - 1) > 1e-6:
             raise ValueError(f"age_weights must add up to 1, not {sum(self.age_weights):g}")
 

@@ -91,6 +91,8 @@ def test_no_checkpoint_follows_a_loss_that_is_no_number_between_two_lines_of_the
         (("--image-size", "20"), "cannot be halved"),
         (("--age-weights", "0.5,0.6"), "add up to 1"),
         (("--denoiser-depths", "1,1"), "levels"),
+        (("--task", "own", "--data", ".", "--no-is-imagined"), "is_imagined false is for games that a policy plays"),
+        (("--diffusion", "ddpm", "--init-from", "Pong.pt"), "an official checkpoint is of diffusion edm, not ddpm"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_leaves_no_folder(tmp_path, capsys, words, message):
