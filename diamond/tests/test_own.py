@@ -96,6 +96,8 @@ def broken(folder, fault):
         (folder / "b.txt").write_text("0\n1\n")
     elif fault == "word":
         (folder / "b.txt").write_text("0\nleft\n")
+    elif fault == "time":
+        (folder / "b.txt").write_text("1795899600000000000000\n" * 22)
     elif fault == "no actions":
         (folder / "b.txt").unlink()
     elif fault == "other size":
@@ -114,7 +116,8 @@ def broken(folder, fault):
         ("half a header", 16, "b.avi: no video that can be read"),
         ("noise", 16, "b.webm: no video that can be read"),
         ("few", 16, "b.webm: 22 frames and 2 actions; one for each frame is needed"),
-        ("word", 16, "b.txt: line 2 is 'left', not a whole number from 0"),
+        ("word", 16, "b.txt: line 2 is 'left', not a whole number from 0 to 99,999"),
+        ("time", 16, "b.txt: line 1 is '1795899600000000000000', not a whole number from 0 to 99,999"),
         ("no actions", 16, "b.txt: no action file"),
         ("other size", 16, "b.webm: frames of 26 x 32 pixels, those of a.webm have 24 x 32 pixels"),
         ("twice", 16, "two videos are named a"),
