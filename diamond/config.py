@@ -119,6 +119,8 @@ class Config:
             channels, depths = getattr(self, f"{part}_channels"), getattr(self, f"{part}_depths")
             if len(channels) != len(depths) or not channels:
                 raise ValueError(f"{part}_channels has {len(channels)} levels, {part}_depths {len(depths)}")
+        if not self.policy_channels:
+            raise ValueError("policy_channels has no stage; at least one is needed")
         if self.denoiser_cond % (2 * self.history):
             raise ValueError(f"denoiser_cond {self.denoiser_cond} must be a multiple of 2 * history")
         if self.image_size % 2 ** len(self.policy_channels):

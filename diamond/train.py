@@ -27,7 +27,7 @@ from common.seeding import derive_seed
 from common.stage import Stage
 from diamond import data, imagination_fast, official
 from diamond.actor_critic import Steps, losses, rollout
-from diamond.agent import PARTS, STAGE, Agent, new_agent, refuse
+from diamond.agent import PARTS, STAGE, Agent, check_sizes, new_agent, refuse
 from diamond.beginnings import Pool
 from diamond.collect import Player, Reader, RealSteps
 from diamond.config import PRESETS, TASKS, Config
@@ -330,11 +330,12 @@ def check(config: Config) -> None:
     """What this machine cannot make, or no checkpoint, must end before there is a folder; one line and exit code 2."""
     game = new_game(config)
     game.close()
-    if config.init_from is not None:
-        try:
+    try:
+        check_sizes(config, game.actions)
+        if config.init_from is not None:
             official.load(Path(config.init_from), new_agent(config, game.actions))
-        except ValueError as error:
-            user_error(str(error))
+    except ValueError as error:
+        user_error(str(error))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -78,9 +78,7 @@ class Screens:
         return screen
 
 
-@pytest.mark.parametrize(
-    ("end", "shown"), [(None, [7, 8]), (5, [3, 4]), (6, [3, 4]), (7, [3, 4]), (8, [3, 4, 7])]
-)
+@pytest.mark.parametrize(("end", "shown"), [(None, [7, 8]), (5, [3, 4]), (6, [3, 4]), (7, [3, 4]), (8, [3, 4, 7])])
 def test_the_screen_that_ends_a_game_is_not_taken(end, shown):
     """The one before stays in its place, as in the authors' code."""
     game = object.__new__(Atari)
