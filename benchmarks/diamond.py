@@ -174,7 +174,7 @@ SUITE = Suite(
         *drift_rows(EDM),
         Claim(
             id="cpu-coin",
-            title="Jumps by a fair coin: 3 denoising steps choose a side, 1 step shows the average",
+            title="Jumps by a fair coin: 3 denoising steps decide for a side more than 1 step does",
             ours=(Quantity(COIN, "measurements/decision, 3 steps"),),
             control=(Quantity(COIN, "measurements/decision, 1 step"),),
             against="1 denoising step",

@@ -54,6 +54,21 @@ def new_agent(config: Config, actions: int) -> Agent:
     return Agent(denoiser, reward_end, policy).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+@torch.no_grad()
+def check_sizes(config: Config, actions: int) -> None:
+    """Raises ValueError in one line if networks of these sizes cannot be made, or cannot take a frame."""
+    length = config.history
+    obs = torch.zeros(1, length + 1, 3, config.image_size, config.image_size)
+    action = torch.zeros(1, length, dtype=torch.int64)
+    try:
+        agent = new_agent(config, actions)
+        agent.denoiser.inner_model(obs[:, 0], torch.zeros(1), obs[:, 1:].flatten(1, 2), action)
+        agent.reward_end(obs[:, :-1], action, obs[:, 1:])
+        agent.actor_critic(obs[:, 0], agent.actor_critic.initial_state(1))
+    except (RuntimeError, ValueError) as error:  # RuntimeError: heads of an attention that do not divide
+        raise ValueError(f"networks of these sizes cannot be made: {' '.join(str(error).split())}") from None
+
+
 def load_agent(info: Mapping[str, Any], config: Config, actions: int, device: torch.device) -> tuple[Agent, Any]:
     """The agent of a finished run and the state of its checkpoint; one line and exit code 2 if it has not ended."""
     folder = info["folder"]

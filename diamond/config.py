@@ -119,6 +119,8 @@ class Config:
             channels, depths = getattr(self, f"{part}_channels"), getattr(self, f"{part}_depths")
             if len(channels) != len(depths) or not channels:
                 raise ValueError(f"{part}_channels has {len(channels)} levels, {part}_depths {len(depths)}")
+        if not self.policy_channels:
+            raise ValueError("policy_channels has no stage; at least one is needed")
         if self.denoiser_cond % (2 * self.history):
             raise ValueError(f"denoiser_cond {self.denoiser_cond} must be a multiple of 2 * history")
         if self.image_size % 2 ** len(self.policy_channels):
@@ -129,6 +131,10 @@ class Config:
             raise ValueError("collect_first, collect_most and env_steps must not fall")
         if self.data and not self.is_video:
             raise ValueError(f"data is for task own and the tasks video_*, not for {self.task}")
+        if not self.is_imagined and self.is_video:
+            raise ValueError(f"is_imagined false is for games that a policy plays, not for {self.task}")
+        if self.init_from is not None and self.diffusion != "edm":
+            raise ValueError(f"init_from: an official checkpoint is of diffusion edm, not {self.diffusion}")
         if abs(sum(self.age_weights) - 1) > 1e-6:
             raise ValueError(f"age_weights must add up to 1, not {sum(self.age_weights):g}")
 
@@ -222,6 +228,44 @@ def videos(**values: Any) -> dict[str, dict[str, Any]]:
     return dict.fromkeys(filter(is_video, TASKS), alone)
 
 
+def games(**values: Any) -> dict[str, dict[str, Any]]:
+    """What a preset changes for every game that an agent plays."""
+    return dict.fromkeys((task for task in TASKS if not is_video(task)), values)
+
+
+# So few updates teach an agent nothing; they bound the time of a game that is named at a preset for videos.
+AGENT_CPU: dict[str, Any] = {
+    "horizon": 10,
+    "env_steps": 1500,
+    "collect_first": 1000,
+    "collect_most": 1000,
+    "last_epochs": 0,
+    "lr": 3e-4,
+    "denoiser_first": 300,
+    "denoiser_updates": 10,
+    "reward_end_first": 200,
+    "reward_end_updates": 10,
+    "actor_critic_first": 40,
+    "actor_critic_updates": 5,
+    "initial_batches": 16,
+    "test_games": 2,
+    "test_rollouts": 4,
+    "test_length": 50,
+}
+# Four times the pixels of `catch`, half of its updates; no run has shown what they teach.
+ATARI_NIGHT: dict[str, Any] = {
+    "image_size": 32,
+    **SMALL_NETS,
+    "denoiser_first": 1500,
+    "denoiser_updates": 20,
+    "reward_end_first": 1500,
+    "reward_end_updates": 15,
+    "actor_critic_first": 150,
+    "actor_critic_updates": 25,
+    "test_games": 10,
+    "test_length": 50,
+}
+
 PRESETS = {
     "paper": Preset("the paper's sizes, budget and protocol"),
     "gpu": Preset(
@@ -244,7 +288,8 @@ PRESETS = {
         videos(env_steps=20_000, denoiser_first=8000, test_length=1000),
     ),
     "night": Preset(
-        "an agent trained only in imagination solves a small pixel game; the drift of `cpu` at a larger size",
+        "an agent trained only in imagination solves a small pixel game; the drift of `cpu` at a larger size; "
+        "nothing of an agent of Atari",
         {
             "task": "catch",
             "batch_size": 16,
@@ -265,17 +310,22 @@ PRESETS = {
             "test_rollouts": 8,
             "test_length": 6,
         },
-        videos(
-            image_size=32,
-            env_steps=10_000,
-            denoiser_first=4000,
-            **{**SMALL_NETS, "denoiser_channels": (24, 24, 32)},
-            test_rollouts=20,
-            test_length=1000,
-        ),
+        {
+            **games(**ATARI_NIGHT),
+            "catch": {},
+            **videos(
+                image_size=32,
+                env_steps=10_000,
+                denoiser_first=4000,
+                **{**SMALL_NETS, "denoiser_channels": (24, 24, 32)},
+                test_rollouts=20,
+                test_length=1000,
+            ),
+        },
     ),
     "cpu": Preset(
-        "with few denoising steps the paper's world model stays closer to real play than its DDPM twin",
+        "with few denoising steps the paper's world model stays closer to real play than its DDPM twin; nothing of an "
+        "agent",
         {
             "task": "video_pong",
             "image_size": 24,
@@ -290,15 +340,17 @@ PRESETS = {
             "denoiser_first": 1600,
             "test_rollouts": 20,
         },
-        # A square is seen through more noise than the details of a game are. Levels at which both sides are still
-        # possible must be met in training, or the model has a favourite side.
         {
+            **games(**AGENT_CPU),
+            "catch": {**AGENT_CPU, "image_size": 16},
+            # A square is seen through more noise than the details of a game are. Levels at which both sides are still
+            # possible must be met in training, or the model has a favourite side.
             "video_coin": {
                 "image_size": 16,
                 "sigma_loc": 0.6,
                 "denoiser_first": 2000,
                 "test_length": 96,
-            }
+            },
         },
     ),
     "smoke": Preset(

@@ -30,6 +30,7 @@ from diamond import data
 from diamond.data import Video
 
 ACTION_FILE = ".txt"
+DIGITS = 5  # of an action: each number up to the highest has an embedding, so a time or a key code is none
 MULTIPLE = 16  # of rows and columns, which the networks halve
 
 
@@ -41,8 +42,8 @@ def read_actions(path: Path) -> list[int]:
     except (OSError, ValueError) as error:
         user_error(f"{path}: no action file ({' '.join(str(error).split())})")
     for number, line in enumerate(lines, 1):
-        if not line.strip().isdecimal():
-            user_error(f"{path}: line {number} is {line[:40]!r}, not a whole number from 0")
+        if not line.strip().isdecimal() or len(line.strip()) > DIGITS:
+            user_error(f"{path}: line {number} is {line[:40]!r}, not a whole number from 0 to {10**DIGITS - 1:,}")
     return [int(line) for line in lines]
 
 

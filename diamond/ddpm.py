@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from diamond.denoiser import InnerModel, Normals, Segments
+from diamond.denoiser import InnerModel, Normals, Segments, mean_of_real
 from diamond.frames import quantise
 from diamond.sampler import SamplerSettings
 
@@ -46,7 +46,7 @@ class DDPM(nn.Module):
         noisy = share.sqrt() * batch.obs[:, length] + (1 - share).sqrt() * normal.pixel
         found = self.noise(noisy, level, batch.obs[:, :length], batch.action[:, :length])
         error = ((found - normal.pixel) ** 2).mean(dim=(1, 2, 3))
-        return (error * batch.is_real[:, length]).sum() / batch.count[length]
+        return mean_of_real(error, batch.is_real[:, length], batch.count[length])
 
     @torch.no_grad()
     def next_frame(

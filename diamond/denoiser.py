@@ -123,6 +123,11 @@ class Segments:
     count: Tensor
 
 
+def mean_of_real(error: Tensor, is_real: Tensor, count: Tensor) -> Tensor:
+    """The mean of `error` over what is real in the whole batch, whose `count` is as in `Segments`; 0 if nothing is."""
+    return (error * is_real).sum() / count.where(count > 0, 1)
+
+
 class Denoiser(nn.Module):
     """D: an estimate of the clean next frame. The preconditioned F, its training loss, and its input noise."""
 
@@ -187,7 +192,7 @@ class Denoiser(nn.Module):
             output = self.model_output(noisy, c, obs, batch.action[:, i : i + length])
             target = (batch.obs[:, i + length] - c.c_skip * noisy) / c.c_out
             error = ((output - target) ** 2).mean(dim=(1, 2, 3))
-            losses.append((error * batch.is_real[:, i + length]).sum() / batch.count[i + length])
+            losses.append(mean_of_real(error, batch.is_real[:, i + length], batch.count[i + length]))
             # Deviation D1: the code of the paper's runs only clipped this frame to [-1, 1].
             history[i + length] = quantise(c.c_skip * noisy + c.c_out * output)
         return torch.stack(losses).mean()

@@ -26,9 +26,9 @@ from diamond import pictures, rollouts
 from diamond.actor_critic import ActorCritic
 from diamond.agent import STAGE, Agent, load_agent
 from diamond.collect import as_obs
-from diamond.config import PRESETS, TASKS, Config
+from diamond.config import GAMES, PRESETS, TASKS, Config
 from diamond.data import Recordings
-from diamond.env import Frame, Game, new_game
+from diamond.env import REPEAT, Frame, Game, new_game
 from diamond.imagination import pick
 from diamond.replay import Replay
 
@@ -180,7 +180,7 @@ def record_of_run(
         curves["denoising loss"] = curve(losses, "denoiser/loss", "update of all networks", "squared error")
     info["stage_seconds"]["test"] = time.monotonic() - begun
     info["wall_seconds"] += info["stage_seconds"]["test"]
-    repeats = 1 if config.game in ("catch", "coin") else 4
+    repeats = REPEAT if config.game in GAMES else 1
     return of_run(info) | {
         "claim": claim(config),
         **head,

@@ -123,9 +123,10 @@ class Replay:
         self.frames[row] = step.frame
         if begins:
             self.starts.append(row)
-        if step.final is not None:
+            # Room before the end: `plays` indexes the last frame of an open episode too, although nothing reads it.
             if len(self.starts) > len(self.finals):
                 self.finals = self._finals(len(self.starts))
+        if step.final is not None:
             self.finals[len(self.starts) - 1] = step.final
         facts = (step.action, step.reward, step.end, step.trunc, begins)
         self.facts[row] = (*facts, 0)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diamond.blocks import Downsample, conv3
-from diamond.denoiser import Segments
+from diamond.denoiser import Segments, mean_of_real
 from diamond.unet import ResBlocks
 
 REWARDS, ENDS = 3, 2
@@ -132,5 +132,5 @@ class RewardEndModel(nn.Module):
         losses = {}
         for (name, target), logits in zip(targets.items(), (reward, end), strict=True):
             error = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
-            losses[name] = (error * is_real).sum() / count
+            losses[name] = mean_of_real(error, is_real, count)
         return losses

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from common import checkpoint, dist
 from common.config import parse, user_error
 from common.program import program
-from common.run import Run, run_folder, seed_everything, usable_device
+from common.run import Run, check_finite, run_folder, seed_everything, usable_device
 from common.seeding import derive_seed
-from common.stage import LOG_EVERY, Stage
+from common.stage import Stage
 from diamond import data, imagination_fast, official
 from diamond.actor_critic import Steps, losses, rollout
-from diamond.agent import PARTS, STAGE, Agent, new_agent, refuse
+from diamond.agent import PARTS, STAGE, Agent, check_sizes, new_agent, refuse
 from diamond.beginnings import Pool
 from diamond.collect import Player, Reader, RealSteps
 from diamond.config import PRESETS, TASKS, Config
@@ -312,15 +312,17 @@ def train(run: Run, config: Config, ranks: dist.Ranks) -> None:
         save(stage, -1, trainer, collector, first_steps)
     else:
         restore(stage, trainer, collector)
+    newest: dict[str, Tensor] = {}
     for number in stage.updates():
         epoch, part, update, is_begin = schedule.at(number)
         if is_begin and replay.count + config.collect_steps <= config.env_steps:
             collector.collect(config.collect_steps, number + 1)
-        numbers = trainer.update(part, update)
-        if number % LOG_EVERY == 0 or number + 1 == stage.total:
-            names = {f"{part}/{name}": value for name, value in numbers.items()}
-            stage.log(number, {"epoch": epoch, "env_steps": replay.count, **names}, every=1)
+        numbers = {f"{part}/{name}": value for name, value in trainer.update(part, update).items()}
+        newest |= numbers
+        stage.log(number, {"epoch": epoch, "env_steps": replay.count, **numbers})
         if stage.due(number):
+            # Of every network: the stage sees those of the one that was trained last.
+            check_finite(STAGE, number + 1, newest, stage.folder)
             save(stage, number, trainer, collector, first_steps)
 
 
@@ -328,11 +330,12 @@ def check(config: Config) -> None:
     """What this machine cannot make, or no checkpoint, must end before there is a folder; one line and exit code 2."""
     game = new_game(config)
     game.close()
-    if config.init_from is not None:
-        try:
+    try:
+        check_sizes(config, game.actions)
+        if config.init_from is not None:
             official.load(Path(config.init_from), new_agent(config, game.actions))
-        except ValueError as error:
-            user_error(str(error))
+    except ValueError as error:
+        user_error(str(error))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

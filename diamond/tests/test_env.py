@@ -1,11 +1,12 @@
-"""Catch: what is caught is what the last picture shows, every ball can be reached, and chance catches a quarter."""
+"""Catch: what is caught is what the last picture shows, every ball can be reached, and chance catches a quarter.
+Atari: which screens a frame is made of."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from diamond.env import Catch
+from diamond.env import Atari, Catch
 
 BALL, PADDLE = (240, 208, 64), (64, 160, 224)
 
@@ -56,3 +57,35 @@ def test_chance_catches_a_quarter():
     game, rng = Catch(16), np.random.default_rng(0)
     caught = [play(game, seed, lambda frame: int(rng.integers(3)))[1][-1] > 0 for seed in range(2000)]
     assert np.mean(caught) == pytest.approx(0.25, abs=0.03)
+
+
+class Screens:
+    """In the place of an emulator: raw frame t is t everywhere but for a point, and the game ends at one of them."""
+
+    def __init__(self, end):
+        self.end, self.time = end, 0
+
+    def lives(self):
+        return 1
+
+    def step(self, action):
+        self.time += 1
+        return self.screen(), 1.0, self.time == self.end, False, {}
+
+    def screen(self):
+        screen = np.full((16, 16, 3), self.time, np.uint8)
+        screen.reshape(-1, 3)[self.time] = 200  # so that a maximum of two screens shows both
+        return screen
+
+
+@pytest.mark.parametrize(("end", "shown"), [(None, [7, 8]), (5, [3, 4]), (6, [3, 4]), (7, [3, 4]), (8, [3, 4, 7])])
+def test_the_screen_that_ends_a_game_is_not_taken(end, shown):
+    """The one before stays in its place, as in the authors' code."""
+    game = object.__new__(Atari)
+    game._env = game._ale = Screens(end)
+    game._size, game._lives, game._screen = 16, 1, game._env.screen()
+    game.step(0)
+    answer = game.step(0)
+    assert (answer.reward, answer.is_over) == (4.0 if end is None else end - 4.0, end is not None)
+    assert (answer.frame[0].ravel() == 200).nonzero()[0].tolist() == shown
+    assert answer.frame.min() == max(shown)

@@ -17,6 +17,7 @@ from diamond.ddpm import DDPM
 from diamond.denoiser import Denoiser, InnerModel, NoiseLaw, Segments, draw_normals
 from diamond.frames import quantise, to_bytes, to_float
 from diamond.optimizer import new_optimizer
+from diamond.reward_end import Play
 from diamond.sampler import SamplerSettings, trajectory
 
 
@@ -99,6 +100,26 @@ def test_padded_targets_do_not_count(diffusion):
     assert torch.equal(model.loss(batch, normals), before)
     batch.obs[1] = 0.5
     assert not torch.equal(model.loss(batch, normals), before)
+
+
+def test_a_term_without_a_real_frame_is_0():
+    """A small batch may be of episodes with one step each."""
+    real = torch.ones(2, 6, dtype=torch.bool)
+    first, second = real.clone(), real.clone()
+    first[:, 5], second[:, 4] = False, False
+    model, normals = tiny(), draw_normals(2, (3, 8, 8), 2, torch.Generator().manual_seed(0))
+    whole, *parts = (model.loss(batch_of(some), normals) for some in (real, first, second))
+    torch.testing.assert_close(sum(parts), whole)
+
+
+def test_a_batch_without_a_real_transition_teaches_r_nothing():
+    batch = vars(batch_of(torch.arange(6).expand(2, 6) == 5))
+    facts = dict.fromkeys(("reward", "end", "trunc"), torch.zeros(2, 6))
+    model = new_agent(Config(image_size=8, **SMALL_NETS), 3).reward_end
+    losses = model.losses(Play(**batch, **facts, final_obs=batch["obs"][:, 0], has_final=torch.zeros(2) == 1))
+    assert {name: loss.item() for name, loss in losses.items()} == {"reward": 0, "end": 0}
+    (losses["reward"] + losses["end"]).backward()
+    assert not any(parameter.grad.any() for parameter in model.parameters() if parameter.grad is not None)
 
 
 def test_start_noise_is_used_as_it_is():

@@ -80,6 +80,7 @@ def test_a_world_model_is_trained_on_them_and_tested(converted, tmp_path):
     evaluate.main(["--run", str(folder)])
     record = json.loads((folder / "record.json").read_text())
     assert (record["claim"], record["metric"], record["episodes"]) == ("video", "drift", 2)
+    assert record["budget"]["env_frames"] == 50  # nothing is known of a frame skip
 
 
 def broken(folder, fault):
@@ -95,6 +96,8 @@ def broken(folder, fault):
         (folder / "b.txt").write_text("0\n1\n")
     elif fault == "word":
         (folder / "b.txt").write_text("0\nleft\n")
+    elif fault == "time":
+        (folder / "b.txt").write_text("1795899600000000000000\n" * 22)
     elif fault == "no actions":
         (folder / "b.txt").unlink()
     elif fault == "other size":
@@ -113,7 +116,8 @@ def broken(folder, fault):
         ("half a header", 16, "b.avi: no video that can be read"),
         ("noise", 16, "b.webm: no video that can be read"),
         ("few", 16, "b.webm: 22 frames and 2 actions; one for each frame is needed"),
-        ("word", 16, "b.txt: line 2 is 'left', not a whole number from 0"),
+        ("word", 16, "b.txt: line 2 is 'left', not a whole number from 0 to 99,999"),
+        ("time", 16, "b.txt: line 1 is '1795899600000000000000', not a whole number from 0 to 99,999"),
         ("no actions", 16, "b.txt: no action file"),
         ("other size", 16, "b.webm: frames of 26 x 32 pixels, those of a.webm have 24 x 32 pixels"),
         ("twice", 16, "two videos are named a"),
@@ -194,6 +198,7 @@ def test_recorded_play_is_what_the_run_would_play_itself(play, tmp_path):
     assert np.array_equal(replays[0].facts["action"], replays[1].facts["action"])
     records = [json.loads((tmp_path / name / "record.json").read_text()) for name in ("read", "played")]
     assert records[0]["measurements"] == records[1]["measurements"]
+    assert [record["budget"]["env_frames"] for record in records] == [4 * 60, 4 * 60]
 
 
 def test_each_episode_is_a_video_that_ends_with_its_last_frame():

@@ -9,7 +9,7 @@ import torch
 from common import dist
 from common.program import RunError
 from diamond.frames import to_float
-from diamond.replay import Replay, Step
+from diamond.replay import FINALS, Replay, Step
 
 CPU = torch.device("cpu")
 
@@ -41,6 +41,15 @@ def test_only_an_end_has_its_final_frame(tmp_path):
     assert play.has_final.tolist() == [True, False, False]
     assert play.end.tolist()[0] == [0, 0, 1, 0, 0, 0]
     assert play.trunc.tolist()[1] == [0, 0, 1, 0, 0, 0]
+
+
+def test_an_open_episode_is_drawn_where_the_room_for_last_frames_was_full(tmp_path):
+    replay, frame = Replay(tmp_path, FINALS + 1, 8), np.zeros((3, 8, 8), np.uint8)
+    for _ in range(FINALS):
+        replay.add(Step(frame, 0, 1.0, True, False, frame))
+    replay.add(Step(frame, 0, 0.0, False, False))
+    play = replay.plays(np.array([[FINALS, -2, 2], [FINALS - 1, -2, 2]]), CPU, slice(0, 2))
+    assert play.has_final.tolist() == [False, True]
 
 
 def test_an_episode_goes_on_after_it_was_sampled(tmp_path):
