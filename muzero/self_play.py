@@ -50,11 +50,13 @@ class LearnedModel:
 class TrueRules:
     """The rules of a board in the place of g, with h and f at every position: AlphaZero's search, for comparison.
 
-    An embedding is [stones, turn, is over]. After the end nothing changes, nothing is won and the value is 0.
+    An embedding is [stones, turn, is over]. After the end nothing changes, nothing is won and the value is 0. Boards
+    and trees are on the host, wherever the network is.
     """
 
     def __init__(self, network: Network, game: LineGame) -> None:
         self.network, self.game = network, game
+        self.device = next(network.parameters()).device
 
     def __call__(self, embedding: Tensor, action: Tensor) -> Outcome:
         state = embedding.numpy()
@@ -83,11 +85,12 @@ class TrueRules:
         return Root(logits, value, torch.from_numpy(embedding), torch.from_numpy(~self.game.legal(stones)))
 
     def _evaluate(self, stones: Array, turn: Array) -> tuple[Tensor, Tensor]:
-        obs = torch.from_numpy(self.game.observe(stones, turn))
+        obs = torch.from_numpy(self.game.observe(stones, turn)).to(self.device)
         logits, value = self.network.predict(self.network.represent(obs))
+        logits, value = logits.cpu(), decode(value).cpu()
         # Deviation D9: here, and here alone, the rules are known below the root too.
         illegal = torch.from_numpy(~self.game.legal(stones))
-        return logits.masked_fill(illegal, torch.finfo(logits.dtype).min / 2), decode(value)
+        return logits.masked_fill(illegal, torch.finfo(logits.dtype).min / 2), value
 
 
 def signed_discount(config: Config, space: Space) -> float:
