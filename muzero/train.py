@@ -51,6 +51,8 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     dist.average_gradients(network.parameters())
+    if config.gradient_clip is not None:
+        torch.nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config.lr, update, config.lr_decay_updates)
     penalty = weight_penalty(network.parameters(), config.weight_decay)
@@ -171,6 +173,10 @@ def train(run: Run, config: Config, ranks: dist.Ranks, worlds: Worlds) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, options = parse(Config, TASKS, PRESETS, argv, prog="python -m muzero.train", description=__doc__ or "")
+    preset = PRESETS[options.preset]
+    if preset.by_task and config.task not in preset.by_task and "updates" not in preset.values:
+        others = [name for name, other in PRESETS.items() if config.task in other.by_task or not other.by_task]
+        user_error(f"preset {options.preset} has no sizes for task {config.task}; those that have: {', '.join(others)}")
     device = usable_device(config.device)
     ranks = dist.setup(config.device)
     try:
