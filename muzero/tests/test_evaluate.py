@@ -18,7 +18,7 @@ from muzero import evaluate, judges, pictures, play, train
 from muzero.agent import network_for, snapshots
 from muzero.boards import GAMES
 from muzero.config import PRESETS, TASKS, Config
-from muzero.env import BoardWorlds, make_worlds, space_of
+from muzero.env import BoardWorlds, space_of
 from muzero.evaluate import claim, every_reply, games_and_grades
 from muzero.positions import load_positions
 from muzero.self_play import board_mover
@@ -161,8 +161,7 @@ def test_play_refuses_what_is_no_board(changed, complaint, run: Path, capsys) ->
 
 def test_a_match_with_chance_counts_for_the_agent_alone() -> None:
     """Uniform play in the agent's place takes about half of the points, one that wins when it can takes more."""
-    config, game = config_of("tictactoe", "smoke"), GAMES["tictactoe"]
-    rng = np.random.default_rng(0)
+    game, rng = GAMES["tictactoe"], np.random.default_rng(0)
 
     def chance(rows: np.ndarray) -> np.ndarray:
         return judges.uniform_moves(worlds.legal()[rows], rng)
@@ -177,8 +176,7 @@ def test_a_match_with_chance_counts_for_the_agent_alone() -> None:
 
     found = []
     for mover in (chance, winner):
-        worlds = make_worlds(config, range(2000))
-        assert isinstance(worlds, BoardWorlds)
+        worlds = BoardWorlds(game, 2000)
         found.append(evaluate.against_chance(worlds, mover, rng))
     even, better = (np.mean(evaluate.points(results)) for results in found)
     assert 46 < even < 54

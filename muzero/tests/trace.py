@@ -55,7 +55,7 @@ def main() -> None:
     from muzero.tests.test_evaluate import config_of
 
     torch.cuda._lazy_init = lambda: None
-    self_play.for_inference = lambda network: network.eval()  # type: ignore[assignment]
+    vars(self_play)["for_inference"] = lambda network: network.eval()
     config, game = config_of("tictactoe", "smoke", device="cuda"), GAMES["tictactoe"]
     network, device = network_for(space_of(config), config), Device()
     with device.fake:
