@@ -34,13 +34,18 @@ def network_for(space: Space, config: Config) -> Network:
 
 
 def load_network(info: Mapping[str, Any], config: Config, device: torch.device) -> tuple[Network, int]:
-    """The network of a finished run, and its updates; one line and exit code 2 if it has not ended or does not fit."""
-    folder = info["folder"]
+    """The network of a finished run, and the updates that it has had.
+
+    One line and exit code 2 if the run has not ended or does not fit.
+    """
+    folder, updates = info["folder"], 0
     network = network_for(space_of(config), config)
     total = total_moves(config)
     if total:
-        _load(folder, network, checkpoint.load_final(folder / STAGE, total, device, info["meta"]["identity"]))
-    return network.to(device).eval(), config.updates
+        found = checkpoint.load_final(folder / STAGE, total, device, info["meta"]["identity"])
+        _load(folder, network, found)
+        updates = found.state["state"]["updates"]
+    return network.to(device).eval(), updates
 
 
 def snapshots(folder: Path) -> list[int]:

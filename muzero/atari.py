@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.seeding import derive_seed
-from muzero.env import Space, Step, WorldError
+from muzero.env import NO_ACTION, Space, Step, WorldError, padded
 
 Array = NDArray[Any]
 SIZE = 96
@@ -104,18 +104,14 @@ class AtariWorlds:
         return Step(reward, ends[0], ends[1])
 
     def state(self) -> dict[str, Array]:
-        longest = max((len(actions) for actions in self.history), default=0)
-        actions = np.full((self.count, longest), -1, np.int64)
-        for lane, past in enumerate(self.history):
-            actions[lane, : len(past)] = past
-        return {"episodes": self.episodes, "is_over": self.is_over, "actions": actions}
+        return {"episodes": self.episodes, "is_over": self.is_over, "actions": padded(self.history)}
 
-    def restore(self, state: Mapping[str, Array], actions: Sequence[Array]) -> None:
+    def restore(self, state: Mapping[str, Array]) -> None:
         for lane in range(self.count):
             self.episodes[lane] = int(state["episodes"][lane]) - 1
             self._reset(lane)
             for action in state["actions"][lane]:
-                if action >= 0:
+                if action != NO_ACTION:
                     self._act(lane, int(action))
         self.is_over[:] = state["is_over"]
 

@@ -80,7 +80,8 @@ class Config:
     # Deviation D4: the paper counts games, or sequences of 200 steps.
     replay_steps: int = setting(25_000_000, "agent steps remembered (paper: 125,000 sequences of 200)", low=1)
     first_steps: int = setting(100_000, "agent steps before the first update", low=1)
-    samples_per_state: float = setting(0.1, "how often each state is drawn; sets updates per agent step", low=1e-6)
+    # Deviation D11: the paper says 0.1, with which its million updates would take twice its 20 billion frames.
+    samples_per_state: float = setting(0.2048, "how often each state is drawn; sets updates per agent step", low=1e-6)
     priority_exponent: float = setting(1.0, "alpha of the priorities (0: uniform)", low=0)
     priority_correction: float = setting(1.0, "beta of their importance weights", low=0)
     reanalyze: float = setting(0.0, "share of the positions searched again with the target network", low=0, high=1)
@@ -92,6 +93,7 @@ class Config:
     lr: float = setting(0.05, "learning rate at the start", low=0)
     lr_decay_updates: int | None = setting(350_000, "updates in which it falls to a tenth (none: never)", low=1)
     momentum: float = setting(0.9, "of sgd", low=0, high=1)
+    gradient_clip: float | None = setting(None, "largest norm of the gradient (none, as the paper: any)", low=1e-6)
     weight_decay: float = setting(1e-4, "c: weight of the penalty on parameters", low=0)
     value_weight: float = setting(1.0, "weight of the value loss (Reanalyze: 0.25)", low=0)
 
@@ -143,11 +145,12 @@ TASKS: dict[str, Mapping[str, Any]] = {
     "lunarlander": {"size": "vector-medium", "priority_exponent": 0.0},
     "gym": {"size": "vector-medium", "priority_exponent": 0.0},
     **{f"atari_{game}": {} for game in ATARI57_GAMES},
-    # Source: EfficientZero, Appendix A.
+    # Source: EfficientZero, Appendix A and its code. Deviation D12: not all of it.
     **{
         f"atari100k_{game}": {
             "size": "atari-small",
             "envs": 1,
+            "discount": 0.997**4,  # 0.997 of each frame
             "td_steps": 5,
             "batch_size": 256,
             "replay_steps": 100_000,
@@ -156,7 +159,8 @@ TASKS: dict[str, Mapping[str, Any]] = {
             "updates": 98_000,
             "noise_alpha": 0.3,
             "lr": 0.2,
-            "lr_decay_updates": 100_000,
+            "lr_decay_updates": None,  # its first step down would come at update 100,000
+            "gradient_clip": 5.0,
             "value_weight": 0.25,
             "priority_exponent": 0.6,
             "priority_correction": 0.4,
@@ -203,6 +207,20 @@ _CONNECT4 = {
     "updates": 4_000,
     "test_episodes": 200,
 }
+# Boards that take longer: no update is due before the longest game can have ended.
+_LARGE_BOARD = {
+    **_CONNECT4,
+    "envs": 16,
+    "simulations": 16,
+    "temperature_moves": 30,
+    "batch_size": 64,
+    "first_steps": 16 * 512,
+    "samples_per_state": 2.0,
+    "replay_steps": 50_000,
+    "updates": 500,
+    "test_episodes": 100,
+}
+_LARGE_BOARDS = ("gomoku", "go9", "chess")
 _CONTROL = {
     **_ADAM,
     "size": "vector-small",
@@ -236,14 +254,21 @@ _TINY = {
     "snapshots": 2,
     "checkpoint_seconds": 0.5,
 }
+# The first updates come when the longest game has ended: before, there is nothing to learn from.
+_TINY_BOARDS = {
+    name: {"first_steps": 4 * moves, "replay_steps": 4 * moves, "simulations": 2}
+    for name, moves in (("gomoku", 225), ("go9", 162), ("chess", 512))
+}
 _TINY_ATARI = {"size": "atari-small", "support": 10, "updates": 10, "batch_size": 2, "envs": 2, "replay_steps": 400}
 PRESETS = {
     "paper": Preset("the paper's sizes, budget and protocol; boards that it does not play as its Go"),
     "gpu": Preset(
-        "Atari 100k under its published protocol, as far as 25 minutes go; connect four at four times the night's size",
+        "Atari 100k, tested by its published protocol, as far as 25 minutes go; connect four at four times the night's "
+        "size",
         {"device": "cuda"},
         {
             "connect4": {**_CONNECT4, "size": "board-medium", "envs": 512, "batch_size": 512, "updates": 20_000},
+            **dict.fromkeys(_LARGE_BOARDS, {**_LARGE_BOARD, "size": "board-medium", "updates": 8_000}),
             "tictactoe": _TICTACTOE,
             **dict.fromkeys(_CONTROL_TASKS, _CONTROL),
             **{f"atari100k_{game}": {"updates": 10_000, "samples_per_state": 64.0} for game in ATARI100K_GAMES},
@@ -255,6 +280,7 @@ PRESETS = {
         {
             "tictactoe": {**_TICTACTOE, "updates": 40_000, "lr_decay_updates": 40_000},
             "connect4": {**_CONNECT4, "updates": 40_000},
+            **dict.fromkeys(_LARGE_BOARDS, {**_LARGE_BOARD, "updates": 8_000}),
             **dict.fromkeys(_CONTROL_TASKS, _CONTROL),
         },
     ),
@@ -264,6 +290,7 @@ PRESETS = {
         {
             "tictactoe": _TICTACTOE,
             "connect4": _CONNECT4,
+            **dict.fromkeys(_LARGE_BOARDS, _LARGE_BOARD),
             **dict.fromkeys(_CONTROL_TASKS, {**_CONTROL, "updates": 4_000, "lr_decay_updates": 2_000}),
         },
     ),
@@ -272,6 +299,7 @@ PRESETS = {
         _TINY,
         {
             **dict.fromkeys(_CONTROL_TASKS, {"size": "vector-small", "support": 10, "td_steps": 5, "reanalyze": 0.5}),
+            **_TINY_BOARDS,
             **{f"atari100k_{game}": _TINY_ATARI for game in ATARI100K_GAMES},
             **{f"atari_{game}": _TINY_ATARI for game in ATARI57_GAMES},
         },

@@ -7,6 +7,7 @@ Source: paper, Appendix G, and pseudocode.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,22 +54,36 @@ class Rules:
     keeps_outcome: bool
 
 
+def columns(space: Space) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of what a row holds of each world."""
+    actions = (space.actions,)
+    return {
+        "frame": (space.frame_shape, space.dtype),
+        "action": ((), "int32"),
+        "reward": ((), "float32"),
+        "value": ((), "float32"),
+        "policy": (actions, "float32"),
+        "legal": (actions, "bool"),
+        "start": ((), "int64"),
+        "is_over": ((), "bool"),
+    }
+
+
+def bytes_of(space: Space, lanes: int, rows: int) -> int:
+    """Memory of a replay of that size."""
+    kinds = [*columns(space).values(), ((), "int64"), ((), "bool"), ((), "float64")]  # and `end`, `is_cut`, `priority`
+    return rows * lanes * sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in kinds)
+
+
 class Replay:
     """Rows [L, W, ...] of the last L steps."""
 
     def __init__(self, space: Space, lanes: int, rows: int, rules: Rules) -> None:
         self.space, self.lanes, self.rows, self.rules = space, lanes, rows, rules
         self.count = 0  # steps written so far
-        shape, actions = (rows, lanes), space.actions
+        shape = (rows, lanes)
         self.arrays: dict[str, Array] = {
-            "frame": np.zeros((*shape, *space.frame_shape), space.dtype),
-            "action": np.zeros(shape, np.int32),
-            "reward": np.zeros(shape, np.float32),
-            "value": np.zeros(shape, np.float32),
-            "policy": np.zeros((*shape, actions), np.float32),
-            "legal": np.zeros((*shape, actions), np.bool_),
-            "start": np.zeros(shape, np.int64),
-            "is_over": np.zeros(shape, np.bool_),
+            name: np.zeros((*shape, *part), kind) for name, (part, kind) in columns(space).items()
         }
         self.end = np.full(shape, UNKNOWN, np.int64)
         self.is_cut = np.zeros(shape, np.bool_)
@@ -248,14 +263,6 @@ class Replay:
             "is_cut": self.is_cut[rows].T,
             "priority": self._flat_priority()[rows].T,
         }
-
-    def actions_under_way(self) -> list[Array]:
-        """The actions of the episode that each lane is in. Raises ValueError if the ring has lost some."""
-        oldest = max(0, self.count - self.rows)
-        if (self.start < oldest).any():
-            raise ValueError(f"replay_steps holds {self.rows} steps of each world, fewer than an episode has")
-        steps = [np.arange(start, self.count) % self.rows for start in self.start]
-        return [self.arrays["action"][rows, lane] for lane, rows in enumerate(steps)]
 
     def _known_rows(self) -> Array:
         return np.arange(max(0, self.count - self.rows), self.count) % self.rows

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import gymnasium
 
 Array = NDArray[Any]
+NO_ACTION = -1
 
 
 class WorldError(Exception):
@@ -79,14 +80,22 @@ class Worlds(Protocol):
         ...
 
     def state(self) -> dict[str, Array]:
-        """What `restore` needs beside the actions of the episodes under way; arrays [W, ...]."""
+        """What `restore` needs; arrays [W, ...], of actions `padded`."""
         ...
 
-    def restore(self, state: Mapping[str, Array], actions: Sequence[Array]) -> None:
-        """Back into the middle of every episode; actions: those that each has seen."""
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Back into the middle of every episode."""
         ...
 
     def close(self) -> None: ...
+
+
+def padded(episodes: Sequence[Sequence[int]]) -> Array:
+    """[W, longest] int64: the actions of each episode, and NO_ACTION behind them."""
+    found = np.full((len(episodes), max(map(len, episodes), default=0)), NO_ACTION, np.int64)
+    for row, actions in zip(found, episodes, strict=True):
+        row[: len(actions)] = actions
+    return found
 
 
 class BoardWorlds:
@@ -115,7 +124,7 @@ class BoardWorlds:
     def state(self) -> dict[str, Array]:
         return {"stones": self.stones, "turn": self.turn}
 
-    def restore(self, state: Mapping[str, Array], actions: Sequence[Array]) -> None:
+    def restore(self, state: Mapping[str, Array]) -> None:
         self.stones, self.turn = state["stones"].copy(), state["turn"].copy()
 
     def close(self) -> None:
@@ -142,6 +151,7 @@ class GymWorlds:
         self.is_over = np.zeros(self.count, np.bool_)
         self.frames = np.zeros((self.count, size), np.float32)
         self.episodes = [-1] * self.count
+        self.history: list[list[int]] = [[] for _ in lanes]
         for lane in range(self.count):
             self._reset(lane)
 
@@ -158,6 +168,7 @@ class GymWorlds:
             if self.is_over[lane]:
                 self._reset(lane)
                 continue
+            self.history[lane].append(int(action[lane]))
             frame, gain, terminated, truncated, _ = env.step(int(action[lane]))
             self.frames[lane], reward[lane] = np.ravel(frame), gain
             ends[:, lane] = terminated, truncated and not terminated
@@ -167,14 +178,16 @@ class GymWorlds:
         return Step(reward, ends[0], ends[1])
 
     def state(self) -> dict[str, Array]:
-        return {"episodes": np.array(self.episodes), "is_over": self.is_over}
+        return {"episodes": np.array(self.episodes), "is_over": self.is_over, "actions": padded(self.history)}
 
-    def restore(self, state: Mapping[str, Array], actions: Sequence[Array]) -> None:
+    def restore(self, state: Mapping[str, Array]) -> None:
         for lane, env in enumerate(self.envs):
             self.episodes[lane] = int(state["episodes"][lane]) - 1
             self._reset(lane)
-            for action in actions[lane]:
-                self.frames[lane] = np.ravel(env.step(int(action))[0])
+            actions = state["actions"][lane]
+            self.history[lane] = actions[actions != NO_ACTION].tolist()
+            for action in self.history[lane]:
+                self.frames[lane] = np.ravel(env.step(action)[0])
         self.is_over[:] = state["is_over"]
 
     def close(self) -> None:
@@ -185,7 +198,7 @@ class GymWorlds:
         self.episodes[lane] += 1
         seed = derive_seed(self.seed, self.purpose, self.lanes[lane], self.episodes[lane]) % 2**31
         frame, _ = self.envs[lane].reset(seed=seed)
-        self.frames[lane], self.is_over[lane] = np.ravel(frame), False
+        self.frames[lane], self.is_over[lane], self.history[lane] = np.ravel(frame), False, []
 
 
 def _gymnasium(gym_id: str) -> Any:

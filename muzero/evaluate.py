@@ -1,4 +1,5 @@
-"""Test an agent: tic-tac-toe against every reply, connect four move by move, other worlds by their returns.
+"""Test an agent: tic-tac-toe against every reply, connect four move by move, other boards against chance, other worlds
+by their returns.
 
     python -m muzero.evaluate --preset cpu --seed 0                     the run of that preset and seed
     python -m muzero.evaluate --run runs/... --positions FILE           its mistakes on positions of your own
@@ -25,11 +26,11 @@ from common.curves import draw_curves
 from common.program import program
 from common.record import close, curve, of_run, sample
 from common.seeding import derive_seed
-from muzero import judges, pictures
+from muzero import judges, pictures, spiel
 from muzero.agent import STAGE, load_network, load_snapshot, snapshots
 from muzero.boards import GAMES, LineGame
 from muzero.config import PRESETS, TASKS, Config
-from muzero.env import GYM_IDS, View, WorldError, Worlds, make_worlds
+from muzero.env import GYM_IDS, Space, View, WorldError, Worlds, make_worlds, space_of
 from muzero.networks import Network
 from muzero.positions import Positions, load_positions, mistakes, mistakes_of_chance
 from muzero.self_play import LearnedModel, board_mover, run_search, search_settings
@@ -42,21 +43,24 @@ OPENING = 2  # random moves in front of a match, so that no two pairs of games a
 LADDER_GAMES = 40
 
 
-def play(network: Network, worlds: Worlds, config: Config, simulations: int) -> list[float]:
-    """The return of one greedy episode in each world."""
-    settings = search_settings(config, worlds.space, simulations)
-    model = LearnedModel(network, settings.discount)
+def greedy(network: Network, space: Space, config: Config, simulations: int) -> Callable[[Array, Array], Array]:
+    """The agent without noise and at temperature 0: observations [B, ...] and legal moves [B, A] to actions [B]."""
+    settings = search_settings(config, space, simulations)
+    model = LearnedModel(network.eval(), settings.discount)
     device = next(network.parameters()).device
-    view = View(worlds)
 
     @torch.no_grad()
-    def act() -> Array:
-        legal = worlds.legal()
-        root = model.root(torch.from_numpy(view.observe()).to(device), torch.from_numpy(legal).to(device))
+    def choose(obs: Array, legal: Array) -> Array:
+        root = model.root(torch.from_numpy(obs).to(device), torch.from_numpy(legal).to(device))
         return run_search(root, model, settings, None, use_fast=config.use_fast).action.cpu().numpy()
 
-    network.eval()
-    return _returns(worlds, view, act)
+    return choose
+
+
+def play(network: Network, worlds: Worlds, config: Config, simulations: int) -> list[float]:
+    """The return of one greedy episode in each world."""
+    view, choose = View(worlds), greedy(network, worlds.space, config, simulations)
+    return _returns(worlds, view, lambda: choose(view.observe(), worlds.legal()))
 
 
 def play_at_random(worlds: Worlds, seed: int) -> list[float]:
@@ -64,7 +68,7 @@ def play_at_random(worlds: Worlds, seed: int) -> list[float]:
     rng = np.random.default_rng(derive_seed(seed, "test random"))
 
     def act() -> Array:
-        return np.where(worlds.legal(), rng.random((worlds.count, worlds.space.actions)), -1.0).argmax(1)
+        return judges.uniform_moves(worlds.legal(), rng)
 
     return _returns(worlds, View(worlds), act)
 
@@ -81,6 +85,30 @@ def _returns(worlds: Worlds, view: View, act: Callable[[], Array]) -> list[float
             running &= ~ended
             bar.update(int(ended.sum()))
     return totals.tolist()
+
+
+def against_chance(worlds: Worlds, mover: Callable[[Array], Array], rng: np.random.Generator) -> Array:
+    """Results [W] for the mover, 1, 0 or -1, of the first game in each world against uniform play, as `judges.match`:
+    it begins in every other one, and the moves of the opening are random and those of a pair the same.
+
+    worlds: of two players, at the start of a game; the mover is given the numbers of those in which it is to move.
+    """
+    pairs, begins = np.arange(worlds.count) // 2, np.arange(worlds.count) % 2 == 0
+    result, running, number = np.zeros(worlds.count), np.ones(worlds.count, np.bool_), 0
+    with runs.progress_bar(worlds.count, "test", unit="game") as bar:
+        while running.any():
+            drawn = rng.random((worlds.count, worlds.space.actions))
+            action = np.where(worlds.legal(), drawn[pairs] if number < OPENING else drawn, -1.0).argmax(1)
+            moves = begins == (number % 2 == 0)
+            asked = np.flatnonzero(running & moves)
+            if number >= OPENING and len(asked):
+                action[asked] = mover(asked)
+            outcome = worlds.step(action)
+            ended = running & (outcome.terminated | outcome.truncated)
+            result[ended] = np.where(moves, outcome.reward, -outcome.reward)[ended]
+            running, number = running & ~ended, number + 1
+            bar.update(int(ended.sum()))
+    return result
 
 
 def not_lost(game: LineGame, mover: judges.Mover) -> list[float]:
@@ -192,6 +220,31 @@ def ladder(
     return {"x": steps[: len(ratings)], "y": ratings, "x_unit": "update", "y_unit": "Elo above the first snapshot"}
 
 
+def games(network: Network, config: Config, simulations: int) -> dict[str, Any]:
+    """Games of two players against uniform play, beside uniform play in the agent's place."""
+    name, rng = protocol(config), np.random.default_rng(derive_seed(config.seed, "test"))
+
+    def played(is_agent: bool) -> list[float]:
+        worlds = make_worlds(config, range(config.test_episodes), "test")
+        choose = greedy(network, worlds.space, config, simulations)
+
+        def mover(rows: Array) -> Array:
+            legal = worlds.legal()[rows]
+            return choose(worlds.observe()[rows], legal) if is_agent else judges.uniform_moves(legal, rng)
+
+        results = against_chance(worlds, mover, rng)
+        worlds.close()
+        return points(results)
+
+    return {
+        **sample(played(is_agent=True), name),
+        "metric": "points against random",
+        "unit": "%",
+        "controls": {"uniform random": sample(played(is_agent=False), name)},
+        "measurements": {},
+    }
+
+
 def episodes(network: Network, config: Config, simulations: int) -> dict[str, Any]:
     """Returns of fresh greedy episodes, beside uniform random play in the same ones."""
     name, lanes = protocol(config), range(config.test_episodes)
@@ -218,7 +271,8 @@ def episodes(network: Network, config: Config, simulations: int) -> dict[str, An
 
 def protocol(config: Config) -> str:
     """The name of the test."""
-    names = {"tictactoe": "tictactoe-every-reply", "connect4": "connect4-games", "gym": "gym-greedy-episodes"}
+    names = {"tictactoe": "tictactoe-every-reply", "gym": "gym-greedy-episodes"}
+    names |= {task: f"{task}-games" for task in ("connect4", "gomoku", *spiel.NAMES)}
     benchmark = config.task.split("_")[0]
     return names.get(config.task, f"{benchmark}-noops" if benchmark.startswith("atari") else f"{benchmark}-episodes")
 
@@ -253,6 +307,8 @@ def record_of_run(info: dict[str, Any], network: Network, config: Config, update
         found = every_reply(network, config, simulations)
     elif config.task == "connect4":
         found = games_and_grades(network, config, simulations, info)
+    elif space_of(config).players == 2:
+        found = games(network, config, simulations)
     else:
         found = episodes(network, config, simulations)
     info["stage_seconds"]["test"] = time.monotonic() - start

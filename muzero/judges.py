@@ -1,4 +1,4 @@
-"""Opponents and judges for boards: perfect play, alpha-beta, rollouts, chance; matches and the Elo ladder.
+"""Opponents and judges for boards: every reply, alpha-beta, rollouts, chance; matches and the Elo ladder.
 
 N positions, A actions. A mover is a function of stones [N, R * C] and turn [N] that answers with actions [N].
 Source of the alpha-beta and rollout opponents: the usual ones of connect four (Pons; the AlphaZero.jl tutorial).
@@ -26,35 +26,14 @@ def random_mover(game: LineGame, rng: np.random.Generator) -> Mover:
     """Uniform over the legal moves."""
 
     def move(stones: Array, turn: Array) -> Array:
-        return np.where(game.legal(stones), rng.random((len(stones), game.actions)), -1.0).argmax(1)
+        return uniform_moves(game.legal(stones), rng)
 
     return move
 
 
-def exact_values(game: LineGame) -> dict[bytes, int]:
-    """Value of every reachable position for the side to move, by its `key`; for games as small as tic-tac-toe."""
-    known: dict[bytes, int] = {}
-
-    def value(stones: Array, turn: int) -> int:
-        at = key(stones, turn)
-        if at not in known:
-            if game.has_line(stones[None], np.array([-turn]))[0]:
-                known[at] = -1
-            elif game.is_full(stones[None])[0]:
-                known[at] = 0
-            else:
-                legal = np.flatnonzero(game.legal(stones[None])[0])
-                turns = np.array([turn])
-                known[at] = max(-value(game.place(stones[None], turns, np.array([a]))[0], -turn) for a in legal)
-        return known[at]
-
-    value(game.start(1)[0][0], 1)
-    return known
-
-
-def key(stones: Array, turn: int) -> bytes:
-    """A position as a dictionary knows it."""
-    return stones.astype(np.int8).tobytes() + bytes([turn + 1])
+def uniform_moves(legal: Array, rng: np.random.Generator) -> Array:
+    """[N]: one of the legal moves [N, A] of each position, uniformly."""
+    return np.where(legal, rng.random(legal.shape), -1.0).argmax(1)
 
 
 def every_line(game: LineGame, mover: Mover, side: int) -> Array:

@@ -56,7 +56,11 @@ def load_positions(path: Path = FILE) -> Positions:
             raise ValueError(f"{path}: no column {', '.join(missing)}; a file of positions has {', '.join(COLUMNS)}")
         for row in reader:
             try:
+                if any(row[name] is None for name in COLUMNS):
+                    raise ValueError(f"it is short; a position has {', '.join(COLUMNS)}")
                 board, turn = game.position([int(digit) - 1 for digit in row["moves"]])
+                if game.is_over(board)[0]:
+                    raise ValueError("the game is over, no move is left to grade")
                 scores = [FULL if word == "x" else int(word) for word in row["values"].split()]
                 if len(scores) != game.actions or any(score not in (FULL, -1, 0, 1) for score in scores):
                     raise ValueError(f"values {row['values']!r} are not {game.actions} of 1, 0, -1, x")

@@ -5,6 +5,7 @@ B positions, W worlds, A actions. Source: paper, Algorithm of Appendix B to D an
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common import dist
+from common.run import check_finite
 from common.seeding import derive_seed
 from muzero import search, search_cuda, search_fast
+from muzero.agent import STAGE
 from muzero.boards import LineGame
 from muzero.config import Config
 from muzero.data import Replay
@@ -22,7 +25,7 @@ from muzero.env import Space, Worlds
 from muzero.judges import Mover
 from muzero.networks import Network, for_inference, refresh
 from muzero.search import Model, Outcome, Result, Root, Settings
-from muzero.targets import temperature_by_update, visit_policy
+from muzero.targets import temperature_by_move, temperature_by_update, visit_policy
 from muzero.transform import decode
 
 Array = NDArray[Any]
@@ -50,11 +53,13 @@ class LearnedModel:
 class TrueRules:
     """The rules of a board in the place of g, with h and f at every position: AlphaZero's search, for comparison.
 
-    An embedding is [stones, turn, is over]. After the end nothing changes, nothing is won and the value is 0.
+    An embedding is [stones, turn, is over]. After the end nothing changes, nothing is won and the value is 0. Boards
+    and trees are on the host, wherever the network is.
     """
 
     def __init__(self, network: Network, game: LineGame) -> None:
         self.network, self.game = network, game
+        self.device = next(network.parameters()).device
 
     def __call__(self, embedding: Tensor, action: Tensor) -> Outcome:
         state = embedding.numpy()
@@ -83,11 +88,12 @@ class TrueRules:
         return Root(logits, value, torch.from_numpy(embedding), torch.from_numpy(~self.game.legal(stones)))
 
     def _evaluate(self, stones: Array, turn: Array) -> tuple[Tensor, Tensor]:
-        obs = torch.from_numpy(self.game.observe(stones, turn))
+        obs = torch.from_numpy(self.game.observe(stones, turn)).to(self.device)
         logits, value = self.network.predict(self.network.represent(obs))
+        logits, value = logits.cpu(), decode(value).cpu()
         # Deviation D9: here, and here alone, the rules are known below the root too.
         illegal = torch.from_numpy(~self.game.legal(stones))
-        return logits.masked_fill(illegal, torch.finfo(logits.dtype).min / 2), decode(value)
+        return logits.masked_fill(illegal, torch.finfo(logits.dtype).min / 2), value
 
 
 def signed_discount(config: Config, space: Space) -> float:
@@ -138,10 +144,22 @@ def sample(policy: Array, uniform: Array) -> Array:
 
 
 class Player:
-    """Self-play: one search for all worlds of this process at every step, its outcome written into the replay."""
+    """Self-play: one search for all worlds of this process at every step, its outcome written into the replay.
 
-    def __init__(self, network: Network, worlds: Worlds, replay: Replay, config: Config, ranks: dist.Ranks) -> None:
+    checkpoints: the folder that an error names the last good one of.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        worlds: Worlds,
+        replay: Replay,
+        config: Config,
+        ranks: dist.Ranks,
+        checkpoints: Path = Path("."),
+    ) -> None:
         self.worlds, self.replay, self.config, self.ranks = worlds, replay, config, ranks
+        self.checkpoints = checkpoints
         self.settings = search_settings(config, worlds.space)
         self.network = network
         self.model = LearnedModel(for_inference(network), self.settings.discount)
@@ -154,7 +172,10 @@ class Player:
 
     @torch.no_grad()
     def step(self, number: int, updates: int) -> None:
-        """Step `number` of every world, with a network that has had `updates` updates."""
+        """Step `number` of every world, with a network that has had `updates` updates.
+
+        Raises NonFiniteError if its searches give no numbers.
+        """
         worlds, replay, config = self.worlds, self.replay, self.config
         legal, is_over = worlds.legal(), worlds.is_over.copy()
         replay.begin(worlds.observe(), legal, is_over)
@@ -174,6 +195,10 @@ class Player:
             found = self.captured(root, drawn)
         else:
             found = run_search(root, self.model, self.settings, drawn, use_fast=config.use_fast)
+        # Read when the search is waited for anyway. A move that follows from NaN may be an illegal one.
+        logits, values = torch.stack([root.logits.abs().amax(), found.value.abs().amax()]).cpu().tolist()
+        found_numbers = {"policy of a search": logits, "value of a search": values}
+        check_finite(STAGE, number + 1, found_numbers, self.checkpoints)
         action = self._choose(found, number, updates, uniform)
         outcome = worlds.step(action)
         start = replay.start.copy()
@@ -183,14 +208,14 @@ class Player:
         self._count(number, start, outcome.reward, outcome.terminated | outcome.truncated)
 
     def _choose(self, found: Result, number: int, updates: int, uniform: Array) -> Array:
-        """Actions [W]: by visits and temperature; with Gumbel, the search's own choice after the opening moves."""
-        config, visits = self.config, found.visits.cpu().numpy()
-        moves = number - self.replay.start
+        """Actions [W]: by visits and temperature, the search's own choice at 0; with Gumbel after the opening moves."""
+        config, visits, best = self.config, found.visits.cpu().numpy(), found.action.cpu().numpy()
+        if config.policy == "gumbel" and config.temperature_moves is None:
+            return best
         temperature = temperature_by_update(config.temperatures, updates, config.updates)
         drawn = sample(visit_policy(visits, temperature), uniform)
-        if config.temperature_moves is None:
-            return found.action.cpu().numpy() if config.policy == "gumbel" else drawn
-        return np.where(moves < config.temperature_moves, drawn, found.action.cpu().numpy())
+        is_warm = temperature_by_move(number - self.replay.start, temperature, config.temperature_moves) > 0
+        return np.where(is_warm, drawn, best)
 
     def _count(self, number: int, start: Array, reward: Array, ended: Array) -> None:
         is_second = (number - start) % self.worlds.space.players == 1

@@ -6,13 +6,13 @@ Deviation D6: Go has the last position alone (paper: eight), and chess OpenSpiel
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from muzero.env import Space, Step, WorldError
+from muzero.env import NO_ACTION, Space, Step, WorldError, padded
 
 Array = NDArray[Any]
 NAMES = {"go9": "go(board_size=9,komi=7.5)", "chess": "chess"}
@@ -57,13 +57,13 @@ class SpielWorlds:
         return Step(reward, ends, np.zeros(self.count, np.bool_))
 
     def state(self) -> dict[str, Array]:
-        return {}
+        return {"actions": padded([state.history() for state in self.states])}
 
-    def restore(self, state: Mapping[str, Array], actions: Sequence[Array]) -> None:
-        for world, past in enumerate(actions):
+    def restore(self, state: Mapping[str, Array]) -> None:
+        for world, past in enumerate(state["actions"]):
             self.states[world] = self.game.new_initial_state()
-            for action in past:
-                self.states[world].apply_action(int(action))
+            for action in past[past != NO_ACTION].tolist():
+                self.states[world].apply_action(action)
 
     def close(self) -> None:
         pass

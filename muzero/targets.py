@@ -99,9 +99,9 @@ def temperature_by_update(temperatures: tuple[float, ...], update: int, updates:
     return first if 2 * update < updates else second if 4 * update < 3 * updates else third
 
 
-def temperature_by_move(move: int, temperature: float, moves: int | None) -> float:
-    """The temperature for the first `moves` moves of an episode, then 0. Source: pseudocode (boards: 30)."""
-    return temperature if moves is None or move < moves else 0.0
+def temperature_by_move(move: Array, temperature: float, moves: int | None) -> Array:
+    """The temperature at each move [...] of an episode: 0 after the first `moves`. Source: pseudocode (boards: 30)."""
+    return np.where(move < (np.inf if moves is None else moves), temperature, 0.0)
 
 
 def visit_policy(visits: Array, temperature: float) -> Array:

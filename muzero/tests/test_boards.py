@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from muzero import judges
-from muzero.boards import GAMES
+from muzero.boards import GAMES, LineGame
 from muzero.positions import FILE, load_positions, mistakes, mistakes_of_chance
 
 GAMES_PLAYED = {"tictactoe": 10_000, "connect4": 10_000}
@@ -60,19 +60,45 @@ def test_an_observation_is_of_the_player_to_move() -> None:
     assert not second[2].any()
 
 
+def exact_values(game: LineGame) -> dict[bytes, int]:
+    """Value of every reachable position for the side to move, by its `key`; for games as small as tic-tac-toe."""
+    known: dict[bytes, int] = {}
+
+    def value(stones: np.ndarray, turn: int) -> int:
+        at = key(stones, turn)
+        if at not in known:
+            if game.has_line(stones[None], np.array([-turn]))[0]:
+                known[at] = -1
+            elif game.is_full(stones[None])[0]:
+                known[at] = 0
+            else:
+                legal = np.flatnonzero(game.legal(stones[None])[0])
+                turns = np.array([turn])
+                known[at] = max(-value(game.place(stones[None], turns, np.array([a]))[0], -turn) for a in legal)
+        return known[at]
+
+    value(game.start(1)[0][0], 1)
+    return known
+
+
+def key(stones: np.ndarray, turn: int) -> bytes:
+    """A position as a dictionary knows it."""
+    return stones.astype(np.int8).tobytes() + bytes([turn + 1])
+
+
 def test_tictactoe_is_a_draw_and_perfect_play_never_loses() -> None:
     game = GAMES["tictactoe"]
-    values = judges.exact_values(game)
+    values = exact_values(game)
     assert len(values) == 5478
     stones, turn = game.start(1)
-    assert values[judges.key(stones[0], 1)] == 0
+    assert values[key(stones[0], 1)] == 0
 
     def perfect(stones: np.ndarray, turn: np.ndarray) -> np.ndarray:
         best = []
         for board, player in zip(stones, turn, strict=True):
             legal = np.flatnonzero(game.legal(board[None])[0])
             after = [game.place(board[None], np.array([player]), np.array([a]))[0] for a in legal]
-            best.append(legal[int(np.argmin([values[judges.key(a, -int(player))] for a in after]))])
+            best.append(legal[int(np.argmin([values[key(a, -int(player))] for a in after]))])
         return np.array(best)
 
     for side in (1, -1):
@@ -101,6 +127,9 @@ def test_alpha_beta_makes_the_known_mistakes_on_the_graded_positions() -> None:
         ("begin-easy,9,1 1 1 1 1 1 1", "illegal move"),
         ("begin-easy,1,1 1 1", "not 7 of 1, 0, -1, x"),
         ("begin-easy,1a,1 1 1 1 1 1 1", "invalid literal"),
+        ("begin-easy,1", "short"),
+        ("begin-easy", "short"),
+        ("begin-easy,1212121,1 1 1 1 1 1 1", "the game is over"),
     ],
 )
 def test_a_bad_position_is_named_by_its_line(line: str, complaint: str, tmp_path) -> None:

@@ -18,7 +18,7 @@ from muzero import evaluate, judges, pictures, play, train
 from muzero.agent import network_for, snapshots
 from muzero.boards import GAMES
 from muzero.config import PRESETS, TASKS, Config
-from muzero.env import space_of
+from muzero.env import BoardWorlds, space_of
 from muzero.evaluate import claim, every_reply, games_and_grades
 from muzero.positions import load_positions
 from muzero.self_play import board_mover
@@ -157,6 +157,38 @@ def test_play_refuses_what_is_no_board(changed, complaint, run: Path, capsys) ->
         play.main(["--run", str(run)])
     assert end.value.code == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_a_match_with_chance_counts_for_the_agent_alone() -> None:
+    """Uniform play in the agent's place takes about half of the points, one that wins when it can takes more."""
+    game, rng = GAMES["tictactoe"], np.random.default_rng(0)
+
+    def chance(rows: np.ndarray) -> np.ndarray:
+        return judges.uniform_moves(worlds.legal()[rows], rng)
+
+    def winner(rows: np.ndarray) -> np.ndarray:
+        action, stones, turn = chance(rows), worlds.stones[rows], worlds.turn[rows]
+        for cell in range(game.cells):
+            open_ones = np.flatnonzero(stones[:, cell] == 0)
+            after = game.place(stones[open_ones], turn[open_ones], np.full(len(open_ones), cell))
+            action[open_ones[game.has_line(after, turn[open_ones])]] = cell
+        return action
+
+    found = []
+    for mover in (chance, winner):
+        worlds = BoardWorlds(game, 2000)
+        found.append(evaluate.against_chance(worlds, mover, rng))
+    even, better = (np.mean(evaluate.points(results)) for results in found)
+    assert 46 < even < 54
+    assert better > 65
+
+
+def test_boards_without_a_test_of_their_own_are_played_against_chance() -> None:
+    config = config_of("gomoku", "smoke", test_episodes=2)
+    found = evaluate.games(network_for(space_of(config), config), config, 1)
+    assert found["metric"] == "points against random"
+    assert set(found["values"]) | set(found["controls"]["uniform random"]["values"]) <= {0.0, 50.0, 100.0}
+    assert evaluate.protocol(config) == "gomoku-games"
 
 
 def test_returns_of_a_world_are_measured_beside_chance() -> None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import fields, replace
 
 import pytest
 import torch
 
-from common import eager, tape
+from common import eager, fake_cuda, tape
+from common.testing import ROOT
 from muzero import search, search_cuda
+from muzero.agent import network_for
+from muzero.env import space_of
+from muzero.evaluate import every_reply
 from muzero.tests.models import random_table
+from muzero.tests.test_evaluate import config_of
 from muzero.tests.test_search import ACTIONS, KINDS, noise_for, roots
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -35,6 +43,26 @@ def test_captured_searches_choose_as_the_readable_form(kind: str) -> None:
         assert torch.equal(ours.visits, theirs.visits)
         assert torch.equal(ours.action, theirs.action)
         torch.testing.assert_close(ours.value, theirs.value, rtol=1e-4, atol=1e-5)
+
+
+@on_gpu
+def test_a_network_on_the_gpu_is_judged() -> None:
+    config = config_of("tictactoe", "smoke", device="cuda", test_episodes=4)
+    found = every_reply(network_for(space_of(config), config).cuda().eval(), config, 4)
+    assert found["measurements"]["true rules, the same network"]["episodes"] > 100
+
+
+def test_true_rules_search_with_a_network_that_is_on_a_gpu(tmp_path) -> None:
+    """Traced on tensors that are nowhere, in a process of its own."""
+    try:
+        library = fake_cuda.library(tmp_path)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "LD_PRELOAD": str(library)}
+    words = [sys.executable, "-m", "muzero.tests.trace"]
+    done = subprocess.run(words, cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout == "[3, 3]\n"
 
 
 def searched(kind: str) -> search_cuda.Captured:

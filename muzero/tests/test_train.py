@@ -15,14 +15,18 @@ import pytest
 import torch
 
 from common import checkpoint, testing
-from common.run import NonFiniteError
+from common.program import RunError
+from common.run import NonFiniteError, Run, run_config
 from muzero import evaluate, train
-from muzero.agent import network_for
+from muzero.agent import load_network, network_for
+from muzero.boards import GAMES
 from muzero.config import PRESETS, TASKS, Config
 from muzero.data import Replay, Rules
 from muzero.env import GymWorlds, make_worlds
+from muzero.judges import uniform_moves
 from muzero.reanalyze import refreshed
 from muzero.self_play import LearnedModel, search_settings
+from muzero.spiel import MAX_MOVES
 from muzero.tests.conftest import SMOKE
 from muzero.train import new_optimizer, train_step
 
@@ -64,6 +68,16 @@ def test_two_ranks_train_and_resume(tmp_path: Path) -> None:
         newest.path.unlink()  # back to the checkpoint before
     assert found[0][0] == found[1][0]
     assert all(torch.equal(found[0][1][name], found[1][1][name]) for name in found[0][1])
+
+
+def test_ranks_agree_on_batch_norms_and_on_episodes_of_any_length(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    environment = os.environ | {"PYTHONPATH": str(testing.ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "muzero.tests.ranks"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout == "[[5, -1, -1], [-1, -1, -1], [1, 2, 3], [4, 5, -1]] (4, 0) True True\n"
 
 
 def test_averaged_gradients_are_those_of_the_whole_batch() -> None:
@@ -138,6 +152,37 @@ def test_reanalyze_replaces_the_share_that_it_should() -> None:
     assert found.value[changed].max() <= 1 + 0.997 + 0.997**2 + 1e-6
 
 
+@pytest.mark.parametrize("task", ["cartpole", "go9"])
+def test_worlds_come_back_into_the_middle_of_an_episode(task: str) -> None:
+    """Without a replay, which may hold less than an episode."""
+    if task == "go9":
+        pytest.importorskip("pyspiel", reason="OpenSpiel is not installed")
+    config, rng = _smoke(task), np.random.default_rng(0)
+    ours, theirs = make_worlds(config, range(3)), make_worlds(config, range(3))
+    for _ in range(25):
+        ours.step(uniform_moves(ours.legal(), rng))
+    theirs.restore(ours.state())
+    for _ in range(25):
+        assert np.array_equal(ours.observe(), theirs.observe())
+        action = uniform_moves(ours.legal(), rng)
+        one, two = ours.step(action), theirs.step(action)
+        assert np.array_equal(one.terminated, two.terminated)
+
+
+def test_a_clipped_gradient_moves_weights_less() -> None:
+    config = _smoke("tictactoe", size="vector-small", optimizer="sgd", momentum=0.0, lr=1.0)
+    worlds, batch, moved = make_worlds(config, [0]), _batch(config), []
+    for clip in (None, 1e-3):
+        network = network_for(worlds.space, config)
+        before = [parameter.detach().clone() for parameter in network.parameters()]
+        changed = replace(config, gradient_clip=clip)
+        train_step(network, new_optimizer(network, changed), batch, changed, 0)
+        parts = [(new.detach() - old).square().sum() for new, old in zip(network.parameters(), before, strict=True)]
+        moved.append(float(torch.stack(parts).sum().sqrt()))
+    assert moved[0] > 0.01
+    assert moved[1] == pytest.approx(1e-3, rel=1e-3)
+
+
 def test_a_time_limit_leaves_one_more_observation() -> None:
     """CartPole cut after three actions: its last state is shown, and the step after it begins an episode."""
     worlds = GymWorlds("CartPole-v1", [0], 0, "train")
@@ -152,20 +197,52 @@ def test_a_time_limit_leaves_one_more_observation() -> None:
     assert not step.truncated[0]
 
 
-def test_a_loss_that_is_not_finite_names_stage_step_term_and_checkpoint(tmp_path, monkeypatch) -> None:
+def train_here(*words: str) -> None:
+    """The train command in this process."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    try:
+        train.main([*SMOKE, *words])
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+
+
+def test_a_loss_that_is_not_finite_names_stage_step_term_and_the_checkpoint_before_it(tmp_path, monkeypatch) -> None:
+    """Between two lines of the log, when checkpoints are written after each move."""
     real = train.train_step
 
     def broken(*args):
         metrics = real(*args)
-        return {**metrics, "loss_value": torch.tensor(torch.nan)} if args[-1] >= 20 else metrics
+        return {**metrics, "loss_value": torch.tensor(torch.nan)} if args[-1] == 23 else metrics
 
     monkeypatch.setattr(train, "train_step", broken)
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    try:
-        with pytest.raises(NonFiniteError, match=r"train step \d+: loss_value is nan; last good checkpoint: .*step-"):
-            train.main([*SMOKE, "--run", str(tmp_path / "run")])
-    finally:
-        torch.use_deterministic_algorithms(deterministic)
+    # The first move with an update is the eleventh.
+    named = r"train step 34: loss_value is nan; last good checkpoint: .*step-000000033\.safetensors"
+    with pytest.raises(NonFiniteError, match=named):
+        train_here("--run", str(tmp_path / "run"))
+
+
+def test_a_network_that_is_not_finite_moves_no_stone(tmp_path) -> None:
+    """Weights that an update has made too large, with losses that were numbers: no illegal move is anyone's mistake."""
+    named = r"train step 12: (policy|value) of a search is \w+; last good checkpoint: .*step-000000011\.safetensors"
+    with pytest.raises(NonFiniteError, match=named):
+        train_here("--lr", "1e38", "--run", str(tmp_path / "run"))
+
+
+def test_a_run_that_could_not_learn_does_not_say_that_it_has(tmp_path) -> None:
+    """Three moves of a world, in which no game ends."""
+    folder = tmp_path / "run"
+    with pytest.raises(RunError, match="0 of 2 updates were made"):
+        train_here("--first-steps", "4", "--updates", "2", "--run", str(folder))
+    info = Run.load("muzero", folder)
+    assert load_network(info, run_config(Config, info), torch.device("cpu"))[1] == 0
+
+
+def test_boards_of_the_smoke_preset_end_before_they_are_learnt_from() -> None:
+    for task, longest in (("gomoku", GAMES["gomoku"].cells), *MAX_MOVES.items()):
+        for preset in ("smoke", "cpu", "night", "gpu"):
+            found = PRESETS[preset]
+            config = Config(**{**TASKS[task], **found.values, **found.by_task[task], "task": task})
+            assert config.first_steps >= longest * config.envs
 
 
 @pytest.mark.parametrize(
@@ -183,6 +260,8 @@ def test_a_loss_that_is_not_finite_names_stage_step_term_and_checkpoint(tmp_path
         (["--device", "cuda:99"], "cuda:99"),
         (["--preset", "nite"], "night"),
         (["--lr", "fast"], "fast"),
+        (["--preset", "night", "--task", "atari_pong"], "no sizes for task atari_pong; those that have: paper, smoke"),
+        (["--replay-steps", "1000000000000", "--updates", "100000000000"], "GiB of memory in each process"),
     ],
 )
 @pytest.mark.parametrize("module", [train, evaluate])
