@@ -82,28 +82,26 @@ class Atari:
             screen, _, terminated, truncated, _ = self._env.step(0)
             if terminated or truncated:
                 screen, _ = self._env.reset()
-        self._lives, self._screen = self._ale.lives(), screen
+        self._lives, self._screens = self._ale.lives(), [screen] * 2
         return self._small(screen)
 
     def step(self, action: int) -> Answer:
         """Four raw frames, fewer where the game ends. The maximum is taken before the frame is made smaller."""
         total = 0.0
-        # A raw frame that ends the game has no screen here: that of the decision before stays in its place, as in the
-        # reference code.
-        screens = [self._screen] * 2
         for number in range(REPEAT):
             screen, reward, is_over, is_cut, _ = self._env.step(action)
             total += float(reward)
+            # A raw frame that ends the game has no screen here: that of the decision before stays in its place, as in
+            # the reference code.
             if is_over or is_cut:
                 break
             if number >= REPEAT - 2:
-                screens[number % 2] = screen
-        self._screen = np.max(screens, axis=0)
+                self._screens[number % 2] = screen
         lives = self._ale.lives()
         # The counter is only lowered: after a bonus life the next loss goes unnoticed, as in the reference code.
         lost_life = lives < self._lives
         self._lives = min(self._lives, lives)
-        return Answer(self._small(self._screen), total, bool(is_over), bool(is_cut), lost_life)
+        return Answer(self._small(np.max(self._screens, axis=0)), total, bool(is_over), bool(is_cut), lost_life)
 
     def close(self) -> None:
         self._env.close()

@@ -77,7 +77,8 @@ def train_label_probe(
     )  # fmt: skip
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "attentive probe"))
     classes = int(videos.labels.max()) + 1
-    probe = new_probe(encoder.size.width, heads, classes, recipe.depth, recipe.depth == 1, generator).to(device)
+    width, is_first = encoder.size.width, config.positions == "sincos"
+    probe = new_probe(width, heads, classes, recipe.depth, is_first, generator).to(device)
     per_epoch = len(videos) // recipe.batch_size
     schedule = probe_schedule(recipe, recipe.epochs * per_epoch)
     optimizer = torch.optim.AdamW(parameter_groups([probe]))
