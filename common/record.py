@@ -116,12 +116,17 @@ def write_record(path: Path | str, record: Mapping[str, Any]) -> None:
 
 
 def as_text(record: Mapping[str, Any]) -> str:
-    """JSON with a key a line, but a list of numbers in one, since a test has hundreds.
+    """JSON with a key a line, but a list of numbers in one, since a test has hundreds, and whole ones without ".0".
 
     A string of JSON has no line break in it, so only lists are joined. Raises ValueError if a number is not finite.
     """
+
+    def joined(found: re.Match[str]) -> str:
+        numbers = (number.strip().removesuffix(".0") for number in found[1].split(","))
+        return f"[{', '.join(numbers)}]"
+
     lines = json.dumps(record, indent=1, allow_nan=False)
-    return re.sub(r'\[\n([^\[\]{}"]*)\n *\]', lambda found: f"[{' '.join(found[1].split())}]", lines) + "\n"
+    return re.sub(r'\[\n([^\[\]{}"]*)\n *\]', joined, lines) + "\n"
 
 
 def close(record: Mapping[str, Any], folder: Path) -> None:
