@@ -212,17 +212,16 @@ def test_videos_without_labels_train_and_say_what_a_test_needs(tmp_path, capsys)
 
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_the_depth_of_a_probe_says_whose_form_it_has(positions, depth):
-    """The query first at depth 1, as in V-JEPA, and behind the other blocks else, as in V-JEPA 2; of both encoders."""
+def test_a_probe_on_labels_has_the_form_of_its_generation(positions, depth):
+    """The query first in V-JEPA, behind the other blocks in V-JEPA 2; where states are read the depth decides."""
     config = replace(CONFIG, positions=positions, probe_depth=depth, probe_epochs=1, probe_batch_size=2, workers=0)
     clips = Arrays(np.zeros((2, 4, 32, 32, 3), np.uint8), np.arange(2), 4)
     encoder, device = new_model(config, 3).target_encoder, torch.device("cpu")
+    of_labels = label_probe.train_label_probe(encoder, clips, config, device, "encoder")
+    assert of_labels.pooler.asks_first == (positions == "sincos")
     tokens, recipe = torch.zeros(2, 32, 64), Recipe(1, 2, 1e-3, 0.01, depth, 2)
-    for probe in (
-        label_probe.train_label_probe(encoder, clips, config, device, "encoder"),
-        readout.train_probe(tokens, torch.zeros(2, 3), torch.nn.functional.mse_loss, 3, recipe, 0),
-    ):
-        assert probe.pooler.asks_first == (depth == 1)
+    of_states = readout.train_probe(tokens, torch.zeros(2, 3), torch.nn.functional.mse_loss, 3, recipe, 0)
+    assert of_states.pooler.asks_first == (depth == 1)
 
 
 def test_tokens_of_several_clips_stand_one_after_the_other():
