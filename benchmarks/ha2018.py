@@ -213,7 +213,7 @@ def plots(results: Mapping[str, Result], published: Published) -> Sequence[Plot]
         "Take Cover: what a controller scores inside the dream it was trained in, and in the real game, by the "
         f"temperature of the dream (preset {suite})"
     )
-    return (over_settings("ha2018-temperature", caption, "temperature τ of the dream", "tics survived", series),)
+    return over_settings("ha2018-temperature", caption, "temperature τ of the dream", "tics survived", series)
 
 
 def shown_suite(results: Mapping[str, Result]) -> str:

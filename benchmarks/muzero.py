@@ -211,7 +211,7 @@ def plots(results: Mapping[str, Result], published: Published) -> Sequence[Plot]
         "MuZero's own policy (ours)": [(count, replace(result, ours=result.other)) for count, result in both],
     }
     caption = "CartPole: return of both policies by the simulations of a move, in training and in the test (preset cpu)"
-    return (over_settings("muzero-simulations", caption, "simulations a move", "return", series),)
+    return over_settings("muzero-simulations", caption, "simulations a move", "return", series)
 
 
 NEEDS = ("numba",)

@@ -84,8 +84,11 @@ def forest(results: Sequence[tuple[str, Result]]) -> Plot:
 
 def over_settings(
     name: str, caption: str, x_label: str, y_label: str, series: Mapping[str, Sequence[tuple[float, Result]]]
-) -> Plot:
-    """Ours and the published numbers over a setting: series named "... (ours)" or "... (published)" of (x, result)."""
+) -> tuple[Plot, ...]:
+    """Ours and the published numbers over a setting: series named "... (ours)" or "... (published)" of (x, result).
+
+    No plot where there is no number.
+    """
     figure, axes = _figure(3.6)
     drawn: list[object] = []
     places = list(dict.fromkeys(label.rsplit(" (", 1)[0] for label in series))
@@ -108,11 +111,13 @@ def over_settings(
         axes.plot(xs, ys, style, color=colour, marker="o", markersize=4, linewidth=1.8, label=label)
         axes.fill_between(xs, lows, highs, color=colour, alpha=0.12, linewidth=0)
         drawn.append([label, found])
+    if not drawn:
+        return ()
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.set_ylim(bottom=0)
     figure.legend(loc="outside upper center", ncols=1, frameon=False, labelcolor=INK, fontsize=8)
-    return _finish(figure, name, f"{caption}; shaded: 95 % intervals", drawn)
+    return (_finish(figure, name, f"{caption}; shaded: 95 % intervals", drawn),)
 
 
 def dots(name: str, caption: str, x_label: str, lines: Sequence[tuple[str, Mapping[str, tuple[float, str]]]]) -> Plot:
