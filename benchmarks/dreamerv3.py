@@ -160,8 +160,8 @@ SUITE = Suite(
     title="DreamerV3",
     citation="Hafner et al., arXiv 2301.04104 v2 and Nature 2025",
     tasks=(f"dmc_proprio_{CPU_TASK}", "crafter"),
-    headline="night-unscaled-score-walker_walk",
-    scale="walker walk from vectors, size 1m, learning rate unscaled, 40,000 frames",
+    headline="night-score-cartpole_balance",
+    scale="cartpole balance from vectors, size 1m, 40,000 frames",
     budget={"env_frames": "environment frames", "updates": "updates", "parameters": "parameters"},
     rows=(
         *(row for name in NIGHT_TASKS for row in night(name)),
@@ -181,7 +181,7 @@ SUITE = Suite(
         *scores(BOXING, "gpu-score-boxing", "Atari 100k, Boxing: score", "atari100k-boxing"),
     ),
     speed=SPEED,
-    film=("night", "dmc_proprio_walker_walk", LEARNS),
+    film=("night", "dmc_proprio_cartpole_balance", SCALED),
     steps=(
         device_tests("dreamerv3", "tests/test_gpu.py", needs=NEEDS),
         *speed("dreamerv3", *SPEED, needs=NEEDS, seconds=COMPILES),
