@@ -245,6 +245,8 @@ def _waiting(results: Sequence[Result]) -> Table:
     for result in results:
         run = first(result.row)
         command = f"python -m benchmarks.runner bench {result.paper} --preset {run.suite} --task {run.task}"
+        if run.needs:
+            command += f" --set {' '.join(need if '=' in need else f'{need}=FILE' for need in run.needs)}"
         rows.append(
             (
                 Cell(result.row.title),

@@ -263,7 +263,8 @@ def bench(papers: Sequence[Suite], options: argparse.Namespace) -> int:
 
     Raises ValueError for settings that would make runs of no row.
     """
-    other = [word for word in options.set if field_of(word) not in FIELDS_OF_BENCH]
+    needed = {need for suite in papers for row in suite.rows for one in experiments(row) for need in one.needs}
+    other = [word for word in options.set if field_of(word) not in FIELDS_OF_BENCH and word not in needed]
     if other:
         allowed = ", ".join(FIELDS_OF_BENCH)
         raise ValueError(f"bench records the rows as they are: it sets {allowed}, not {other[0]}; reproduce sets all")

@@ -138,8 +138,8 @@ def hits(table: np.ndarray) -> Hits:
 def details(found: Hits, tubelet: int, fixed: int) -> dict[str, np.ndarray]:
     """A hit for each pair [n], means over blocks, by the names that a record gives them. fixed: `fixed_context`.
 
-    Beside it stands the published way to count: in each block the best context, which is chosen on the
-    very pairs that it is tested on.
+    Beside it stands the published way to count: in each block the best context, which is chosen on the very pairs that
+    it is tested on.
     """
     blocks, lengths, _ = found.mean.shape
     parts = {name: found.mean[k, fixed] for k, name in enumerate(scenes.BLOCKS)}

@@ -102,16 +102,22 @@ def test_settings_cannot_lead_out_of_the_folder_of_runs():
     assert len(job.name) < 250
 
 
-def test_reproduce_leaves_long_controls_to_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    started: list[runner.Job] = []
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[runner.Job]:
+    """The jobs that `reproduce` starts, none of which is really run."""
+    found: list[runner.Job] = []
 
     def run(job: runner.Job) -> bool:
-        started.append(job)
+        found.append(job)
         return False
 
     monkeypatch.setattr(runner, "ROOT", tmp_path)
     monkeypatch.setattr(runner, "run", run)
     monkeypatch.setattr(report, "build_local", lambda *parts: "")
+    return found
+
+
+def test_reproduce_leaves_long_controls_to_bench(started: list[runner.Job]):
     options = argparse.Namespace(seeds=None, preset=None, task=None, set=[])
     assert runner.reproduce(suites.load(), options) == 1  # nothing was really run
     assert {(job.paper, job.task, job.preset) for job in started} == {
@@ -152,17 +158,8 @@ OWN, FILE = ("data=a.csv", "test_data=b.csv"), "init_from=vitl16.pth.tar"
     ],
 )
 def test_the_authors_weights_are_probed_if_they_are_named_and_else_a_training_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paper, words, claim, is_trained
+    started: list[runner.Job], paper, words, claim, is_trained
 ):
-    started: list[runner.Job] = []
-
-    def run(job: runner.Job) -> bool:
-        started.append(job)
-        return False
-
-    monkeypatch.setattr(runner, "ROOT", tmp_path)
-    monkeypatch.setattr(runner, "run", run)
-    monkeypatch.setattr(report, "build_local", lambda *parts: "")
     options = argparse.Namespace(seeds=None, preset="paper", task=None, set=list(words))
     assert runner.reproduce([suite for suite in suites.load() if suite.paper == paper], options) == 1
     (job,) = started
@@ -293,6 +290,15 @@ def test_bench_takes_no_settings_that_make_a_run_of_no_row(monkeypatch: pytest.M
     assert not started
     assert runner.main(["bench", "ha2018", "--preset", "cpu", "--seeds", "0", "--set", "workers=1"]) == 1
     assert [job.overrides for job in started] == [("workers=1",)]
+
+
+def test_bench_takes_the_settings_that_its_rows_need(monkeypatch: pytest.MonkeyPatch):
+    started: list[runner.Job] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(runner, "run", started.append)
+    words = ["probe_segments=2", "init_from=x", "data=y", "test_data=z"]
+    assert runner.main(["bench", "vjepa", "--preset", "paper", "--task", "videos", "--set", *words]) == 1
+    assert [job.part for job in started] == ["probe-accuracy-2x3-official"]
 
 
 def test_a_run_with_settings_of_ones_own_is_printed_beside_the_rows(tmp_path: Path, monkeypatch, capsys):
